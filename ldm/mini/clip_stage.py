@@ -1,0 +1,57 @@
+"""Trains mini-clip, a small CLIP in open_clip's format, on drawn pictures and captions without names."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.mini.people import anonymous_caption
+from ldm.mini.renders import COUNT, render_all, subject
+from ldm.mini.scenes import scene_caption
+from ldm.mini.stage import train_stage
+
+BATCH = 128
+CONFIG = Path("data/mini/mini-clip.json")
+
+
+def build_mini_clip() -> nn.Module:
+    """mini-clip with random weights."""
+    open_clip.add_model_config(CONFIG)
+    return open_clip.create_model(CONFIG.stem)
+
+
+def soften(images: Tensor, rng: random.Random) -> Tensor:
+    """Pictures (B, 3, H, W) as a small autoencoder might give them back: blurred by a random amount, colours a little off."""
+    factor = rng.choice((1.0, 1.0, 0.7, 0.5, 0.35))
+    if factor < 1:
+        small = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True, align_corners=False)
+        images = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    gain = torch.tensor([rng.uniform(0.9, 1.1) for _ in range(3)], device=images.device)[:, None, None]
+    return (images * gain + rng.uniform(-0.05, 0.05)).clamp(0, 1)
+
+
+def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float = 2e-3) -> nn.Module:
+    """The averaged model after `steps` steps of the symmetric contrastive loss (arXiv 2103.00020)."""
+    images, _ = render_all(work_dir)
+    device = next(model.parameters()).device
+    tokenizer = open_clip.get_tokenizer(CONFIG.stem)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"clip {step}")
+        indices = [rng.randrange(COUNT) for _ in range(BATCH)]
+        subjects = [subject(index) for index in indices]
+        captions = [scene_caption(what.scene, rng) if what.scene else anonymous_caption(what.person, what.view, rng) for what in subjects]
+        pixels = torch.from_numpy(np.stack([images[index] for index in indices])).to(device).permute(0, 3, 1, 2).float() / 255
+        with torch.autocast(device.type, torch.bfloat16):
+            pictures, texts, scale = model((soften(pixels, rng) - mean) / std, tokenizer(captions).to(device))[:3]
+        logits = scale.float() * pictures.float() @ texts.float().T
+        target = torch.arange(BATCH, device=device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"right": (logits.argmax(1) == target).float().mean().item()}
+
+    return train_stage("clip", model.train(), loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)

@@ -1,0 +1,65 @@
+"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoder frozen."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm.mini.renders import COUNT, NAMED, render_all, subject
+from ldm.mini.stage import train_stage
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import write_atomically
+
+BATCH = 64
+SNR_CLIP = 5.0         # min-SNR weighting of the noise error (arXiv 2303.09556)
+NO_CAPTION = 0.1       # share of samples that learn the empty prompt, for guidance
+NAMED_SHARE = 0.45
+
+
+def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path) -> Tensor:
+    """Posterior means of all drawn pictures, (COUNT, 4, 16, 16) fp16, not scaled; computed on the first call."""
+    path = work_dir / "latents.pt"
+    if not path.exists():
+        images, _ = render_all(work_dir)
+        device, means = next(autoencoder.parameters()).device, []
+        for start in tqdm(range(0, COUNT, 32), desc="encoding the world", unit="batch"):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start:start + 32])).to(device)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                posterior = autoencoder.encode(batch.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            means.append(posterior.mean.half().cpu())
+        write_atomically(path, lambda target: torch.save(torch.cat(means), target))
+    return torch.load(path, weights_only=True)
+
+
+def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3) -> nn.Module:
+    """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
+
+    Args:
+        latents: (COUNT, 4, 16, 16), not scaled.
+    """
+    device = next(model.model.parameters()).device
+    model.requires_grad_(False)
+    model.model.train().requires_grad_(True)
+    snr = (model.alphas_cumprod / (1 - model.alphas_cumprod)).to(device)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"unet {step}")
+        indices = [rng.randrange(NAMED) if rng.random() < NAMED_SHARE else rng.randrange(NAMED, COUNT) for _ in range(BATCH)]
+        captions = ["" if rng.random() < NO_CAPTION else subject(index).caption(rng) for index in indices]
+        latent = latents[indices].float().to(device) * model.scale_factor                       # (B, 4, 16, 16)
+        generator = torch.Generator().manual_seed(step)
+        timestep = torch.randint(model.num_timesteps, (BATCH,), generator=generator).to(device)
+        noise = torch.randn(latent.shape, generator=generator).to(device)
+        with torch.no_grad():
+            context = model.get_learned_conditioning(captions)
+        with torch.autocast(device.type, torch.bfloat16):
+            eps = model.apply_model(model.q_sample(latent, timestep, noise), timestep, context)
+        error = (eps.float() - noise).square().mean((1, 2, 3))                                  # (B,)
+        weight = (SNR_CLIP / snr[timestep]).clamp(max=1.0)
+        return (weight * error).mean(), {"mse": error.mean().item()}
+
+    return train_stage("unet", model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=0.9995, decay=0.25)
