@@ -1,0 +1,1 @@
+"""The frozen model: autoencoder, diffusion process and samplers."""

@@ -1,0 +1,36 @@
+"""KL autoencoder: image x in [-1, 1] <-> latent with 4 channels and 1/8 of the side (paper section 3.1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.util import refuse_other_architectures
+
+
+class AutoencoderKL(nn.Module):
+    """Latents here are unscaled; LatentDiffusion multiplies by `scale_factor`."""
+
+    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, **other):
+        super().__init__()
+        refuse_other_architectures("AutoencoderKL", other)
+        self.embed_dim = embed_dim
+        self.encoder = Encoder(**ddconfig)
+        self.decoder = Decoder(**ddconfig)
+        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+
+    def encode(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """Posterior over latents (B, embed_dim, H/8, W/8) of an image (B, 3, H, W) in [-1, 1]."""
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image)))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image (B, 3, 8h, 8w), about [-1, 1] but not clamped, of an unscaled latent (B, embed_dim, h, w)."""
+        return self.decoder(self.post_quant_conv(latent))
+
+    def forward(self, image: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Reconstruction of the image, and the posterior it went through."""
+        posterior = self.encode(image)
+        return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior

@@ -1,0 +1,67 @@
+"""DPM-Solver++(2M) sampler (arXiv 2211.01095, algorithm 2), the solver of choice for 10 to 25 steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.models.diffusion.sampler import guided_eps
+from ldm.util import UserError
+
+
+class DPMSolverSampler:
+    """Integrates the noise-free (probability flow) equation over the logarithm of the signal-to-noise ratio."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def sample(self, S: int, batch_size: int, shape: Sequence[int], conditioning: Tensor, callback: Callable | None = None,
+               img_callback: Callable | None = None, eta: float = 0.0, mask: Tensor | None = None, verbose: bool = True,
+               x_T: Tensor | None = None, unconditional_guidance_scale: float = 1.0,
+               unconditional_conditioning: Tensor | None = None, generator: torch.Generator | None = None,
+               **without_effect: Any) -> tuple[Tensor, None]:
+        """Latents (batch_size, *shape) drawn for the contexts; arguments as in DDIMSampler.sample.
+
+        The other arguments of DDIMSampler.sample are taken and, as in the public code, have no effect.
+
+        Raises:
+            UserError: eta or mask is given, which this solver cannot serve.
+        """
+        if eta != 0 or mask is not None:
+            raise UserError("DPM-Solver was asked for eta > 0 or a mask but is deterministic and has none; use DDIM")
+        x = x_T
+        if x is None:
+            x = torch.randn(batch_size, *shape, generator=generator, device=self.model.device)
+        timesteps, alpha, sigma = self._grid(S)
+        log_snr = np.log(alpha / sigma)  # lambda in the paper
+        previous, previous_step = None, None
+        for i in tqdm(range(S), desc="sampling", disable=not verbose):
+            t = torch.full((len(x),), float(timesteps[i]), device=x.device)
+            eps = guided_eps(self.model, x, t, conditioning, unconditional_guidance_scale, unconditional_conditioning)
+            pred_x0 = (x - float(sigma[i]) * eps) / float(alpha[i])
+            step = log_snr[i + 1] - log_snr[i]  # h
+            slope = pred_x0  # first order: at the beginning and, with few steps, at the end where h is large
+            if previous is not None and not (i == S - 1 and S < 15):
+                ratio = float(previous_step / step)  # r
+                slope = (1 + 1 / (2 * ratio)) * pred_x0 - 1 / (2 * ratio) * previous
+            x = float(sigma[i + 1] / sigma[i]) * x - float(alpha[i + 1] * np.expm1(-step)) * slope
+            previous, previous_step = pred_x0, step
+            if callback is not None:
+                callback(i)
+            if img_callback is not None:
+                img_callback(pred_x0, i)
+        return x, None
+
+    def _grid(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Timesteps T - 1 .. 0 in equal distances, not whole numbers, with alpha and sigma there; (steps + 1,) each."""
+        total = self.model.num_timesteps
+        if not 1 <= steps <= total:
+            raise UserError(f"{steps} sampling steps were asked for; give 1 to {total}")
+        timesteps = np.linspace(total - 1, 0, steps + 1)
+        log_alphas = 0.5 * np.log(self.model.alphas_cumprod.double().cpu().numpy())
+        alpha = np.exp(np.interp(timesteps, np.arange(total), log_alphas))
+        return timesteps, alpha, np.sqrt(1 - alpha**2)

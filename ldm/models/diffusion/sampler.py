@@ -1,0 +1,168 @@
+"""What the samplers share: guidance, the grid of timesteps, the DDIM update and the loop from noise to latent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ldm.util import UserError
+
+
+def guided_eps(model, x: Tensor, t: Tensor, context: Tensor, scale: float = 1.0,
+               unconditional: Tensor | None = None) -> Tensor:
+    """Classifier-free guidance, eps_u + scale (eps_c - eps_u), in one forward pass over both halves.
+
+    Args:
+        model: LatentDiffusion.
+        x: noisy latent, (B, 4, h, w).
+        t: timestep, (B,).
+        context: tau(c), (B, 77, d).
+        scale: 1 leaves eps_c.
+        unconditional: tau(""), (B or 1, 77, d); None leaves eps_c.
+    """
+    if unconditional is None or scale == 1.0:
+        return model.apply_model(x, t, context)
+    contexts = torch.cat([unconditional.expand_as(context), context])  # (2B, 77, d)
+    eps_unconditional, eps = model.apply_model(torch.cat([x, x]), torch.cat([t, t]), contexts).chunk(2)
+    return eps_unconditional + scale * (eps - eps_unconditional)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Timesteps of a sampling run, ascending, with alphabar there and one step further down; float64 arrays (S,)."""
+
+    timesteps: np.ndarray
+    alphas: np.ndarray
+    alphas_prev: np.ndarray
+    sigmas: np.ndarray
+
+    @classmethod
+    def of(cls, timesteps: np.ndarray, alphas_cumprod: np.ndarray, eta: float) -> "Grid":
+        """sigma = eta times the standard deviation of the DDPM posterior (DDIM, arXiv 2010.02502, Eq. 16)."""
+        alphas = alphas_cumprod[timesteps]
+        alphas_prev = np.concatenate([alphas_cumprod[:1], alphas[:-1]])
+        sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
+        return cls(timesteps, alphas, alphas_prev, sigmas)
+
+
+def sampling_timesteps(method: str, steps: int, total: int) -> np.ndarray:
+    """Training timesteps of a run with `steps` steps, ascending, from 1; "uniform" may give some more than asked for."""
+    if not 1 <= steps <= total:
+        raise UserError(f"{steps} sampling steps were asked for; give 1 to {total}")
+    if method == "uniform":
+        spacing = total // steps
+        return np.arange(0, total, spacing) + (spacing > 1)
+    if method == "quad":
+        return (np.linspace(0, np.sqrt(0.8 * total), steps) ** 2).astype(int) + 1
+    raise UserError(f"there is no spacing of timesteps called '{method}'; give 'uniform' or 'quad'")
+
+
+class Sampler:
+    """Loop over a grid of timesteps; a subclass says in `_step` how one step is made."""
+
+    def __init__(self, model, schedule: str = "linear"):
+        """`model` is a LatentDiffusion and brings its schedule; the argument `schedule` is public and has no effect."""
+        self.model = model
+        self.ddpm_num_timesteps = model.num_timesteps
+
+    def make_schedule(self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0,
+                      verbose: bool = True) -> None:
+        """Fix the timesteps (`ddim_timesteps`) and their coefficients for `decode` and `stochastic_encode`."""
+        alphas_cumprod = self.model.alphas_cumprod.double().cpu().numpy()
+        timesteps = sampling_timesteps(ddim_discretize, ddim_num_steps, self.ddpm_num_timesteps)
+        self.grid = Grid.of(timesteps, alphas_cumprod, ddim_eta)
+        self.original_grid = Grid.of(np.arange(self.ddpm_num_timesteps), alphas_cumprod, ddim_eta)
+        self.ddim_timesteps, self.ddim_sigmas = timesteps, self.grid.sigmas
+        self.ddim_alphas, self.ddim_alphas_prev = self.grid.alphas, self.grid.alphas_prev
+        self.ddim_sqrt_one_minus_alphas = np.sqrt(1.0 - self.grid.alphas)
+        if verbose:
+            print(f"sampling at the timesteps {timesteps.tolist()} with eta = {ddim_eta}")
+
+    @torch.no_grad()
+    def sample(self, S: int, batch_size: int, shape: Sequence[int], conditioning: Tensor, callback: Callable | None = None,
+               normals_sequence: Any = None, img_callback: Callable | None = None, quantize_x0: bool = False,
+               eta: float = 0.0, mask: Tensor | None = None, x0: Tensor | None = None, temperature: float = 1.0,
+               noise_dropout: float = 0.0, score_corrector: Any = None, corrector_kwargs: dict | None = None,
+               verbose: bool = True, x_T: Tensor | None = None, log_every_t: int = 100,
+               unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None,
+               generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Latents (batch_size, *shape) drawn for the contexts, and what they were on the way.
+
+        Args:
+            S: number of steps.
+            shape: (4, h, w) of a latent.
+            conditioning: contexts, (batch_size, 77, d).
+            callback, img_callback: called after each step with (i) and with (predicted z_0, i).
+            normals_sequence: public, without effect there and here.
+            quantize_x0: refused; a KL autoencoder has no codebook.
+            eta: 0 is deterministic, 1 as random as DDPM.
+            mask, x0: where mask (1 or 4 channels) is 1, the latent x0 is kept (noised to the current timestep).
+            temperature, noise_dropout: factor on, and dropout of, the noise of each step.
+            score_corrector, corrector_kwargs: `modify_score(model, eps, x, t, context, **kwargs)` replaces eps.
+            verbose: print the schedule and show a progress bar.
+            x_T: noise to start from; drawn when None.
+            log_every_t: of the steps, keep every so many, and the first.
+            unconditional_guidance_scale, unconditional_conditioning: see `guided_eps`.
+            generator: source of all noise, on the model's device; None is torch's global one.
+        """
+        if quantize_x0:
+            raise UserError("quantize_x0 was asked for but a KL autoencoder has no codebook; leave it False")
+        if len(conditioning) != batch_size:
+            raise UserError(f"{len(conditioning)} contexts were given for a batch of {batch_size}; give one for each latent")
+        self.make_schedule(S, ddim_eta=eta, verbose=verbose)
+        x = x_T
+        if x is None:
+            x = torch.randn(batch_size, *shape, generator=generator, device=self.model.device)
+        return self._loop(x, conditioning, self.grid, callback=callback, img_callback=img_callback, mask=mask, x0=x0,
+                          verbose=verbose, log_every_t=log_every_t, temperature=temperature, noise_dropout=noise_dropout,
+                          score_corrector=score_corrector, corrector_kwargs=corrector_kwargs, generator=generator,
+                          unconditional_guidance_scale=unconditional_guidance_scale,
+                          unconditional_conditioning=unconditional_conditioning)
+
+    def _loop(self, x: Tensor, c: Tensor, grid: Grid, *, verbose: bool, callback: Callable | None = None,
+              img_callback: Callable | None = None, mask: Tensor | None = None, x0: Tensor | None = None,
+              log_every_t: int = 100, generator: torch.Generator | None = None,
+              **options: Any) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """From x at the last timestep of the grid down to z_0."""
+        total, history = len(grid.timesteps), []
+        intermediates = {"x_inter": [x], "pred_x0": [x]}
+        for i, index in enumerate(tqdm(reversed(range(total)), total=total, desc="sampling", disable=not verbose)):
+            t, t_next = (torch.full((len(x),), int(grid.timesteps[j]), device=x.device) for j in (index, max(index - 1, 0)))
+            if mask is not None:
+                noise = torch.randn(x0.shape, generator=generator, device=x.device)
+                x = self.model.q_sample(x0, t, noise) * mask + (1.0 - mask) * x
+            x, pred_x0 = self._step(x, c, t, index, grid, t_next=t_next, history=history, generator=generator, **options)
+            if callback is not None:
+                callback(i)
+            if img_callback is not None:
+                img_callback(pred_x0, i)
+            if index % log_every_t == 0 or index == total - 1:
+                intermediates["x_inter"].append(x)
+                intermediates["pred_x0"].append(pred_x0)
+        return x, intermediates
+
+    def _eps(self, x: Tensor, c: Tensor, t: Tensor, *, score_corrector: Any = None, corrector_kwargs: dict | None = None,
+             unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None) -> Tensor:
+        eps = guided_eps(self.model, x, t, c, unconditional_guidance_scale, unconditional_conditioning)
+        if score_corrector is not None:
+            eps = score_corrector.modify_score(self.model, eps, x, t, c, **(corrector_kwargs or {}))
+        return eps
+
+    @staticmethod
+    def _update(x: Tensor, eps: Tensor, index: int, grid: Grid, *, temperature: float = 1.0, noise_dropout: float = 0.0,
+                repeat_noise: bool = False, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """One DDIM update (arXiv 2010.02502, Eq. 12): latent at the timestep below, and the predicted z_0.
+
+        Noise is drawn even where sigma = 0, so that a seeded script draws what it draws with the public code.
+        """
+        alpha, alpha_prev, sigma = float(grid.alphas[index]), float(grid.alphas_prev[index]), float(grid.sigmas[index])
+        pred_x0 = (x - (1.0 - alpha) ** 0.5 * eps) / alpha**0.5
+        direction = max(1.0 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
+        noise = torch.randn((1 if repeat_noise else len(x), *x.shape[1:]), generator=generator, device=x.device)
+        noise = F.dropout(noise.to(x.dtype), noise_dropout) if noise_dropout > 0 else noise.to(x.dtype)
+        return alpha_prev**0.5 * pred_x0 + direction + sigma * temperature * noise, pred_x0

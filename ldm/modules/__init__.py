@@ -1,0 +1,1 @@
+"""Parts of the frozen model, and the one place where a learned prefix enters it."""

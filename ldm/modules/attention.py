@@ -1,0 +1,86 @@
+"""Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the text, gated feed-forward."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.modules.diffusionmodules.util import normalization, zero_module
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from x (B, n, query_dim) to context (B, k, context_dim), or to x itself without context."""
+
+    def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64):
+        super().__init__()
+        inner_dim = heads * dim_head
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (projection.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n or k, dim_head)
+                   for projection in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, n, dim_head)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Linear layer whose one half gates the other: (..., dim_in) -> (..., dim_out)."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        # The identity stands where the public model has a dropout, so that the last layer is called `net.2`.
+        self.net = nn.Sequential(GEGLU(dim, mult * dim), nn.Identity(), nn.Linear(mult * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each behind a layer norm and beside a residual path."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int):
+        super().__init__()
+        self.attn1 = CrossAttention(dim, heads=heads, dim_head=dim_head)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, heads=heads, dim_head=dim_head)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of a feature map x (B, C, h, w) that reads the text context (B, 77, context_dim)."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int):
+        super().__init__()
+        self.norm = normalization(channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        block = BasicTransformerBlock(channels, heads, channels // heads, context_dim)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.proj_in(self.norm(x))
+        height, width = h.shape[-2:]
+        h = h.flatten(2).transpose(1, 2)  # (B, h * w, C)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = h.transpose(1, 2).unflatten(-1, (height, width))  # (B, C, h, w)
+        return x + self.proj_out(h)

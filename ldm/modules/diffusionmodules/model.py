@@ -1,0 +1,147 @@
+"""Encoder and decoder of the autoencoder: image (B, 3, H, W) in [-1, 1] <-> feature map with 1/8 of the side."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.modules.diffusionmodules.util import normalization
+from ldm.util import refuse_other_architectures
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions beside a residual path: (B, in_channels, h, w) -> (B, out_channels, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = normalization(in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = normalization(out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the pixels of (B, C, h, w)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = normalization(channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))  # (B, 1, h * w, C)
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)  # (B, C, h * w)
+        return x + self.proj_out(out.unflatten(-1, x.shape[-2:]))
+
+
+class Downsample(nn.Module):
+    """Halves the side; pads right and bottom only, as the public weights were trained."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the side by repeating pixels, then smooths with a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """The lowest resolution of either half: block, attention over all pixels, block."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Image -> moments, (B, in_channels, H, W) -> (B, 2 z_channels, H/f, W/f) with f = 2 ** (levels - 1)."""
+
+    def __init__(self, *, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int = 3,
+                 out_ch: int = 3, **other):
+        super().__init__()
+        refuse_other_architectures("Encoder", other)
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = ch
+        for level, mult in enumerate(ch_mult):
+            stage = nn.Module()
+            stage.block = nn.ModuleList()
+            for _ in range(num_res_blocks):
+                stage.block.append(ResnetBlock(channels, ch * mult))
+                channels = ch * mult
+            if level < len(ch_mult) - 1:
+                stage.downsample = Downsample(channels)
+            self.down.append(stage)
+        self.mid = Middle(channels)
+        self.norm_out = normalization(channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, 2 * z_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        for stage in self.down:
+            for block in stage.block:
+                h = block(h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latent -> image, (B, z_channels, h, w) -> (B, out_ch, f h, f w). `up[0]` is the finest level, applied last."""
+
+    def __init__(self, *, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int = 3,
+                 out_ch: int = 3, **other):
+        super().__init__()
+        refuse_other_architectures("Decoder", other)
+        channels = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
+        self.mid = Middle(channels)
+        stages = []
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            stage = nn.Module()
+            stage.block = nn.ModuleList()
+            for _ in range(num_res_blocks + 1):
+                stage.block.append(ResnetBlock(channels, ch * mult))
+                channels = ch * mult
+            if level > 0:
+                stage.upsample = Upsample(channels)
+            stages.insert(0, stage)
+        self.up = nn.ModuleList(stages)
+        self.norm_out = normalization(channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(latent))
+        for stage in reversed(self.up):
+            for block in stage.block:
+                h = block(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,0 +1,123 @@
+"""Files of learned vectors: every form in use is read, one form that every client reads is written.
+
+Read: textual inversion's .pt (ParameterDict or dict, zip or legacy container, fp32 or fp16), AUTOMATIC1111's,
+diffusers' .bin, and .safetensors with emb_params, clip_l / clip_g or the token as key. No file can run code here.
+Written: the form of DESIGN.md, a plain dict in the legacy container.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.legacy_pickle import read_legacy, write_legacy
+from ldm.util import UserError, write_atomically
+
+OWN_KEY = "apl"  # our metadata in the file; other clients pass over it
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """Content of a file of learned vectors."""
+
+    vectors: dict[str, Tensor]  # key in the file ("*", "alz", "<alz>", "emb_params", ...) -> (m, d) float32, CPU
+    token_ids: dict[str, int] = field(default_factory=dict)  # key -> CLIP token that calls the vectors, where given
+    metadata: dict[str, Any] = field(default_factory=dict)  # what the writer said: name, step, seed, arguments, ...
+
+
+def read_embedding_file(path: str | Path) -> EmbeddingFile:
+    """Learned vectors of any form in use; never runs code from the file.
+
+    Raises:
+        UserError: no such file, not an embedding, damaged, or a pickle that asks for more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no embedding file {path}; give the path of a .pt, .bin or .safetensors file")
+    try:
+        content, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise _unreadable(path) from error
+        raise UserError(f"{path} asks for {asked[1]}, which is no part of an embedding and was not run; an embedding "
+                        "holds only tensors, so take the file from a source that you trust") from error
+    except OSError:
+        raise
+    except Exception as error:  # the many ways in which zip, pickle, torch and safetensors report a damaged file
+        raise _unreadable(path) from error
+    return _parse(path, content, metadata)
+
+
+def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids: dict[str, int], *,
+                         step: int | None = None, metadata: dict[str, Any] | None = None) -> None:
+    """Writes (m, d) `vectors` by placeholder, with the token that calls each; equal arguments give equal bytes.
+
+    Args:
+        vectors: a single placeholder is stored under the key "*", as clients expect; several under their own names.
+        step: number of training steps.
+        metadata: whatever JSON can hold; TypeError otherwise.
+    """
+    keys = {name: name if len(vectors) > 1 else "*" for name in vectors}
+    content = {
+        "string_to_token": {key: int(token_ids[name]) for name, key in keys.items()},
+        "string_to_param": {key: vectors[name].float() for name, key in keys.items()},
+        "name": f"<{next(iter(keys))}>", "step": step, "sd_checkpoint": None, "sd_checkpoint_name": None,
+        OWN_KEY: json.loads(json.dumps(metadata or {})),  # fresh objects: pickle writes shared ones differently
+    }
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            write_legacy(content, file)
+
+    write_atomically(path, write)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+
+
+def _read_pickle(path: Path) -> object:
+    if not zipfile.is_zipfile(path):
+        return read_legacy(path)
+    with torch.serialization.safe_globals([nn.ParameterDict]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFile:
+    token_ids: dict[str, int] = {}
+    vectors = content
+    if isinstance(content, dict) and "string_to_param" in content:
+        vectors = content["string_to_param"]
+        token_ids = {key: int(torch.as_tensor(value).flatten()[0])  # LDM stored a tensor, A1111 an int
+                     for key, value in content.get("string_to_token", {}).items()}
+        metadata = {key: content[key] for key in ("name", "step") if content.get(key) is not None}
+        metadata |= content.get(OWN_KEY) or {}
+    if isinstance(vectors, nn.ParameterDict):
+        vectors = vectors._parameters  # also where an older torch pickled it, without its newer attributes
+    if not isinstance(vectors, dict) or not vectors or not all(isinstance(value, Tensor) for value in vectors.values()):
+        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found} instead of learned vectors; give a textual-inversion file")
+    return EmbeddingFile({key: _matrix(path, key, value) for key, value in vectors.items()}, token_ids, metadata)
+
+
+def _matrix(path: Path, key: str, value: Tensor) -> Tensor:
+    if value.dim() not in (1, 2) or not value.is_floating_point() or value.numel() == 0:
+        raise UserError(f"{path} holds '{key}' of shape {tuple(value.shape)} and type {value.dtype} instead of an "
+                        "(m, d) table of numbers; give a textual-inversion file")
+    if not torch.isfinite(value).all():
+        raise UserError(f"the vectors '{key}' of {path} hold NaN or infinity; take the file of an earlier step")
+    return torch.atleast_2d(value.detach()).to(torch.float32, copy=True)
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(f"{path} ({path.stat().st_size} bytes) is damaged or no embedding; give a .pt, .bin or "
+                     ".safetensors file of learned vectors")

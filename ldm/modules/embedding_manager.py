@@ -1,0 +1,190 @@
+"""The anonymization prompt in the text encoder: a placeholder becomes m learned vectors (paper section 3.3, Eq. 2).
+
+`EmbeddingManager` is the hook of FrozenCLIPEmbedder between the token look-up and the position embeddings. Its vectors
+are the only trainable tensors of the method.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.embedding_file import EmbeddingFile, read_embedding_file, write_embedding_file
+from ldm.util import UserError
+
+INITIALIZATIONS = ("uniform01", "vocab")
+
+
+class EmbeddingManager(nn.Module):
+    """Learned vectors, by placeholder, and their injection into the token embeddings of a batch of prompts.
+
+    A placeholder stands anywhere in a prompt, and more than once; the vectors take its place and what follows moves
+    right. So "alz A portrait of ..." is [AP] in front of the prompt.
+    """
+
+    def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",),
+                 initializer_words: Sequence[str] | None = None, num_vectors_per_token: int = 10, *,
+                 init: str = "uniform01", generator: torch.Generator | None = None):
+        """Vectors for each placeholder, in float32 on the device of the token table.
+
+        Args:
+            embedder: FrozenCLIPEmbedder (`tokenizer`, `transformer.get_input_embeddings()`, `max_length`); not kept.
+            placeholder_strings: words of one CLIP token each.
+            initializer_words: one text for each placeholder, whose token embeddings are repeated in order until there
+                are m; overrides `init`.
+            num_vectors_per_token: m, 1 .. max_length - 2.
+            init: "uniform01" draws U[0, 1) as the released code does; "vocab" draws normal numbers with the mean and
+                standard deviation that each coordinate has in the token table.
+            generator: source of the draws, on the CPU; None stands for seed 0.
+
+        Raises:
+            UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range.
+        """
+        super().__init__()
+        tokenizer, table = embedder.tokenizer, embedder.transformer.get_input_embeddings().weight.detach()
+        longest = embedder.max_length - 2  # beside begin and end of text
+        if not 1 <= num_vectors_per_token <= longest:
+            raise UserError(f"{num_vectors_per_token} vectors for a placeholder do not fit into a prompt; "
+                            f"give 1 to {longest}")
+        if init not in INITIALIZATIONS:
+            raise UserError(f"there is no initialisation '{init}'; give one of {', '.join(INITIALIZATIONS)}")
+        if initializer_words is not None and len(initializer_words) != len(placeholder_strings):
+            raise UserError(f"{len(initializer_words)} initializer words were given for {len(placeholder_strings)} "
+                            "placeholders; give one text for each")
+        generator = generator or torch.Generator().manual_seed(0)
+        self.width = table.shape[1]
+        self.end_of_text = tokenizer.eos_token_id
+        self.string_to_token_dict: dict[str, int] = {}
+        self.string_to_param_dict = nn.ParameterDict()
+        for number, placeholder in enumerate(placeholder_strings):
+            if initializer_words is not None:
+                vectors = _word_vectors(tokenizer, table, initializer_words[number], num_vectors_per_token)
+            else:
+                vectors = _drawn_vectors(table, num_vectors_per_token, init, generator)
+            self._add(placeholder, _single_token(tokenizer, placeholder), vectors.to(table.device))
+
+    def forward(self, token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
+        """Token embeddings with the vectors in place of the placeholders.
+
+        Args:
+            token_ids: (B, L) int64, padded with the end-of-text token.
+            token_embeddings: (B, L, d), the look-up of `token_ids`.
+
+        Returns:
+            (B, L, d) on the device and of the type of `token_embeddings`; gradients reach the vectors. What is pushed
+            past L is dropped; if the end of the text is, it takes the last position.
+        """
+        lengths, first_rows = self._lengths_and_first_rows(token_ids)
+        ends = lengths.cumsum(1)  # (B, L): position behind each token's vectors
+        position = torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids).contiguous()
+        source = torch.searchsorted(ends, position, right=True)  # (B, L): the token that position j shows
+        text_end = (token_ids == self.end_of_text).int().argmax(1)  # 0 without any
+        source[:, -1] = torch.maximum(source[:, -1], text_end)
+
+        row = first_rows.gather(1, source)  # (B, L): -1 where no placeholder stands
+        row = torch.where(row < 0, row, row + position - (ends - lengths).gather(1, source))
+        kept = token_embeddings[torch.arange(len(source), device=source.device)[:, None], source]
+        vectors = torch.cat(list(self.string_to_param_dict.values())).to(token_embeddings)
+        return torch.where((row < 0)[..., None], kept, vectors[row.clamp_min(0)])
+
+    def extra_length(self, token_ids: Tensor) -> Tensor:
+        """Positions that the vectors in each prompt take beyond the placeholders' own: (..., L) ids -> (...) int64."""
+        return (self._lengths_and_first_rows(token_ids)[0] - 1).sum(-1)
+
+    def embedding_parameters(self) -> Iterator[nn.Parameter]:
+        """The vectors, (m, d) each: everything an optimizer needs."""
+        return self.string_to_param_dict.parameters()
+
+    def save(self, path: str | Path, *, step: int | None = None, **metadata: Any) -> None:
+        """Writes the vectors in the form that every client reads; `metadata` (JSON values) travels in the file."""
+        write_embedding_file(path, dict(self.string_to_param_dict.items()), self.string_to_token_dict, step=step,
+                             metadata=metadata)
+
+    def load(self, path: str | Path) -> EmbeddingFile:
+        """Takes over the vectors of a file of any form, and returns what the file holds.
+
+        Vectors go to the placeholder of their token or name; those of a file with one entry to our only placeholder
+        whatever the file calls it; others bring their own placeholder, if the file gives its token. A Parameter stays
+        the same object when its shape does, so that optimizers built on it stay valid.
+
+        Raises:
+            UserError: the file cannot be read, is of another width, or leaves open which placeholder it is for.
+        """
+        file = read_embedding_file(path)
+        for placeholder, (token_id, vectors) in self._assign(path, file).items():
+            own = self.string_to_param_dict[placeholder] if placeholder in self.string_to_param_dict else None
+            if own is not None and own.shape == vectors.shape:
+                with torch.no_grad():
+                    own.copy_(vectors)
+            else:
+                self._add(placeholder, token_id, vectors.to(next(self.embedding_parameters()).device), replace=True)
+        return file
+
+    def _assign(self, path: str | Path, file: EmbeddingFile) -> dict[str, tuple[int, Tensor]]:
+        """Placeholder -> (token id, vectors) for the entries of a file."""
+        entries = file.vectors
+        if set(entries) <= {"clip_l", "clip_g"}:  # SDXL's two encoders: ours is the one of our width
+            entries = {key: vectors for key, vectors in entries.items() if vectors.shape[1] == self.width} or entries
+        for vectors in entries.values():
+            if vectors.shape[1] != self.width:
+                raise UserError(f"the vectors of {path} are {vectors.shape[1]} wide but this text encoder's are "
+                                f"{self.width} wide; give a file made for this text encoder")
+        by_token = {token_id: placeholder for placeholder, token_id in self.string_to_token_dict.items()}
+        assigned: dict[str, tuple[int, Tensor]] = {}
+        for key, vectors in entries.items():
+            name, token_id = key.strip("<>"), file.token_ids.get(key)
+            placeholder = name if name in self.string_to_token_dict else by_token.get(token_id)
+            if placeholder is None and len(entries) == 1 and len(by_token) == 1:
+                placeholder = next(iter(by_token.values()))
+            if placeholder is None and token_id is not None:
+                placeholder, by_token[token_id] = name, name
+            if placeholder is None:
+                raise UserError(f"{path} holds vectors for {', '.join(entries)}, and '{key}' names none of the "
+                                f"placeholders {', '.join(by_token.values())}; give a file with one entry")
+            if placeholder not in assigned or name == placeholder:
+                assigned[placeholder] = self.string_to_token_dict.get(placeholder, token_id), vectors
+        return assigned
+
+    def _add(self, placeholder: str, token_id: int, vectors: Tensor, *, replace: bool = False) -> None:
+        if token_id in self.string_to_token_dict.values() and not replace:
+            raise UserError(f"the placeholder '{placeholder}' has the same token as another; give different words")
+        try:
+            self.string_to_param_dict[placeholder] = nn.Parameter(vectors.float())
+        except KeyError:  # torch keeps a few words, such as "keys", and the full stop for itself
+            raise UserError(f"the placeholder '{placeholder}' is reserved; give another word") from None
+        self.string_to_token_dict[placeholder] = token_id
+
+    def _lengths_and_first_rows(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """For each token: how many positions it takes, and its first row in the stacked vectors (-1: it has none)."""
+        lengths, first_rows = torch.ones_like(token_ids), torch.full_like(token_ids, -1)
+        row = 0
+        for placeholder, token_id in self.string_to_token_dict.items():
+            m, here = len(self.string_to_param_dict[placeholder]), token_ids == token_id
+            lengths, first_rows = lengths.masked_fill(here, m), first_rows.masked_fill(here, row)
+            row += m
+        return lengths, first_rows
+
+
+def _single_token(tokenizer: Any, placeholder: str) -> int:
+    token_ids = tokenizer(placeholder, add_special_tokens=False)["input_ids"]
+    if len(token_ids) != 1 or token_ids[0] in tokenizer.all_special_ids:
+        raise UserError(f"the placeholder '{placeholder}' is {len(token_ids)} CLIP tokens where one ordinary token is "
+                        "needed; give a word such as 'alz'")
+    return token_ids[0]
+
+
+def _word_vectors(tokenizer: Any, table: Tensor, words: str, m: int) -> Tensor:
+    token_ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    if not 1 <= len(token_ids) <= m:
+        raise UserError(f"the initializer words '{words}' are {len(token_ids)} CLIP tokens; give 1 to {m}, "
+                        "as many as there are vectors")
+    return table[[token_ids[i % len(token_ids)] for i in range(m)]]  # (m, d)
+
+
+def _drawn_vectors(table: Tensor, m: int, init: str, generator: torch.Generator) -> Tensor:
+    if init == "uniform01":
+        return torch.rand(m, table.shape[1], generator=generator)
+    deviation, mean = torch.std_mean(table.float().cpu(), dim=0)
+    return mean + deviation * torch.randn(m, table.shape[1], generator=generator)

@@ -1,0 +1,129 @@
+"""Text encoder of Stable Diffusion v1: prompts -> context tau(c), CLIP's text transformer (paper section 3.1).
+
+The one door through which a learned prefix enters the frozen model: `embedding_manager` is called between the token
+look-up and the position embeddings. Without it nothing differs from plain CLIP.
+"""
+
+import functools
+import gzip
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.util import UserError, refuse_other_architectures
+
+MERGES = 48_894  # lines of the BPE file that CLIP uses; 2 x 256 byte symbols and 2 special tokens complete 49 408
+
+EmbeddingHook = Callable[[Tensor, Tensor], Tensor]
+
+
+class FrozenCLIPEmbedder(nn.Module):
+    """CLIP's text encoder; the default sizes are those of ViT-L/14, which Stable Diffusion v1 uses.
+
+    `tokenizer` is a transformers CLIPTokenizer, `transformer.text_model` a transformers CLIPTextModel.
+    """
+
+    def __init__(self, *, hidden_size: int = 768, num_hidden_layers: int = 12, num_attention_heads: int = 12,
+                 intermediate_size: int = 3072, max_length: int = 77, **other):
+        super().__init__()
+        refuse_other_architectures("FrozenCLIPEmbedder", other)
+        self.max_length = max_length
+        self.tokenizer = clip_tokenizer(max_length)
+        self.transformer = TextTransformer(CLIPTextConfig(
+            hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads,
+            intermediate_size=intermediate_size, max_position_embeddings=max_length, vocab_size=len(self.tokenizer),
+            bos_token_id=self.tokenizer.bos_token_id, eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id))
+
+    def forward(self, texts: str | Sequence[str], embedding_manager: EmbeddingHook | None = None) -> Tensor:
+        """Context tau(c), (B, 77, hidden_size), after the last layer norm.
+
+        Args:
+            texts: B prompts of any length; see `tokenize` for what is kept of a long one.
+            embedding_manager: (token_ids (B, 77), token_embeddings (B, 77, d)) -> (B, 77, d). If it has a method
+                `extra_length(token_ids (n, 1)) -> (n,)`, the text is cut so that what it inserts fits as well.
+        """
+        token_ids = self.tokenize(texts, getattr(embedding_manager, "extra_length", None))
+        return self.transformer(token_ids.to(next(self.parameters()).device), embedding_manager)
+
+    def encode(self, texts: str | Sequence[str], embedding_manager: EmbeddingHook | None = None) -> Tensor:
+        """Public name of `forward`."""
+        return self(texts, embedding_manager)
+
+    def tokenize(self, texts: str | Sequence[str], extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Token ids (B, max_length) int64 on the CPU: begin of text, the text, end of text up to the end.
+
+        A text that does not fit loses its tail, never the end-of-text token. `extra_length` tells for token ids (n, 1)
+        how many positions beyond its own each token will take; the text is cut to leave them free.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise UserError("an empty list of prompts was given; give at least one prompt, which may be the empty text")
+        room = self.max_length - 2  # begin and end of text
+        rows = torch.full((len(texts), self.max_length), self.tokenizer.eos_token_id)
+        rows[:, 0] = self.tokenizer.bos_token_id
+        for row, token_ids in zip(rows, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
+                                  strict=True):
+            kept = torch.tensor(token_ids[:room], dtype=torch.int64)
+            if extra_length is not None and len(kept):
+                taken = (1 + extra_length(kept[:, None]).cpu()).cumsum(0)  # positions up to and with each token
+                kept = kept[taken <= room]
+            row[1:1 + len(kept)] = kept
+        return rows
+
+
+class TextTransformer(nn.Module):
+    """Gives the text model the name that public checkpoints have for it, and opens it for a hook."""
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.config = config
+        self.text_model = CLIPTextModel(config)
+        # Real even when the model is built on the meta device, for no checkpoint needs to bring it.
+        self.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings, device="cpu")[None]
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_model.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor, embedding_hook: EmbeddingHook | None = None) -> Tensor:
+        """Last hidden state, (B, 77, d), of token ids (B, 77)."""
+        if embedding_hook is None:
+            return self.text_model(input_ids=input_ids).last_hidden_state
+        handle = self.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, token_embeddings: embedding_hook(input_ids, token_embeddings))
+        try:
+            return self.text_model(input_ids=input_ids).last_hidden_state
+        finally:
+            handle.remove()
+
+
+def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
+    """CLIP's tokenizer, built offline from the merges file that the package open_clip brings; pads with end of text."""
+    vocabulary, merges = _vocabulary_and_merges()
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=max_length)
+
+
+@functools.cache
+def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    package = importlib.util.find_spec("open_clip")  # found, not imported: only its data file is needed
+    if package is None:
+        raise UserError("the package open_clip is not installed but its tokenizer file is needed; "
+                        "run 'pip install open_clip_torch'")
+    path = Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1:1 + MERGES]
+    merges = [tuple(line.split()) for line in lines]
+    symbols = _byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges),
+             "<|startoftext|>", "<|endoftext|>"]
+    return {word: number for number, word in enumerate(words)}, merges
+
+
+def _byte_symbols() -> list[str]:
+    """A printable character for each of the 256 bytes, printable bytes first: the order of CLIP's vocabulary."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(256 - len(printable))]
