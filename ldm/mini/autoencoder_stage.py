@@ -13,7 +13,7 @@ from ldm.mini.stage import train_stage
 from ldm.models.autoencoder import AutoencoderKL
 
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 32, 12
-KL_WEIGHT = 2e-5
+KL_WEIGHT = 2e-4
 FACE_WEIGHT = 2.0   # added inside the face box: eyes and mouths are small and carry the identity
 
 

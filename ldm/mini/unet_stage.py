@@ -14,7 +14,7 @@ from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import write_atomically
 
-BATCH = 64
+BATCH = 32
 SNR_CLIP = 5.0         # min-SNR weighting of the noise error (arXiv 2303.09556)
 NO_CAPTION = 0.1       # share of samples that learn the empty prompt, for guidance
 NAMED_SHARE = 0.45
@@ -54,9 +54,9 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         generator = torch.Generator().manual_seed(step)
         timestep = torch.randint(model.num_timesteps, (BATCH,), generator=generator).to(device)
         noise = torch.randn(latent.shape, generator=generator).to(device)
-        with torch.no_grad():
-            context = model.get_learned_conditioning(captions)
         with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                context = model.get_learned_conditioning(captions)
             eps = model.apply_model(model.q_sample(latent, timestep, noise), timestep, context)
         error = (eps.float() - noise).square().mean((1, 2, 3))                                  # (B,)
         weight = (SNR_CLIP / snr[timestep]).clamp(max=1.0)

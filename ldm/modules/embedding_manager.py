@@ -138,7 +138,7 @@ class EmbeddingManager(nn.Module):
             placeholder = name if name in self.string_to_token_dict else by_token.get(token_id)
             if placeholder is None and len(entries) == 1 and len(by_token) == 1:
                 placeholder = next(iter(by_token.values()))
-            if placeholder is None and token_id is not None:
+            if placeholder is None and token_id not in (None, self.end_of_text):
                 placeholder, by_token[token_id] = name, name
             if placeholder is None:
                 raise UserError(f"{path} holds vectors for {', '.join(entries)}, and '{key}' names none of the "

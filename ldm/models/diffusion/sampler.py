@@ -51,12 +51,11 @@ class Grid:
 
 
 def sampling_timesteps(method: str, steps: int, total: int) -> np.ndarray:
-    """Training timesteps of a run with `steps` steps, ascending, from 1; "uniform" may give some more than asked for."""
+    """Training timesteps of a run, ascending from 1; "uniform" may give more than `steps`, where they do not divide T."""
     if not 1 <= steps <= total:
         raise UserError(f"{steps} sampling steps were asked for; give 1 to {total}")
     if method == "uniform":
-        spacing = total // steps
-        return np.arange(0, total, spacing) + (spacing > 1)
+        return np.arange(1, total, total // steps)
     if method == "quad":
         return (np.linspace(0, np.sqrt(0.8 * total), steps) ** 2).astype(int) + 1
     raise UserError(f"there is no spacing of timesteps called '{method}'; give 'uniform' or 'quad'")

@@ -1,0 +1,1 @@
+"""Command lines: argparse and plain checks, no torch, so that --help answers at once."""

@@ -1,0 +1,198 @@
+"""What the command lines share: groups of flags, presets, and checks that end with one sentence and exit status 2."""
+
+import argparse
+import importlib
+import math
+import os
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "configs" / "presets"
+OUTPUTS = {"out_dir", "embeddings_dir"}  # folders that need not be there
+FOLDERS = {"identity_images", "caption_images", "face_pack", "images"}  # all other flags of type Path are files
+TO_DO = {
+    "ckpt_path": "put the checkpoint there or give the path of yours",
+    "face_pack": "unpack an InsightFace pack such as buffalo_l there, or give the folder that holds its .onnx files",
+    "identity_images": "make them with dataset_generation.py or give a folder of yours",
+}
+PRECISIONS = ("fp32", "bf16", "auto")
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser with defaults in the help, no abbreviations, and errors of one line without the usage text."""
+
+    def __init__(self, **options: object):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {self.prog}: {message}\n")
+
+
+def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Flags of `argv` before those of the preset before the parser's defaults.
+
+    Ends the program with a sentence and status 2 where a value is wrong; paths wait for `check_paths`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    chosen = Parser(add_help=False)
+    add_preset_argument(chosen)
+    preset = chosen.parse_known_args(argv)[0].preset
+    if preset is None:  # the paper's own command names only its model
+        named = any(flag.split("=")[0] in ("--config_path", "--ckpt_path") for flag in argv)
+        preset = "sd-v1-5" if named else "mini"
+    args = parser.parse_args([*_preset_flags(parser, preset), *argv])
+    args.preset = preset
+    return args
+
+
+def add_preset_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag that sets the defaults of all others."""
+    parser.add_argument("--preset", metavar="NAME",
+                        help=f"defaults of all flags: {', '.join(_preset_names())}, or a YAML file "
+                             "(default: mini, but sd-v1-5 where a model is named by its paths)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the frozen model."""
+    group = parser.add_argument_group("frozen model")
+    group.add_argument("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
+    group.add_argument("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto",
+                       help="arithmetic of the frozen model; auto: bf16 on a GPU, fp32 on a CPU")
+
+
+def add_face_arguments(group: argparse._ArgumentGroup) -> None:
+    """Flags of the people and of the face recogniser, shared by training's final table and test_id.py."""
+    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
+    group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
+    group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) of each name")
+    group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
+                       help="detector sizes, tried in order until a face is found")
+    group.add_argument("--threshold", metavar="COS", type=number(float, -1, 1), default=0.3,
+                       help="cosine from which a face counts as the person (TAR)")
+
+
+def number(kind: Callable[[str], int | float], low: float, high: float = math.inf, *, above: bool = False) -> Callable:
+    """Argparse type: a finite `kind` from `low` (excluded if `above`) to `high`."""
+    words = {int: "a whole number", float: "a number"}[kind]
+    span = f"above {low:g}" if above else f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+
+    def convert(text: str) -> int | float:
+        try:
+            value = kind(text)
+            valid = math.isfinite(value) and low <= value <= high and not (above and value == low)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise argparse.ArgumentTypeError(f"got '{text}'; give {words} {span}")
+        return value
+
+    return convert
+
+
+def check_paths(parser: Parser, args: argparse.Namespace, needed: tuple[str, ...]) -> None:
+    """Ends the program unless the files and folders in `args` are there, those of the flags `needed` among them.
+
+    Output folders need not be there, but one must be able to make them and write to them.
+    """
+    for flag in needed:
+        if getattr(args, flag) is None:
+            parser.error(f"--{flag} is missing; give it, or a --preset that has it")
+    for flag, action in _actions(parser).items():
+        given = getattr(args, flag, None)
+        if action.type is Path and given is not None:
+            check = _check_output if flag in OUTPUTS else _check_input
+            for path in given if isinstance(given, list) else [given]:
+                check(parser, flag, path)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        without = action.default is None or "default:" in action.help
+        return action.help if without else super()._get_help_string(action)
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _preset_flags(parser: Parser, name: str) -> list[str]:
+    """The preset's values as flags of this command; the keys of other commands are passed over.
+
+    A key "train.batch_size" is for train.py alone, and goes before "batch_size".
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        parser.error(f"there is no preset '{name}'; give one of {', '.join(_preset_names())}, or a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
+    if not isinstance(values, dict):
+        parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
+    parsers = _all_parsers()
+    lists, scalars = [], []  # lists first: the last of them would swallow a stray word of the command line
+    for key, value in sorted(values.items(), key=lambda item: "." in str(item[0])):
+        command, _, flag = str(key).rpartition(".")
+        owners = [one for one in parsers if flag in _actions(one) and command in ("", _command(one))]
+        if not owners or flag in ("preset", "help"):
+            parser.error(f"{path} sets '{key}', which no command knows; correct or remove it")
+        action = _actions(parser).get(flag)
+        if action is not None and command in ("", _command(parser)) and value is not None:
+            (scalars if action.nargs in (None, 0) else lists).extend(_as_flags(action, value))
+    return lists + scalars
+
+
+def _as_flags(action: argparse.Action, value: object) -> list[str]:
+    if action.nargs == 0:  # a switch: --resume / --no-resume, or --dry_run
+        switch = f"--{action.dest}" if value else f"--no-{action.dest}"
+        return [switch] if switch in action.option_strings else []
+    values = [str(_found(Path(one)) if action.type is Path else one)
+              for one in (value if isinstance(value, list) else [value])]
+    return [f"--{action.dest}={values[0]}"] if action.nargs is None else [f"--{action.dest}", *values]
+
+
+def _found(path: Path) -> Path:
+    """A preset's path: from the current folder, or else from the repository."""
+    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def _actions(parser: Parser) -> dict[str, argparse.Action]:
+    return {action.dest: action for action in parser._actions}
+
+
+def _command(parser: Parser) -> str:
+    return parser.prog.removesuffix(".py")
+
+
+def _all_parsers() -> list[Parser]:
+    """The parser of each command: of every module args/*_args.py."""
+    names = [module.name for module in pkgutil.iter_modules([str(ROOT / "args")]) if module.name.endswith("_args")]
+    return [importlib.import_module(f"args.{name}").build_parser() for name in names]
+
+
+def _check_input(parser: Parser, flag: str, path: Path) -> None:
+    kind = "folder" if flag in FOLDERS else "file"
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        found = "not there" if not path.exists() else "a file" if kind == "folder" else "a folder"
+        parser.error(f"--{flag} {path} is {found}; {TO_DO.get(flag, f'give a {kind}')}")
+    if not os.access(path, os.R_OK):
+        parser.error(f"--{flag} {path} cannot be read; change its permissions or give another {kind}")
+    if kind == "folder" and not any(path.iterdir()):
+        parser.error(f"--{flag} {path} is an empty folder; {TO_DO.get(flag, 'give another')}")
+
+
+def _check_output(parser: Parser, flag: str, folder: Path) -> None:
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        parser.error(f"--{flag} {folder} cannot be written ({place}: {error.strerror}); give another folder")

@@ -1,0 +1,68 @@
+"""Command line of test_id.py."""
+
+import argparse
+import re
+from pathlib import Path
+
+from args.common import (
+    Parser,
+    add_face_arguments,
+    add_model_arguments,
+    add_preset_argument,
+    check_paths,
+    number,
+    parse_with_preset,
+)
+
+NEEDED = ("people", "face_pack", "gallery")
+ONLY_TO_DRAW = ("config_path", "ckpt_path", "embedding")
+
+
+def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Checked flags of test_id.py; a wrong value ends with a sentence and exit status 2.
+
+    With --images, the flags of the model and the prefix are None.
+    """
+    parser = build_parser()
+    args = parse_with_preset(parser, argv)
+    if args.images:
+        vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
+    check_paths(parser, args, NEEDED if args.images else (*NEEDED, "config_path", "ckpt_path"))
+    if "{name}" not in args.prompt:
+        parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        parser.error(f"--device '{args.device}' is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return args
+
+
+def build_parser() -> Parser:
+    """Flags of test_id.py, with the paper's values as defaults."""
+    parser = Parser(prog="test_id.py", description="Identity accuracy of generated faces, with and without a prefix.")
+    add_preset_argument(parser)
+    add_model_arguments(parser)
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
+
+    group = parser.add_argument_group("what is drawn")
+    group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
+                       help="prefix files, a row each beside the row without a prefix")
+    group.add_argument("--prompt", metavar="TEXT", default="A close-up portrait of {name}", help="prompt, with {name}")
+    group.add_argument("--group", choices=("train", "test", "all"), default="all",
+                       help="people of S_ID, of S_test, or both")
+    group.add_argument("--n_names", metavar="N", type=number(int, 1),
+                       help="the first names of each group (default: all)")
+    group.add_argument("--n_samples", metavar="N", type=number(int, 1), default=4, help="images a name")
+    group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
+    group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
+    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the images' noise")
+    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=16, help="images at once")
+    group.add_argument("--images", metavar="DIR", type=Path, help="score these images instead; no model is loaded")
+
+    group = parser.add_argument_group("how it is scored")
+    add_face_arguments(group)
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--out_dir", metavar="DIR", type=Path, default=Path("runs/test_id"),
+                       help="folder of images, tables and grid")
+    group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                       help="keep images of the same settings that are already there")
+    return parser

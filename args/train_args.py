@@ -1,0 +1,112 @@
+"""Command line of train.py."""
+
+import argparse
+import re
+from pathlib import Path
+
+from args.common import (
+    Parser,
+    add_face_arguments,
+    add_model_arguments,
+    add_preset_argument,
+    check_paths,
+    number,
+    parse_with_preset,
+)
+
+METHODS = ("apl", "apl-released", "apl-no-reg")
+INITIALIZATIONS = ("uniform01", "vocab")
+NEEDED = ("config_path", "ckpt_path")
+ONLY_FOR_THE_TABLE = ("face_pack", "gallery", "clip")
+
+
+def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Checked flags of train.py; a wrong value ends with a sentence and exit status 2.
+
+    `out_dir` and `embeddings_dir` are filled in, and what only the final table reads is None where there is none (--eval_names 0).
+    """
+    parser = build_parser()
+    args = parse_with_preset(parser, argv)
+    if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
+        parser.error(f"--prompt '{args.prompt}' names files; give letters, digits, '-', '_' or '.'")
+    if not re.fullmatch(r"auto|cpu(:[1-9]\d*)?|\d+(,\d+)*", args.devices):
+        parser.error(f"--devices '{args.devices}' is none of auto, cpu, cpu:2 (two processes), or GPU numbers: 0,1")
+    if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
+        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
+    args.devices = ",".join(dict.fromkeys(args.devices.split(",")))  # "0,0" of the released code is one device
+    args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
+    args.out_dir = args.out_dir or Path("runs") / args.prompt
+    if args.eval_names == 0:
+        vars(args).update(dict.fromkeys(ONLY_FOR_THE_TABLE))
+    check_paths(parser, args, NEEDED)
+    return args
+
+
+def build_parser() -> Parser:
+    """Flags of train.py, with the paper's values as defaults."""
+    parser = Parser(prog="train.py", description="Learn an anonymization prompt for a frozen text-to-image model.")
+    add_preset_argument(parser)
+    add_model_arguments(parser)
+    parser.add_argument("--devices", metavar="LIST", default="auto",
+                        help="auto, cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1")
+
+    group = parser.add_argument_group("anonymization prompt", "the learnable prefix [AP], paper Eq. 2")
+    group.add_argument("--prompt", metavar="NAME", default="apl",
+                       help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir")
+    group.add_argument("--placeholder", metavar="WORD", default="alz",
+                       help="word that stands for the prefix; must be one CLIP token")
+    group.add_argument("--num_vectors", metavar="M", type=number(int, 1, 75), default=10,
+                       help="learnable vectors behind the placeholder (m)")
+    group.add_argument("--init", metavar="KIND", default="uniform01",
+                       help="first vectors: uniform01 (U[0, 1)), vocab (normal, with the token table's mean and deviation), or "
+                            "the file of a prefix")
+    group.add_argument("--initializer_words", metavar="TEXT",
+                       help="text whose token embeddings are the first vectors, instead of --init")
+
+    group = parser.add_argument_group("objective", "paper Eq. 5 to 7")
+    group.add_argument("--train_method", choices=METHODS, default="apl",
+                       help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg")
+    group.add_argument("--alpha", metavar="FLOAT", type=number(float, 0), default=1.0,
+                       help="strength of the anonymization (Eq. 5)")
+    group.add_argument("--mix", metavar="P", type=number(float, 0, 1), default=0.5,
+                       help="probability that a sample is from S_ID, else S_Reg")
+    group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=50,
+                       help="bins of the 1000 timesteps from which t is drawn")
+
+    group = parser.add_argument_group("optimization", "Adam on the prefix alone")
+    group.add_argument("--iterations", metavar="N", type=number(int, 1), default=20_000, help="optimizer steps")
+    group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=1e-3, help="learning rate")
+    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=1, help="samples a step, all devices")
+    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0,
+                       help="of the samples, timesteps, noise and first vectors")
+
+    group = parser.add_argument_group("training data")
+    group.add_argument("--identity_images", metavar="DIR", type=Path, help="S_ID: images of the people of --people")
+    group.add_argument("--caption_images", metavar="DIR", type=Path, help="S_Reg: images with captions")
+    group.add_argument("--templates", metavar="FILE", type=Path,
+                       help="prompt templates, one a line, filled alike into c1 and c2")
+
+    group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix")
+    add_face_arguments(group)
+    group.add_argument("--clip", metavar="FILE", type=Path, help="open_clip weights, their config beside them as .json")
+    group.add_argument("--prompts_file", metavar="FILE", type=Path, help="non-identity prompts, one a line")
+    group.add_argument("--eval_names", metavar="N", type=number(int, 0), default=100,
+                       help="names of each group that are drawn; 0: no table")
+    group.add_argument("--eval_samples", metavar="N", type=number(int, 1), default=4, help="images a name")
+    group.add_argument("--eval_ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
+    group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--out_dir", metavar="DIR", type=Path,
+                       help="folder of log, tables and pictures (default: runs/NAME)")
+    group.add_argument("--embeddings_dir", metavar="DIR", type=Path,
+                       help="folder of the saved prefixes (default: embeddings, or embeddings in a given --out_dir)")
+    group.add_argument("--save_every", metavar="N", type=number(int, 1), default=1000,
+                       help="steps between saved prefixes")
+    group.add_argument("--val_every", metavar="N", type=number(int, 0), default=1000,
+                       help="steps between picture grids; 0: none")
+    group.add_argument("--log_every", metavar="N", type=number(int, 1), default=50, help="steps between logged losses")
+    group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                       help="continue an interrupted run of the same arguments")
+    group.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    return parser

@@ -1,0 +1,104 @@
+"""What a training run writes while it runs: arguments, log.csv, TensorBoard, pictures, and the state to go on from.
+
+log.csv holds no clock, and the state holds its length: a run that was killed and goes on writes the same bytes.
+"""
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.run_folder import versions, write_json
+from ldm.util import UserError, write_atomically
+
+SECONDS_BETWEEN_STATES = 20.0
+
+
+class Logbook:
+    """Files under `out_dir`: arguments.json, log.csv, tensorboard/, pictures/, state.pt.
+
+    Args:
+        arguments: what the learned vectors depend on, "iterations" among it.
+        resume: go on from state.pt if there is one; False starts anew.
+
+    Raises:
+        UserError: state.pt is damaged, or of a run with other arguments; only more iterations may be asked for.
+    """
+
+    def __init__(self, out_dir: str | Path, arguments: Mapping[str, Any], *, resume: bool = True):
+        self.out_dir, self.arguments = Path(out_dir), dict(arguments)
+        self.state = _read_state(self.out_dir / "state.pt") if resume else None
+        self.first_step = self.state["step"] if self.state else 0
+        if self.state:
+            _refuse_others(self.out_dir, self.state, self.arguments)
+        self._saved_at = time.monotonic()
+        self._log = self._tensorboard = None
+
+    def open(self) -> None:
+        """Prepares the files for writing: what was logged after the state is cut off."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.out_dir / "arguments.json", {"arguments": self.arguments, "versions": versions()})
+        self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        self._log.truncate(self.state["log_bytes"] if self.state else 0)
+        self._log.seek(0, os.SEEK_END)
+        self._tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=self.first_step + 1)
+
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of log.csv, and the same numbers in TensorBoard."""
+        if self._log.tell() == 0:
+            self._log.write((",".join(["step", *values]) + "\n").encode())
+        self._log.write((",".join([str(step), *(f"{value:.6g}" for value in values.values())]) + "\n").encode())
+        self._log.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """pictures/step-000500.png, and the same in TensorBoard."""
+        write_atomically(self.out_dir / "pictures" / f"step-{step:06d}.png", picture.save)
+        self._tensorboard.add_image("with and without the prefix", np.asarray(picture), step, dataformats="HWC")
+
+    def state_is_due(self) -> bool:
+        """Whether so much time has passed since the last state that a kill would hurt."""
+        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_STATES
+
+    def save_state(self, step: int, prefix: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """state.pt, as a whole or not at all."""
+        state = {"step": step, "prefix": prefix.state_dict(), "optimizer": optimizer.state_dict(),
+                 "log_bytes": self._log.tell(), "arguments": json.dumps(self.arguments)}
+        write_atomically(self.out_dir / "state.pt", lambda path: torch.save(state, path))
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        self._log.close()
+        self._tensorboard.close()
+
+
+def _read_state(path: Path) -> dict | None:
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: state[key] for key in ("step", "prefix", "optimizer", "log_bytes", "arguments")}
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(f"the training state {path} is damaged; start anew with --no-resume") from error
+
+
+def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    there, asked = json.loads(state["arguments"]), json.loads(json.dumps(asked))
+    different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key) and key != "iterations"]
+    if different:
+        changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
+        raise UserError(f"the run in {out_dir} was started with other arguments ({changes}); use another --out_dir, or "
+                        "--no-resume to start it anew")
+    if state["step"] > asked["iterations"]:
+        raise UserError(f"the run in {out_dir} has made {state['step']} steps where --iterations {asked['iterations']} asks "
+                        "for fewer; use its saved prefix, or --no-resume to start it anew")

@@ -1,0 +1,56 @@
+"""Losses of Anonymization Prompt Learning (paper sections 3.4 and 3.5, Eq. 5 to 7)."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def anonymized_target(eps_name: Tensor, eps_attributes: Tensor, alpha: float) -> Tensor:
+    """Noise prediction that keeps the attributes of c2 and leaves the identity of c1 (Eq. 5).
+
+    Args:
+        eps_name: eps(x, tau(c1), t), (B, 4, h, w), predicted without the prefix.
+        eps_attributes: eps(x, tau(c2), t), same shape.
+        alpha: strength; 0 aligns with c2 exactly, 1 is the paper's choice.
+
+    Returns:
+        (B, 4, h, w), detached: Eq. 6 sends no gradient through the target.
+
+    Raises:
+        ValueError: the shapes differ; broadcasting would hide a batching mistake.
+    """
+    _same_shape(eps_name=eps_name, eps_attributes=eps_attributes)
+    return (eps_attributes + alpha * (eps_attributes - eps_name)).detach()
+
+
+def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alpha: float = 1.0) -> Tensor:
+    """L_ID (Eq. 6), or L_Reg (Eq. 7) when c1 = c2; scalar, mean over batch, channels and pixels.
+
+    The paper writes a squared norm; the mean differs by a constant factor that Adam cancels.
+
+    Args:
+        eps_prefixed: eps(x, tau_AP(c1), t), (B, 4, h, w); the gradient goes here alone.
+        eps_name: eps(x, tau(c1), t), same shape.
+        eps_attributes: eps(x, tau(c2), t), same shape.
+        alpha: strength of the anonymization (Eq. 5).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _same_shape(eps_prefixed=eps_prefixed, eps_attributes=eps_attributes)
+    return F.mse_loss(eps_prefixed, anonymized_target(eps_name, eps_attributes, alpha))
+
+
+def released_loss(eps_prefixed: Tensor, eps_attributes: Tensor, alpha: float = 1.0) -> Tensor:
+    """Objective of the released code: Eq. 5 with c1 predicted *with* the prefix; scalar, shapes as in `apl_loss`.
+
+    The target is eps_attributes + alpha * (eps_attributes - eps_prefixed), so prediction and target differ by
+    (1 + alpha) * (eps_prefixed - eps_attributes): alpha scales the gradient, which Adam cancels, and moves nothing.
+    """
+    return apl_loss(eps_prefixed, eps_prefixed.detach(), eps_attributes, alpha)
+
+
+def _same_shape(**predictions: Tensor) -> None:
+    (first, a), (second, b) = predictions.items()
+    if a.shape != b.shape:
+        raise ValueError(f"{first} has shape {tuple(a.shape)}, {second} {tuple(b.shape)}; "
+                         "predict both from the same noisy_latent")

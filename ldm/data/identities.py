@@ -1,0 +1,89 @@
+"""S_ID: pictures of named people with the attributes of each (paper section 4.1)."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.data.images import ImageSource, Record, read_collection
+from ldm.util import UserError
+
+GROUPS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Person:
+    """A row of people.csv: `attributes` is c2, "A [gender] [race] [occupation], [facial attributes]"."""
+
+    name: str
+    group: str  # "train" (S_ID) or "test" (S_test)
+    attributes: str
+
+
+@dataclass(frozen=True)
+class IdentityImage:
+    """A picture of S_ID, the name that c1 is made of and the attributes that c2 is made of."""
+
+    source: ImageSource
+    name: str
+    attributes: str
+
+
+def read_people(path: str | Path) -> dict[str, Person]:
+    """People by name, from a CSV with the header name,group,attributes.
+
+    Raises:
+        UserError: no such file, a missing column, a name twice, a group other than train and test.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the list of people {path} does not exist; give a CSV with the header name,group,attributes")
+    people: dict[str, Person] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = {"name", "group", "attributes"} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{path} has the columns {reader.fieldnames} but no {', '.join(sorted(missing))}; "
+                            "its header must be name,group,attributes")
+        for row in reader:
+            person = Person(*((row[key] or "").strip() for key in ("name", "group", "attributes")))
+            if person.group not in GROUPS:
+                raise UserError(f"{path} puts '{person.name}' into the group '{person.group}'; "
+                                "the groups are train and test")
+            if not person.name or person.name in people:
+                raise UserError(f"{path}, line {reader.line_num}: the name '{person.name}' is empty or there twice; "
+                                "give every person one row")
+            people[person.name] = person
+    return people
+
+
+def identity_images(folder: str | Path, people: dict[str, Person]) -> list[IdentityImage]:
+    """The pictures of a folder that show people of the train group, in the order of their paths.
+
+    A picture's name comes from the metadata (column name) or else from its sub-folder; underscores may stand for
+    spaces. Pictures of the test group are left out: S_test must stay unseen.
+
+    Raises:
+        UserError: no picture, a picture without a name, a name without attributes, or nobody of the train group.
+    """
+    images = []
+    for record in read_collection(folder):
+        person = _person_in(record, Path(folder), people)
+        if person.group == "train":
+            images.append(IdentityImage(record.source, person.name, person.attributes))
+    if not images:
+        raise UserError(f"the folder {folder} shows nobody of the train group; put pictures of S_ID into it")
+    return images
+
+
+def _person_in(record: Record, folder: Path, people: dict[str, Person]) -> Person:
+    name = record.fields.get("name", "")
+    if not name and record.source.path.parent != folder and not record.source.member:
+        name = record.source.path.parent.name
+    if not name:
+        raise UserError(f"nothing says whom {record.source} shows; put it into a sub-folder with the person's name or "
+                        "add it to metadata.jsonl with file_name and name")
+    person = people.get(name) or people.get(name.replace("_", " "))
+    if person is None or not person.attributes:
+        raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people; "
+                        "add a row name,group,attributes for this name")
+    return person

@@ -1,0 +1,1 @@
+"""What a method is measured by: images in, numbers out; nothing here knows a diffusion model."""

@@ -1,0 +1,110 @@
+"""Faces in pictures, through the InsightFace library with a pack of models on disk (section 4.1, ID-ACC)."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ldm.util import UserError
+
+THREADS = 2   # of ONNX Runtime; its own default takes every core and then waits actively
+EXPECTED = ("put the .onnx files of an InsightFace pack (a detector with key points and an ArcFace recogniser, as in buffalo_l.zip) "
+            "right into that folder, or give another --face_pack")
+
+
+@dataclass(frozen=True)
+class Face:
+    """The largest face of a picture."""
+
+    embedding: np.ndarray    # (512,) float32, length 1
+    box: np.ndarray          # (4,) pixels: left, top, right, bottom
+    landmarks: np.ndarray    # (5, 2) pixels: left eye, right eye, nose, left and right mouth corner, as seen by the viewer
+    score: float             # of the detector, 0 .. 1
+
+    @property
+    def area(self) -> float:
+        """Pixels of the box."""
+        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
+
+
+class FaceAnalyzer:
+    """Finds the largest face of a picture and embeds it.
+
+    Args:
+        pack_dir: folder with the .onnx files of an InsightFace pack: the miniature's, `buffalo_l` or `antelopev2`.
+        det_sizes: the picture is shown to the detector at these sizes in pixels until a face is found: detectors miss close-ups
+            that fill a large input.
+        det_thresh: smallest detector score of a face.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: the folder is not there, is empty, or its models cannot be used; nothing is ever downloaded.
+    """
+
+    def __init__(self, pack_dir: str | Path, det_sizes: int | Sequence[int] = (640, 256, 128), det_thresh: float = 0.5,
+                 device: str = "cpu") -> None:
+        pack_dir = Path(pack_dir)
+        if not any(pack_dir.glob("*.onnx")):
+            given = "holds no .onnx file" if pack_dir.is_dir() else "is not there"
+            raise UserError(f"the face pack {pack_dir} {given}; {EXPECTED}")
+        self._app = _load(pack_dir, device)
+        self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
+        self.det_sizes = (det_sizes,) if isinstance(det_sizes, int) else tuple(det_sizes)
+
+    def analyze(self, image: np.ndarray) -> Face | None:
+        """The largest face of `image`, (H, W, 3) uint8 RGB, or None where the detector finds none at any size."""
+        from insightface.app.common import Face as Found
+
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        for size in self.det_sizes:
+            boxes, landmarks = self._app.det_model.detect(bgr, input_size=(size, size))
+            if len(boxes):
+                largest = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+                found = Found(bbox=boxes[largest, :4], kps=landmarks[largest], det_score=boxes[largest, 4])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)     # of scikit-image, about how insightface calls it
+                    self._app.models["recognition"].get(bgr, found)
+                return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score))
+        return None
+
+
+def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, margin: float = 0.25) -> np.ndarray:
+    """The face upright in the middle of (size, size, 3), for attribute features; dtype as `image`.
+
+    Args:
+        landmarks: (5, 2) pixels, as in Face.
+        margin: what is added on each side of ArcFace's crop, in widths of that crop; 0.25 shows hair and chin.
+    """
+    from insightface.utils.face_align import estimate_norm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        matrix = estimate_norm(landmarks.astype(np.float32))           # to 112 pixels, (2, 3)
+    matrix[:, 2] += 112 * margin
+    return cv2.warpAffine(image, matrix * (size / (112 * (1 + 2 * margin))), (size, size))
+
+
+def _load(pack_dir: Path, device: str) -> object:
+    """insightface.app.FaceAnalysis on a local folder; what it prints is dropped."""
+    import onnxruntime
+
+    wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from insightface.app import FaceAnalysis
+
+        try:
+            app = FaceAnalysis(str(pack_dir.resolve()), allowed_modules=["detection", "recognition"], sess_options=options,
+                               providers=[name for name in wanted if name in onnxruntime.get_available_providers()])
+        except Exception as error:      # assertions without a text, and ONNX Runtime's own classes, which share no other base
+            raise UserError(f"the face pack {pack_dir} cannot be loaded ({error or 'no face detector in it'}); {EXPECTED}") from error
+    if "recognition" not in app.models:
+        raise UserError(f"the face pack {pack_dir} has no face recogniser; {EXPECTED}")
+    return app

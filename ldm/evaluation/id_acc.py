@@ -1,0 +1,134 @@
+"""ID-ACC: how much a face in an image resembles the person named in its prompt (paper section 4.1, Table 1).
+
+Face embeddings in, numbers out; lower ID-ACC is better anonymization. An image without a detected face says nothing
+about identity: it lowers `detection_rate` and enters no mean, so drawing no face never counts as a success.
+"""
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.util import UserError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the recogniser saw in an image of a person; `embedding` (512,) fp32 of unit length, None without a face."""
+
+    name: str
+    image: str
+    embedding: np.ndarray | None
+
+
+def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """The true face of every person: name -> (512,) fp32 of unit length, from an .npz with one array a name.
+
+    Args:
+        names: people who must be in it.
+
+    Raises:
+        UserError: no .npz, an array that is no vector, vectors of several widths, or one of `names` is missing.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            gallery = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+    except FileNotFoundError as error:
+        raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding a name") from error
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no gallery ({' '.join(str(error).split())}); expected an .npz with one "
+                        "face embedding a name, and no pickles") from error
+    lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
+    for name, vector in gallery.items():
+        if vector.ndim != 1 or not np.isfinite(lengths[name]) or lengths[name] == 0:
+            raise UserError(f"the gallery {path} holds for '{name}' an array of shape {vector.shape} and length "
+                            f"{lengths[name]:g}; expected one finite vector such as (512,)")
+    if len({vector.shape for vector in gallery.values()}) > 1:
+        raise UserError(f"the gallery {path} mixes vectors of the widths {sorted({len(v) for v in gallery.values()})}; "
+                        "make all of them with one recogniser")
+    missing = [name for name in names if name not in gallery]
+    if missing:
+        others = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
+        raise UserError(f"the gallery {path} has no face for {', '.join(map(repr, missing[:3]))}{others}; "
+                        "add each under exactly this name")
+    return {name: vector / lengths[name] for name, vector in gallery.items()}
+
+
+def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.ndarray]) -> list[Row]:
+    """One row an image: name, image, face_found, cosine to that person, and the nearest person of the whole gallery.
+
+    Without a face `cosine` and `nearest` are None.
+    """
+    everybody = np.stack(list(gallery.values()))  # (people, 512)
+    labels = list(gallery)
+    rows = []
+    for seen in observations:
+        row = {"name": seen.name, "image": seen.image, "face_found": seen.embedding is not None,
+               "cosine": None, "nearest": None}
+        if seen.embedding is not None:
+            if seen.embedding.shape != everybody.shape[1:]:
+                raise UserError(f"the face pack gives embeddings of shape {seen.embedding.shape}, the gallery "
+                                f"{everybody.shape[1:]}; use the gallery that was made with this pack")
+            cosines = everybody @ seen.embedding  # (people,)
+            row |= {"cosine": float(cosines[labels.index(seen.name)]), "nearest": labels[int(cosines.argmax())]}
+        rows.append(row)
+    return rows
+
+
+def identity_scores(scores: Sequence[Row]) -> list[Row]:
+    """One row a person: mean and max cosine over the images with a face (None where there is none), and both counts."""
+    people: dict[str, list[Row]] = {}
+    for row in scores:
+        people.setdefault(row["name"], []).append(row)
+    table = []
+    for name, rows in people.items():
+        cosines = [row["cosine"] for row in rows if row["face_found"]]
+        table.append({"name": name, "mean": float(np.mean(cosines)) if cosines else None,
+                      "max": max(cosines, default=None), "n_faces": len(cosines), "n_images": len(rows)})
+    return table
+
+
+def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
+    """The numbers of one group of people, from the rows of `image_scores`.
+
+    Args:
+        threshold: cosine from which a face is accepted as the named person.
+        seed: of the bootstrap.
+
+    Returns:
+        id_acc_mean, id_acc_max: per person over images with a face, then over people with a face (Table 1);
+        detection_rate: over all images; id_acc_low, id_acc_high: 95 % bootstrap interval of id_acc_mean over people;
+        rank1, tar: share of detected faces whose nearest in the gallery is that person, and that reach `threshold`;
+        n_identities, n_without_face (people none of whose images has a face), n_images.
+        None stands where nothing was detected.
+    """
+    people = identity_scores(scores)
+    seen = [person for person in people if person["n_faces"]]
+    faces = [row for row in scores if row["face_found"]]
+    low, high = bootstrap_interval([person["mean"] for person in seen], seed=seed)
+    return {"id_acc_mean": _mean([person["mean"] for person in seen]),
+            "id_acc_max": _mean([person["max"] for person in seen]),
+            "detection_rate": _mean([row["face_found"] for row in scores]),
+            "rank1": _mean([row["nearest"] == row["name"] for row in faces]),
+            "n_identities": len(people), "n_images": len(scores),
+            "tar": _mean([row["cosine"] >= threshold for row in faces]), "id_acc_low": low, "id_acc_high": high,
+            "n_without_face": len(people) - len(seen)}
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int,
+                       resamples: int = 2000) -> tuple[float | None, float | None]:
+    """95 % percentile interval of the mean of `values` when they are drawn anew with replacement."""
+    if not values:
+        return None, None
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

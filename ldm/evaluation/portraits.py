@@ -1,0 +1,86 @@
+"""Portraits on disk -> identity accuracy: each picture through the face recogniser, the numbers into rows and files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
+from ldm.evaluation.tables import write_csv
+from ldm.pictures import picture_files, read_image
+from ldm.run_folder import safe_name
+from ldm.util import UserError
+
+Portraits = Mapping[str, Sequence[Path]]  # the files that should show each person
+
+
+class Analyzer(Protocol):
+    """What is needed of FaceAnalyzer: image (H, W, 3) uint8 RGB -> a face with `.embedding` (512,), or None."""
+
+    def analyze(self, image: np.ndarray) -> Any: ...
+
+
+@dataclass
+class IdentityTable:
+    """Rows of identity accuracy; behind each of them its pictures and its people.
+
+    Args:
+        gallery: the true face of everybody, see `load_gallery`.
+        threshold: cosine from which a face counts as the person.
+        out_dir: paths in the table are relative to it.
+    """
+
+    analyzer: Analyzer
+    gallery: Mapping[str, np.ndarray]
+    threshold: float
+    out_dir: Path
+    rows: list[Row] = field(default_factory=list)
+    pictures: list[Row] = field(default_factory=list)
+    people: list[Row] = field(default_factory=list)
+
+    def add(self, portraits: Portraits, *, model: str, prefix: str, group: str) -> None:
+        """Score one group of people, drawn by one model with one prefix; UserError if a file is no picture."""
+        what = {"model": model, "prefix": prefix, "group": group}
+        seen = []
+        jobs = [(name, path) for name, paths in portraits.items() for path in paths]
+        for name, path in tqdm(jobs, desc=f"recognising {group}, {prefix}", unit="image"):
+            face = self.analyzer.analyze(read_image(path))
+            embedding = None if face is None else face.embedding
+            seen.append(Observation(name, os.path.relpath(path, self.out_dir), embedding))
+        scores = image_scores(seen, self.gallery)
+        self.pictures += [what | row for row in scores]
+        self.people += [what | row for row in identity_scores(scores)]
+        self.rows.append(what | id_acc(scores, threshold=self.threshold))
+
+    def write_details(self) -> None:
+        """images.csv (a row a picture) and identities.csv (a row a person) in `out_dir`."""
+        write_csv(self.pictures, self.out_dir / "images.csv")
+        write_csv(self.people, self.out_dir / "identities.csv")
+
+
+def portraits_in(folder: str | Path, names: Sequence[str]) -> dict[str, list[Path]]:
+    """Pictures of each person in `folder`/<name>/; in the names of folders, underscores may stand for spaces.
+
+    Args:
+        names: everybody who may be there.
+
+    Raises:
+        UserError: no pictures, or a folder that has nobody's name.
+    """
+    folder = Path(folder)
+    by_folder = {written: name for name in names for written in (name.replace(" ", "_"), safe_name(name), name)}
+    portraits: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        files = picture_files(path)
+        if files and path.name not in by_folder:
+            raise UserError(f"{path} has pictures, but nobody in the list of people is called '{path.name}'; "
+                            "rename the folder or add the person to --people and --gallery")
+        if files:
+            portraits.setdefault(by_folder[path.name], []).extend(files)
+    if not portraits:
+        raise UserError(f"{folder} holds no pictures in folders of names; expected {folder}/<name>/*.png")
+    return portraits

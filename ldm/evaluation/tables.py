@@ -1,0 +1,75 @@
+"""Rows of numbers -> results.json, CSV, Markdown and the console; every command that measures writes through here."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+from ldm.util import write_atomically
+
+Row = Mapping[str, Any]
+
+
+def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "results") -> None:
+    """`<name>.json` (a list of flat rows), `<name>.csv` and `<name>.md` of the same rows in `out_dir`."""
+    out_dir = Path(out_dir)
+    rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(out_dir / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_csv(rows, out_dir / f"{name}.csv")
+    write_atomically(out_dir / f"{name}.md", lambda path: path.write_text(markdown_table(rows), encoding="utf-8"))
+
+
+def write_csv(rows: Sequence[Row], path: str | Path) -> None:
+    """The rows as CSV at full precision, with a header; a missing value is an empty field."""
+    def write(target: Path) -> None:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, numbers right-aligned with four decimals, a dash for what is missing."""
+    columns = _columns(rows)
+    cells = [[_cell(row.get(column)).replace("|", "\\|") for column in columns] for row in rows]
+    rule = ["---:" if _numeric(rows, column) else "---" for column in columns]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *cells]) + "\n"
+
+
+def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """The rows as aligned text; all columns, or those given."""
+    columns = _columns(rows) if columns is None else list(columns)
+    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    numeric = [_numeric(rows, column) for column in columns]
+    return "\n".join("  ".join(cell.rjust(width) if right else cell.ljust(width)
+                               for cell, width, right in zip(line, widths, numeric, strict=True)).rstrip()
+                     for line in lines)
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """All keys, in the order in which they first appear."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _plain(value: Any) -> Any:
+    """A Python value for a NumPy scalar, and None for a number that is not finite, which JSON cannot hold."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numeric(rows: Sequence[Row], column: str) -> bool:
+    return all(row.get(column) is None or isinstance(row[column], Number) for row in rows)
+
+
+def _cell(value: Any) -> str:
+    value = _plain(value)
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,66 @@
+"""Prompts and seeds -> images: DDIM with guidance on a frozen model, with and without a prefix, over batches of prompts."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.ddim import DDIMSampler
+
+Job = tuple[str, int]  # prompt, number of the sample
+
+
+def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Tensor:
+    """Noise z_T from which an image is drawn, `shape` float32 on the CPU: a pure function of its arguments.
+
+    The prompt enters without the prefix, so that the images with and without it start from the same noise.
+    """
+    digest = hashlib.sha256(f"{seed}\n{sample}\n{prompt}".encode()).digest()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
+
+
+@torch.no_grad()
+def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: int = 20, scale: float = 7.0, seed: int = 0,
+             batch_size: int = 16, negative_prompt: str = "") -> Iterator[tuple[Job, np.ndarray]]:
+    """Each job with its image, (H, W, 3) uint8 RGB, in order.
+
+    An image depends on the model, the prefix, its job and the settings, but not on the batch it is drawn in.
+
+    Args:
+        model: LatentDiffusion.
+        jobs: (prompt, number of the sample); prompts are given without the placeholder.
+        embedding_manager: holds the prefix, which is put in front of each prompt, never of the negative one.
+        ddim_steps: steps of the sampler, eta = 0.
+        scale: guidance.
+        seed: see `image_noise`.
+        batch_size: images a pass; the U-Net sees twice as many.
+        negative_prompt: what guidance leads away from.
+    """
+    sampler = DDIMSampler(model)
+    shape = (model.channels, model.image_size, model.image_size)
+    unconditional = model.get_learned_conditioning(negative_prompt)  # (1, 77, d)
+    jobs = iter(jobs)
+    while batch := list(islice(jobs, batch_size)):
+        prompts = list(dict.fromkeys(prompt for prompt, _ in batch))
+        contexts = model.get_learned_conditioning(with_prefix(prompts, embedding_manager), embedding_manager)
+        context = contexts[[prompts.index(prompt) for prompt, _ in batch]]  # (B, 77, d)
+        noise = torch.stack([image_noise(seed, prompt, sample, shape) for prompt, sample in batch])
+        latent, _ = sampler.sample(ddim_steps, len(batch), shape, context, verbose=False, x_T=noise.to(model.device),
+                                   unconditional_guidance_scale=scale, unconditional_conditioning=unconditional)
+        yield from zip(batch, to_uint8(model.decode_first_stage(latent)), strict=True)
+
+
+def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:
+    """The prompts with the manager's first placeholder in front; unchanged without a manager."""
+    if embedding_manager is None:
+        return list(prompts)
+    placeholder = next(iter(embedding_manager.string_to_token_dict))
+    return [f"{placeholder} {prompt}" for prompt in prompts]
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 RGB."""
+    return ((image.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

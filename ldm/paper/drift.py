@@ -1,0 +1,58 @@
+"""What a prefix does to prompts that name nobody (paper sections 3.5 and 4.2): it should do nothing.
+
+The measure is how far images move at equal noise, beside how far another noise moves the base model's images, and
+whether they still show what their prompt says.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldm.generation import generate
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
+
+Row = dict[str, Any]
+Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[int]]
+
+
+def drift_rows(model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping[str, EmbeddingManager], *, name: str,
+               model_name: str, recognise: Recogniser | None = None, **drawing: Any) -> list[Row]:
+    """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each prefix.
+
+    Args:
+        prompts: different texts; one image each.
+        prefixes: prefix by the name of its file.
+        name: of the set of prompts, for the rows.
+        recognise: images and captions -> the index of the caption that fits each image best; None leaves
+            `recognised` empty.
+        drawing: ddim_steps, scale, seed and batch_size for `generate`.
+
+    Returns:
+        mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
+        recognised the share of images that fit their own prompt best among all `prompts`.
+    """
+    base = _draw(model, prompts, 0, None, drawing)
+    images = {"none": base, "none, other noise": _draw(model, prompts, 1, None, drawing)}
+    images |= {file: _draw(model, prompts, 0, prefix, drawing) for file, prefix in prefixes.items()}
+    return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, base),
+             "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
+            for prefix, drawn in images.items()]
+
+
+def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Mean squared difference of two lists of (H, W, 3) uint8 images, with pixels in [-1, 1]: 0 .. 4."""
+    return float(np.mean([np.square((image.astype(np.float32) - other) / 127.5).mean()
+                          for image, other in zip(images, others, strict=True)]))
+
+
+def recognised(images: Sequence[np.ndarray], prompts: Sequence[str], recognise: Recogniser) -> float:
+    """Share of images, one a prompt, for which the recogniser picks their own prompt among all."""
+    return float(np.mean(np.asarray(recognise(images, prompts)) == np.arange(len(prompts))))
+
+
+def _draw(model: LatentDiffusion, prompts: Sequence[str], sample: int, prefix: EmbeddingManager | None,
+          drawing: Mapping[str, Any]) -> list[np.ndarray]:
+    jobs = [(prompt, sample) for prompt in prompts]
+    return [image for _, image in generate(model, jobs, embedding_manager=prefix, **drawing)]

@@ -1,0 +1,128 @@
+"""Table 1: identity accuracy of people in S_ID and S_test, without and with prefixes (paper sections 4.1 and 4.2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.evaluation.id_acc import Row
+from ldm.evaluation.portraits import Analyzer, IdentityTable
+from ldm.generation import generate
+from ldm.loading import file_hash
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.pictures import picture_grid, read_image, write_image
+from ldm.run_folder import RunFolder
+from ldm.util import UserError, write_atomically
+
+PEOPLE_IN_GRID = 4  # of each group
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How portraits are drawn: what an image depends on beside the name, the number of the sample and the prefix."""
+
+    model_hash: str
+    prompt: str  # with {name}
+    seed: int
+    scale: float
+    ddim_steps: int
+    precision: str  # of the U-Net, "fp32" or "bf16"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A learned prefix; without arguments: none, the model as it is."""
+
+    label: str = "none"  # of its pictures' folder
+    file: str = "none"
+    hash: str | None = None
+    manager: EmbeddingManager | None = None
+
+
+def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]:
+    """"none", then the prefix of each file, on the model's device.
+
+    Raises:
+        UserError: a file cannot be used with this model, or two files have one name.
+    """
+    prefixes = [Prefix()]
+    for path in paths:
+        if path.stem in (prefix.label for prefix in prefixes):
+            raise UserError(f"{path} has the name of another prefix, '{path.stem}', and their pictures would share a "
+                            "folder; rename one of the files")
+        manager = EmbeddingManager(model.cond_stage_model)
+        manager.load(path)
+        prefixes.append(Prefix(path.stem, str(path), file_hash(path), manager.requires_grad_(False)))
+    return prefixes
+
+
+def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[str, np.ndarray],
+                  people: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix], *, model_name: str, drawing: Drawing,
+                  n_samples: int, batch_size: int, threshold: float, out_dir: Path, resume: bool = True,
+                  arguments: Mapping[str, Any] | None = None) -> list[Row]:
+    """A row for each group and prefix; pictures, per-image and per-person CSV and a picture grid in `out_dir`.
+
+    Args:
+        gallery: the true face of everybody in `people`, and of whom else rank-1 should choose from.
+        people: group ("train", "test") -> names.
+        prefixes: see `load_prefixes`.
+        threshold: cosine from which a face counts as the person.
+        resume: keep pictures that an earlier run finished; they must have been made in the same way.
+        arguments: of the command, written beside the pictures.
+
+    Returns:
+        Rows with model, prefix, group and what `id_acc` returns.
+
+    Raises:
+        UserError: `out_dir` holds pictures that were made in another way.
+    """
+    folder = RunFolder(out_dir, asdict(drawing), resume=resume)
+    folder.write_arguments(arguments or {})
+    table = IdentityTable(analyzer, gallery, threshold, folder.path)
+    for prefix in prefixes:
+        folder.add_prefix(prefix.label, prefix.hash)
+        for group, names in people.items():
+            portraits = draw_portraits(model, folder, prefix, names, drawing=drawing, n_samples=n_samples,
+                                       batch_size=batch_size, label=f"drawing {group}, {prefix.label}")
+            table.add(portraits, model=model_name, prefix=prefix.file, group=group)
+    table.write_details()
+    grid = identity_grid(folder, people, prefixes)
+    write_atomically(folder.path / "grid.png", lambda path: grid.save(path))
+    return table.rows
+
+
+def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, names: Sequence[str], *, drawing: Drawing,
+                   n_samples: int, batch_size: int, label: str) -> dict[str, list[Path]]:
+    """Files of `n_samples` pictures of each name; those that are not there yet are drawn, each written when finished.
+
+    With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
+    bit of an image can depend on the batch that it is computed in.
+    """
+    portraits = {name: [folder.image_path(prefix.label, name, sample) for sample in range(n_samples)] for name in names}
+    paths = {(drawing.prompt.replace("{name}", name), sample): path
+             for name, files in portraits.items() for sample, path in enumerate(files)}
+    jobs = list(paths)
+    batches = [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
+    unfinished = [job for batch in batches if not all(paths[job].exists() for job in batch) for job in batch]
+    images = generate(model, unfinished, embedding_manager=prefix.manager, ddim_steps=drawing.ddim_steps,
+                      scale=drawing.scale, seed=drawing.seed, batch_size=batch_size)
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(unfinished), desc=label, unit="image")
+    for job, image in images:
+        if not paths[job].exists():
+            write_image(paths[job], image)
+        bar.update()
+    bar.close()
+    return portraits
+
+
+def identity_grid(folder: RunFolder, people: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix]) -> Image.Image:
+    """The first picture of the first people of each group: a row without a prefix, and a row for each prefix below."""
+    columns = [(group, name) for group, names in people.items() for name in names[:PEOPLE_IN_GRID]]
+    pictures = [[read_image(folder.image_path(prefix.label, name, 0)) for _, name in columns] for prefix in prefixes]
+    return picture_grid(pictures, ["no prefix" if prefix.manager is None else prefix.label for prefix in prefixes],
+                        [f"{name} ({group})" for group, name in columns])

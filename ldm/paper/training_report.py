@@ -1,0 +1,105 @@
+"""The end of a training: identity accuracy and drift without and with the prefix, in numbers and pictures (Table 1)."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.data.identities import GROUPS, Person
+from ldm.evaluation.clip_score import ClipScorer
+from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.id_acc import load_gallery
+from ldm.evaluation.tables import console_table, markdown_table, write_results
+from ldm.loading import file_hash
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.paper.before_after import BeforeAfter
+from ldm.paper.drift import drift_rows
+from ldm.paper.identity import Drawing, identity_rows, load_prefixes
+from ldm.util import UserError, write_atomically
+
+PORTRAIT = "A close-up portrait of {name}"
+SHOWN = 3             # people of each group, and other prompts, in the pictures
+NOISE_SEED = 0        # as test_id.py has it
+BATCH_SIZE = 16
+SHOWN_IDENTITY = ("model", "prefix", "group", "id_acc_mean", "id_acc_max", "detection_rate", "rank1", "n_identities",
+                  "n_images")
+
+
+class TrainingReport:
+    """What is measured after a training, read before it: a missing face or model is found out at once.
+
+    Args:
+        args: flags of train.py, of the group "final table".
+        people: of both groups.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+
+    def __init__(self, args: argparse.Namespace, people: Mapping[str, Person], device: torch.device):
+        self.args = args
+        everybody = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
+        self.shown = {group: names[:SHOWN] for group, names in everybody.items()}
+        self.names = {group: names[:args.eval_names] for group, names in everybody.items() if names}
+        self.prompts = read_prompts(args.prompts_file) if args.prompts_file else []
+        self.drawing = {"ddim_steps": args.eval_ddim_steps, "scale": args.scale, "seed": NOISE_SEED,
+                        "batch_size": BATCH_SIZE}
+        self.analyzer = self.clip = None
+        if args.eval_names and args.face_pack and args.gallery:
+            self.gallery = load_gallery(args.gallery, [name for names in self.names.values() for name in names])
+            self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=device.type)
+        if args.eval_names and args.clip:
+            self.clip = ClipScorer(str(args.clip.with_suffix(".json")), args.clip, device)
+
+    def before_after(self, model: LatentDiffusion) -> BeforeAfter:
+        """People of both groups and other prompts, as pictures without and with the prefix."""
+        prompts = {f"{name} ({group})": PORTRAIT.replace("{name}", name)
+                   for group, names in self.shown.items() for name in names}
+        return BeforeAfter(model, prompts | {prompt: prompt for prompt in self.prompts[:SHOWN]}, **self.drawing)
+
+    def measure(self, model: LatentDiffusion, prefix_file: Path, *, precision: str,
+                arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of identity accuracy, then of drift; written to --out_dir as results.json, .csv and .md."""
+        args, name = self.args, self.args.ckpt_path.stem
+        prefixes = load_prefixes(model, [prefix_file])
+        identity = drift = []
+        if self.analyzer:
+            drawing = Drawing(file_hash(args.ckpt_path), PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
+            identity = identity_rows(model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
+                                     drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,
+                                     threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
+                                     arguments=arguments)
+        if args.eval_names and self.prompts:
+            managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
+            drift = drift_rows(model, self.prompts, managers, name=args.prompts_file.stem, model_name=name,
+                               recognise=self.clip.recognise if self.clip else None, **self.drawing)
+        rows = [*identity, *drift]
+        write_results(rows, args.out_dir)
+        tables = [markdown_table(part) for part in (identity, drift) if part]
+        write_atomically(args.out_dir / "results.md", lambda path: path.write_text("\n".join(tables), encoding="utf-8"))
+        return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The rows as the two tables that the console shows."""
+    identity = [{key: row[key] for key in SHOWN_IDENTITY} for row in rows if "group" in row]
+    drift = [row for row in rows if "mse" in row]
+    return "\n\n".join(console_table(part) for part in (identity, drift) if part)
+
+
+def write_before_after(path: Path, before_after: BeforeAfter, prefix: EmbeddingManager) -> None:
+    """The picture grid as a file."""
+    write_atomically(path, before_after.grid(prefix).save)
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Different prompts of a text file, one a line; UserError if there is none."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not prompts:
+        raise UserError(f"the file {path} holds no prompt; write one a line")
+    return prompts

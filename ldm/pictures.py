@@ -1,0 +1,80 @@
+"""Pictures on disk and side by side: RGB files in and out, and the labelled grid that every command shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.util import UserError, write_atomically
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture in a file, (H, W, 3) uint8 RGB; UserError if it cannot be decoded whole."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}); delete or replace the file") from error
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 RGB to a file whose suffix names the format; whole or not at all."""
+    write_atomically(path, lambda target: Image.fromarray(image).save(target))
+
+
+def picture_files(folder: str | Path) -> list[Path]:
+    """The picture files in a folder (not below it) in natural order, sample 2 before 10."""
+    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
+    return sorted(files, key=lambda path: (len(path.stem), path.name))
+
+
+def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],
+                 *, cell: int = 128) -> Image.Image:
+    """Pictures in rows and columns with a title for each.
+
+    Args:
+        images: one list a row; each picture (H, W, 3) uint8 RGB, scaled to fit the cell; None leaves its cell empty.
+        row_labels, column_labels: as many as there are rows, and pictures in the longest row.
+        cell: side of a cell in pixels.
+    """
+    columns = max((len(row) for row in images), default=0)
+    if len(row_labels) != len(images) or len(column_labels) != columns:
+        raise ValueError(f"{len(images)} x {columns} pictures with {len(row_labels)} row and {len(column_labels)} "
+                         "column labels; give one label for each")
+    font, gap = ImageFont.load_default(size=max(10, cell // 10)), max(2, cell // 32)
+    rows_wrapped = [_wrap(label, font, 1.25 * cell) for label in row_labels]
+    columns_wrapped = [_wrap(label, font, cell) for label in column_labels]
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = max((ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in rows_wrapped), default=0) + 3 * gap
+    top = max((ruler.multiline_textbbox((0, 0), text, font=font)[3] for text in columns_wrapped), default=0) + 3 * gap
+    sheet = Image.new("RGB", (int(left) + columns * (cell + gap), int(top) + len(images) * (cell + gap)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(columns_wrapped):
+        draw.multiline_text((left + column * (cell + gap) + cell / 2, top - gap), text, INK, font, anchor="md",
+                            align="center")
+    for row, (pictures, text) in enumerate(zip(images, rows_wrapped, strict=True)):
+        y = int(top) + row * (cell + gap)
+        draw.multiline_text((left - 2 * gap, y + cell / 2), text, INK, font, anchor="rm", align="right")
+        for column, image in enumerate(pictures):
+            if image is not None:
+                picture = Image.fromarray(image)
+                picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+                x = int(left) + column * (cell + gap)
+                sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text broken at spaces so that no line is wider than `width` pixels, unless one word is."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

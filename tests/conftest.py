@@ -1,0 +1,44 @@
+"""A Stable Diffusion v1 in miniature's miniature: 2 U-Net levels, 32 channels, text width 32, 32 px; random weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import instantiate_from_config
+
+TINY = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
+    "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "image_size": 4, "channels": 4,
+    "scale_factor": 0.18215,
+    "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
+        "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
+        "attention_resolutions": [1, 2], "num_heads": 2, "context_dim": 32}},
+    "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 4, "ddconfig": {
+        "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 8, "ch_mult": [1, 2, 2, 2],
+        "num_res_blocks": 1}}},
+    "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}}}}
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> LatentDiffusion:
+    """Frozen, in eval mode; no weight is zero, so that every input matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = instantiate_from_config(TINY)
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_model, tmp_path_factory) -> tuple[Path, Path]:
+    """Config and checkpoint of `tiny_model`, (tiny.yaml, tiny.safetensors)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}), encoding="utf-8")
+    save_file({key: value.clone() for key, value in tiny_model.state_dict().items()}, folder / "tiny.safetensors")
+    return folder / "tiny.yaml", folder / "tiny.safetensors"

@@ -1,0 +1,150 @@
+"""Readers of S_ID, S_Reg and the templates: every layout gives the same, and a mistake is named."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.data.captions import caption_images
+from ldm.data.identities import identity_images, read_people
+from ldm.data.images import ImageSource, load_image
+from ldm.data.templates import fill, read_templates
+from ldm.util import UserError
+
+PEOPLE = "name,group,attributes\nAda Stone,train,\"A female pale-skinned pilot, brown eyes\"\nBen Wood,test,A male chef\n"
+
+
+def save_picture(path, color=(255, 0, 0), size=(20, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+@pytest.fixture
+def people(tmp_path):
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    return read_people(tmp_path / "people.csv")
+
+
+def test_an_image_is_the_centre_square_in_minus_one_to_one(tmp_path):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 4:8] = 255  # only the centre square is white
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = load_image(ImageSource(tmp_path / "a.png"), 4)
+    assert torch.equal(image, torch.ones(3, 4, 4))
+
+
+@pytest.mark.parametrize("layout", ["metadata", "folders", "shard"])
+def test_identities_of_every_layout_carry_name_and_attributes(tmp_path, people, layout):
+    folder = tmp_path / "s_id"
+    if layout == "metadata":
+        save_picture(folder / "1.png")
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "name": "Ada Stone"}))
+    elif layout == "folders":
+        save_picture(folder / "Ada_Stone" / "1.png")
+    else:
+        write_shard(folder / "0.tar", {"1.json": json.dumps({"name": "Ada Stone"}).encode()})
+    (image,) = identity_images(folder, people)
+    assert (image.name, image.attributes) == ("Ada Stone", "A female pale-skinned pilot, brown eyes")
+    assert load_image(image.source, 8).shape == (3, 8, 8)
+
+
+def test_people_of_the_test_group_stay_unseen(tmp_path, people):
+    for name in ("Ada Stone", "Ben Wood"):
+        save_picture(tmp_path / "s_id" / name / "1.png")
+    assert [image.name for image in identity_images(tmp_path / "s_id", people)] == ["Ada Stone"]
+
+
+@pytest.mark.parametrize("layout", ["txt", "jsonl", "csv", "img2dataset", "shard"])
+def test_captions_of_every_layout_are_found(tmp_path, layout):
+    folder = tmp_path / "s_reg"
+    if layout != "shard":
+        save_picture(folder / "00000" / "7.jpg")
+    if layout == "txt":
+        (folder / "00000" / "7.txt").write_text("a red car\n")
+    elif layout == "jsonl":
+        (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "00000/7.jpg", "text": "a red car"}))
+    elif layout == "csv":
+        (folder / "metadata.csv").write_text("file_name,prompt\n00000/7.jpg,a red car\n")
+    elif layout == "img2dataset":
+        (folder / "00000" / "7.json").write_text(json.dumps({"caption": "a red car", "width": 20}))
+    else:
+        write_shard(folder / "00000.tar", {"1.txt": b"a red car"})
+    (image,) = caption_images(folder)
+    assert image.caption == "a red car" and load_image(image.source, 8)[0].min() > 0.9
+
+
+def test_a_shard_is_never_unpacked(tmp_path):
+    write_shard(tmp_path / "s" / "0.tar", {"1.txt": b"x"}, prefix="../../outside/")
+    assert [image.caption for image in caption_images(tmp_path / "s")] == ["x"]
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def write_shard(path, members, prefix=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(picture, "PNG")
+    with tarfile.open(path, "w") as shard:
+        for name, content in {"1.png": picture.getvalue(), **members}.items():
+            member = tarfile.TarInfo(prefix + name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    path = save_picture(tmp_path / "broken.jpg", size=(200, 200))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match="broken.jpg"):
+        load_image(ImageSource(path), 8)
+
+
+def test_a_name_without_attributes_is_named(tmp_path, people):
+    save_picture(tmp_path / "s_id" / "Cleo Vance" / "1.png")
+    with pytest.raises(UserError, match="'Cleo Vance'.*no attributes"):
+        identity_images(tmp_path / "s_id", people)
+
+
+@pytest.mark.parametrize(("folder", "message"), [("empty", "holds no pictures"), ("absent", "does not exist")])
+def test_a_folder_without_pictures_is_refused(tmp_path, folder, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        caption_images(tmp_path / folder)
+
+
+def test_a_picture_without_caption_is_refused(tmp_path):
+    save_picture(tmp_path / "7.png")
+    with pytest.raises(UserError, match="7.png has no caption"):
+        caption_images(tmp_path)
+
+
+def test_metadata_for_a_missing_picture_is_refused(tmp_path):
+    save_picture(tmp_path / "7.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "8.png", "text": "a red car"}))
+    with pytest.raises(UserError, match="'8.png' in its entry 1"):
+        caption_images(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("name,group\nAda,train\n", "no attributes"), ("name,group,attributes\nAda,val,A chef\n", "'val'"),
+    ("name,group,attributes\nAda,train,A chef\nAda,test,A chef\n", "there twice")])
+def test_a_wrong_list_of_people_is_refused(tmp_path, content, message):
+    (tmp_path / "people.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_people(tmp_path / "people.csv")
+
+
+def test_templates_are_filled_alike(tmp_path):
+    (tmp_path / "templates.txt").write_text("# comment\n\na photo of {}\n{}\n")
+    templates = read_templates(tmp_path / "templates.txt")
+    assert [fill(template, "Ada {x}") for template in templates] == ["a photo of Ada {x}", "Ada {x}"]
+
+
+@pytest.mark.parametrize("content", ["", "a photo\n", "{} and {}\n"])
+def test_wrong_templates_are_refused(tmp_path, content):
+    (tmp_path / "templates.txt").write_text(content)
+    with pytest.raises(UserError, match="template"):
+        read_templates(tmp_path / "templates.txt")

@@ -1,0 +1,190 @@
+"""The frozen stack has the public keys and shapes, and the numbers of diffusers on equal random weights."""
+
+import pytest
+import torch
+from compvis_to_diffusers import diffusers_unet, diffusers_vae, randomise, relative_error, unet_state, vae_state
+from diffusers import DDIMScheduler, PNDMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.loading import read_config
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.util import UserError, instantiate_from_config
+
+V1 = read_config("configs/stable-diffusion/v1-inference.yaml")
+# v1 made narrow: four levels, none of the lowest with attention, two blocks a level.
+UNET = {**V1["params"]["unet_config"]["params"], "model_channels": 32, "num_heads": 4, "context_dim": 24}
+VAE = {**V1["params"]["first_stage_config"]["params"]["ddconfig"], "ch": 16}
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+            "set_alpha_to_one": False}
+
+
+def narrow_config() -> dict:
+    params = V1["params"]
+    return {**V1, "params": {
+        **params, "unet_config": {**params["unet_config"], "params": UNET}, "image_size": 8,
+        "first_stage_config": {**params["first_stage_config"], "params": {"embed_dim": 4, "ddconfig": VAE}},
+        "cond_stage_config": {**params["cond_stage_config"], "params": {
+            "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}}}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomise(instantiate_from_config(narrow_config()), seed=1)
+
+
+@pytest.fixture(scope="module")
+def their_unet(model):
+    unet = diffusers_unet(**UNET)
+    unet.load_state_dict(unet_state(model.model.diffusion_model.state_dict(), UNET["num_res_blocks"]))
+    return unet
+
+
+@pytest.fixture(scope="module")
+def their_vae(model):
+    vae = diffusers_vae(**VAE)
+    vae.load_state_dict(vae_state(model.first_stage_model.state_dict(), len(VAE["ch_mult"])))
+    return vae
+
+
+def test_v1_has_the_keys_and_shapes_of_the_public_checkpoint():
+    with torch.device("meta"):
+        ours = instantiate_from_config(V1)
+        theirs = {
+            "unet": diffusers_unet(**V1["params"]["unet_config"]["params"]),
+            "vae": diffusers_vae(**V1["params"]["first_stage_config"]["params"]["ddconfig"]),
+            "text": CLIPTextModel(CLIPTextConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+                                                 intermediate_size=3072))}
+    state = ours.state_dict()
+    parts = {name: {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+             for name, prefix in (("unet", "model.diffusion_model."), ("vae", "first_stage_model."),
+                                  ("text", "cond_stage_model.transformer.text_model."))}
+    assert [len(part) for part in parts.values()] == [686, 248, 196] and len(state) == 1130
+    assert [sum(value.numel() for value in part.values()) for part in parts.values()] == [859_520_964, 83_653_863, 123_060_480]
+    assert shapes(unet_state(parts["unet"], 2)) == shapes(theirs["unet"].state_dict())
+    assert shapes(vae_state(parts["vae"], 4)) == shapes(theirs["vae"].state_dict())
+    assert shapes(parts["text"]) == shapes(theirs["text"].state_dict())
+
+
+@pytest.mark.parametrize(("key", "shape"), [
+    ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (320, 768)),
+    ("model.diffusion_model.input_blocks.3.0.op.weight", (320, 320, 3, 3)),
+    ("model.diffusion_model.output_blocks.2.1.conv.weight", (1280, 1280, 3, 3)),
+    ("model.diffusion_model.output_blocks.5.2.conv.weight", (1280, 1280, 3, 3)),
+    ("first_stage_model.decoder.up.0.block.0.nin_shortcut.weight", (128, 256, 1, 1)),
+    ("first_stage_model.encoder.mid.attn_1.q.weight", (512, 512, 1, 1)),
+    ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight", (49408, 768)),
+])
+def test_v1_key(key, shape):
+    with torch.device("meta"):
+        assert instantiate_from_config(V1).state_dict()[key].shape == shape
+
+
+def test_noise_prediction_equals_diffusers(model, their_unet):
+    latent, timestep, context = torch.randn(2, 4, 8, 8), torch.tensor([7, 901]), torch.randn(2, 77, 24)
+    ours = model.apply_model(latent, timestep, context)
+    assert relative_error(ours, their_unet(latent, timestep, context).sample) < 1e-4
+    assert torch.equal(ours, model.apply_model(latent, timestep, {"c_crossattn": [context]}))
+
+
+def test_posterior_and_decoded_image_equal_diffusers(model, their_vae):
+    image, latent = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
+    ours, theirs = model.encode_first_stage(image), their_vae.encode(image).latent_dist
+    assert relative_error(ours.mean, theirs.mean) < 1e-4 and relative_error(ours.logvar, theirs.logvar) < 1e-4
+    assert relative_error(ours.kl(), theirs.kl()) < 1e-4
+    assert relative_error(model.decode_first_stage(latent), their_vae.decode(latent / 0.18215).sample) < 1e-4
+
+
+def test_context_equals_transformers(model):
+    prompts = ["A close-up portrait of a person", "", "word " * 100]
+    config = CLIPTextConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    theirs = CLIPTextModel(config).eval()
+    theirs.load_state_dict(model.cond_stage_model.transformer.text_model.state_dict())
+    expected = theirs(input_ids=model.cond_stage_model.tokenize(prompts)).last_hidden_state
+    assert relative_error(model.get_learned_conditioning(prompts), expected) < 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_trajectory_with_guidance_equals_diffusers(model, their_unet, eta):
+    contexts, noise = model.get_learned_conditioning(["a person", ""]), torch.randn(1, 4, 8, 8)
+    ours, intermediates = DDIMSampler(model).sample(
+        S=20, batch_size=1, shape=(4, 8, 8), conditioning=contexts[:1], unconditional_conditioning=contexts[1:],
+        unconditional_guidance_scale=7.0, eta=eta, x_T=noise, verbose=False, log_every_t=1,
+        generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False)
+    scheduler.set_timesteps(20)
+    latent = noise
+    for step, t in enumerate(scheduler.timesteps):
+        eps, eps_unconditional = their_unet(latent.expand(2, -1, -1, -1), t, contexts).sample.chunk(2)
+        eps = eps_unconditional + 7.0 * (eps - eps_unconditional)
+        latent = scheduler.step(eps, t, latent, eta=eta, variance_noise=torch.randn(1, 4, 8, 8, generator=generator)).prev_sample
+        assert relative_error(intermediates["x_inter"][step + 1], latent) < 1e-4
+    assert torch.equal(ours, intermediates["x_inter"][-1])
+
+
+def test_plms_trajectory_equals_diffusers(model, their_unet):
+    context, noise = model.get_learned_conditioning("a person"), torch.randn(1, 4, 8, 8)
+    ours, _ = PLMSSampler(model).sample(S=10, batch_size=1, shape=(4, 8, 8), conditioning=context, x_T=noise, verbose=False)
+    scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
+    scheduler.set_timesteps(10)
+    latent = noise
+    for t in scheduler.timesteps:
+        latent = scheduler.step(their_unet(latent, t, context).sample, t, latent).prev_sample
+    assert relative_error(ours, latent) < 1e-4
+
+
+def test_noising_equals_diffusers(model):
+    latent, noise, timestep = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    theirs = DDIMScheduler(**SCHEDULE).add_noise(latent, noise, timestep)
+    assert relative_error(model.q_sample(latent, timestep, noise), theirs) < 1e-4
+
+
+def test_bfloat16_runs_and_keeps_the_schedule_in_float32():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = randomise(instantiate_from_config(narrow_config()), seed=1)
+    latent, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    eps = model.apply_model(latent, timestep, model.get_learned_conditioning("a person"))
+    image = model.decode_first_stage(latent)
+    betas = model.betas.clone()
+    model.to(torch.bfloat16)
+    coarse = model.apply_model(latent, timestep, model.get_learned_conditioning("a person"))
+    assert coarse.dtype == torch.float32 and relative_error(coarse, eps) < 0.05
+    assert relative_error(model.decode_first_stage(latent).float(), image) < 0.05
+    assert torch.equal(model.betas, betas)
+
+
+def test_public_v1_config_builds_the_same_model():
+    public = {"base_learning_rate": 1.0e-4, "target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
+        "linear_start": 0.00085, "linear_end": 0.0120, "num_timesteps_cond": 1, "log_every_t": 200, "timesteps": 1000,
+        "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 64, "channels": 4,
+        "cond_stage_trainable": False, "conditioning_key": "crossattn", "monitor": "val/loss_simple_ema",
+        "scale_factor": 0.18215, "use_ema": False,
+        "scheduler_config": {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {"warm_up_steps": [10000]}},
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "attention_resolutions": [4, 2, 1],
+            "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True,
+            "transformer_depth": 1, "context_dim": 768, "use_checkpoint": True, "legacy": False}},
+        "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {
+            "embed_dim": 4, "monitor": "val/rec_loss", "lossconfig": {"target": "torch.nn.Identity"}, "ddconfig": {
+                "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+                "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}}},
+        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}}}
+    with torch.device("meta"):
+        assert shapes(instantiate_from_config(public).state_dict()) == shapes(instantiate_from_config(V1).state_dict())
+
+
+@pytest.mark.parametrize(("changed", "sentence"), [
+    ({"use_linear_in_transformer": True}, "UNetModel is asked for use_linear_in_transformer=True but only builds False"),
+    ({"adm_in_channels": 2816}, "UNetModel has no parameter 'adm_in_channels'"),
+])
+def test_config_of_another_architecture_is_refused(changed, sentence):
+    with torch.device("meta"), pytest.raises(UserError, match=sentence):
+        instantiate_from_config({"target": V1["params"]["unet_config"]["target"], "params": {**UNET, **changed}})
+
+
+def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}

@@ -1,0 +1,202 @@
+"""train.py from its command line, on a tiny model with random weights: what it writes, and what it says to bad input."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import train
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
+from tests.test_test_id import PixelAnalyzer
+
+ROOT = Path(__file__).resolve().parents[1]
+PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A folder with people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and s_reg/."""
+    folder = tmp_path_factory.mktemp("inputs")
+    with (folder / "people.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
+    (folder / "templates.txt").write_text("{}\na photo of {}\n")
+    (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
+    (folder / "faces").mkdir()
+    (folder / "faces" / "fake.onnx").touch()
+    random = np.random.default_rng(0)
+    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in PEOPLE})
+    for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "s_reg/1", "s_reg/2"):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    for number in (1, 2):
+        (folder / "s_reg" / f"{number}.txt").write_text(f"{number} red cars")
+    return folder
+
+
+@pytest.fixture
+def command(inputs, tiny_files):
+    """Flags of train.py for the tiny model: command(*more)."""
+    def flags(*more: object) -> list[str]:
+        return [str(flag) for flag in (
+            "--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--people", inputs / "people.csv",
+            "--templates", inputs / "templates.txt", "--identity_images", inputs / "s_id", "--caption_images", inputs / "s_reg",
+            "--prompts_file", inputs / "prompts.txt", "--gallery", inputs / "gallery.npz", "--face_pack", inputs / "faces",
+            "--num_vectors", 2, "--iterations", 4, "--batch_size", 2, "--save_every", 2, "--val_every", 4, "--log_every", 2,
+            "--eval_names", 1, "--eval_samples", 1, "--eval_ddim_steps", 2, "--devices", "cpu", *more)]
+    return flags
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ldm.evaluation.faces.FaceAnalyzer", PixelAnalyzer)
+    monkeypatch.setattr("ldm.paper.training_report.FaceAnalyzer", PixelAnalyzer, raising=False)
+
+
+def sentence(capsys, argv: list[str]) -> str:
+    """What the command says on stderr before it ends with status 2: one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv)
+    said = capsys.readouterr().err.strip().split("\r")[-1].splitlines()
+    assert stopped.value.code == 2 and said[-1].startswith("error:") and "Traceback" not in "".join(said)
+    return said[-1]
+
+
+def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(command, tmp_path, capsys):
+    train.main(command())
+    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-2.pt", "apl-4.pt"]
+    file = read_embedding_file(tmp_path / "embeddings" / "apl-4.pt")
+    assert file.vectors["*"].shape == (2, 32) and file.metadata["step"] == 4 and file.metadata["train_method"] == "apl"
+    run = tmp_path / "runs" / "apl"
+    assert [row["step"] for row in csv.DictReader((run / "log.csv").open())] == ["2", "4"]
+    assert {"torch"} < set(json.loads((run / "arguments.json").read_text())["versions"])
+    assert (run / "pictures" / "step-000004.png").exists() and (run / "before-after.png").exists()
+    assert list((run / "tensorboard").iterdir())
+
+    rows = json.loads((run / "results.json").read_text())
+    identity, drift = [row for row in rows if "group" in row], [row for row in rows if "mse" in row]
+    assert [(row["prefix"], row["group"]) for row in identity] == [
+        ("none", "train"), ("none", "test"), ("embeddings/apl-4.pt", "train"), ("embeddings/apl-4.pt", "test")]
+    assert [(row["prefix"], row["prompts"]) for row in drift] == [
+        ("none", "prompts"), ("none, other noise", "prompts"), ("embeddings/apl-4.pt", "prompts")]
+    assert drift[0]["mse"] == 0 < drift[1]["mse"]
+    printed = capsys.readouterr().out
+    assert "id_acc_mean" in printed and "other noise" in printed and "S_ID" in printed
+
+
+def test_the_same_command_again_changes_nothing(command, tmp_path):
+    train.main(command("--out_dir", "run"))
+    names = ("embeddings/apl-4.pt", "log.csv", "results.json", "state.pt")
+    content = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    train.main(command("--out_dir", "run"))
+    assert content == {name: (tmp_path / "run" / name).read_bytes() for name in names}
+
+
+def test_a_run_killed_by_a_signal_ends_with_the_same_bytes(command, tmp_path):
+    argv = command("--iterations", 200, "--save_every", 50, "--val_every", 0, "--log_every", 1, "--eval_names", 0)
+    run(argv + ["--out_dir", "whole"])
+    killed = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *argv, "--out_dir", "killed"], cwd=tmp_path,
+                              env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "log.csv"
+    while killed.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 70):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    run(argv + ["--out_dir", "killed"])
+    for name in ("embeddings/apl-200.pt", "log.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_two_processes_train_one_prefix(command, tmp_path):
+    run(command("--devices", "cpu:2", "--eval_names", 0, "--val_every", 0, "--out_dir", "two"))
+    train.main(command("--eval_names", 0, "--val_every", 0, "--out_dir", "one"))
+    two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-4.pt").vectors["*"] for folder in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
+    rows = list(csv.DictReader((tmp_path / "two" / "log.csv").open()))
+    assert [float(row["samples_id"]) + float(row["samples_reg"]) for row in rows] == [4, 4]
+
+
+def run(argv: list[str]) -> None:
+    """train.py in a process of its own, in the current folder."""
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], check=True, env=environment(), capture_output=True)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_the_plan_is_printed_and_nothing_is_written(command, tmp_path, capsys):
+    train.main(command("--dry_run"))
+    printed = capsys.readouterr().out
+    assert "2 images of 2 people, 2 templates" in printed and "4 steps of 2 samples" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
+    train.main(command("--eval_names", 0, "--val_every", 0))
+    assert "lr 0.001 instead of 0.1" in sentence(capsys, command("--lr", 0.1))
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--ckpt_path", "absent.ckpt"], "absent.ckpt is not there"), (["--devices", "977"], "asks for GPU 977"),
+    (["--iterations", "-5"], "'-5'"), (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"),
+    (["--caption_images", "empty"], "empty folder"), (["--out_dir", "/proc/run"], "/proc/run cannot be written"),
+    (["--placeholder", "anonymization"], "one ordinary token"), (["--init", "absent.pt"], "'absent.pt' is neither")])
+def test_wrong_flags_end_with_a_sentence(command, capsys, tmp_path, flags, message):
+    (tmp_path / "empty").mkdir()
+    assert message in sentence(capsys, command(*flags))
+
+
+@pytest.mark.parametrize(("shape", "message"), [((2, 768), "768 wide"), ((5, 32), "5 vectors where --num_vectors 2")])
+def test_a_first_prefix_of_another_shape_is_refused(command, capsys, shape, message):
+    write_embedding_file("other.pt", {"alz": torch.ones(shape)}, {"alz": 41128})
+    assert message in sentence(capsys, command("--init", "other.pt"))
+
+
+def test_training_starts_from_a_prefix_file(command, tmp_path):
+    vectors = torch.full((2, 32), 0.25)
+    write_embedding_file("first.pt", {"alz": vectors}, {"alz": 41128})
+    train.main(command("--init", "first.pt", "--iterations", 1, "--eval_names", 0, "--lr", 1e-6))
+    torch.testing.assert_close(read_embedding_file("embeddings/apl-1.pt").vectors["*"], vectors, rtol=0, atol=1e-5)
+
+
+def test_a_truncated_checkpoint_is_refused(command, capsys, tmp_path, tiny_files):
+    (tmp_path / "cut.safetensors").write_bytes(tiny_files[1].read_bytes()[:5000])
+    assert "cut.safetensors is damaged" in sentence(capsys, command("--ckpt_path", "cut.safetensors"))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(command, capsys):
+    save_file({"conditioner.embedders.0.transformer.x": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}, "xl.safetensors")
+    assert "is an SDXL checkpoint" in sentence(capsys, command("--ckpt_path", "xl.safetensors"))
+
+
+def test_a_corrupt_image_is_named_and_nothing_is_lost(command, capsys, tmp_path, inputs):
+    for name in ("1", "2"):
+        (tmp_path / "s_reg").mkdir(exist_ok=True)
+        (tmp_path / "s_reg" / f"{name}.png").write_bytes((inputs / "s_reg" / f"{name}.png").read_bytes()[:100])
+        (tmp_path / "s_reg" / f"{name}.txt").write_text("a red car")
+    assert ".png cannot be read as a picture" in sentence(capsys, command("--caption_images", "s_reg"))
+
+
+def test_a_name_without_attributes_is_named(command, capsys, tmp_path, inputs):
+    (tmp_path / "s_id" / "Dan Fox").mkdir(parents=True)
+    (tmp_path / "s_id" / "Dan Fox" / "1.png").write_bytes((inputs / "s_reg" / "1.png").read_bytes())
+    assert "'Dan Fox'" in sentence(capsys, command("--identity_images", "s_id"))
+
+
+def test_a_gallery_without_a_face_is_found_out_before_training(command, capsys, tmp_path):
+    np.savez("gallery.npz", **{"Ada Stone": np.ones(512, np.float32)})
+    assert "no face for 'Cleo Vance'" in sentence(capsys, command("--gallery", "gallery.npz"))
+    assert not (tmp_path / "embeddings").exists()

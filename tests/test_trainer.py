@@ -1,0 +1,166 @@
+"""The trainer: only the prefix moves, the same samples give the same bytes, a killed run ends as if it had not been."""
+
+import copy
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.apl.examples import FrozenContexts, TrainingSet
+from ldm.apl.launch import launch
+from ldm.apl.logbook import Logbook
+from ldm.apl.prefix import build_prefix
+from ldm.apl.trainer import Settings, frozen_predictions, samples_of, train_prefix
+from ldm.data.captions import CaptionImage
+from ldm.data.identities import IdentityImage
+from ldm.data.images import ImageSource
+from ldm.data.mixture import Mixture
+from ldm.util import UserError
+
+ARGUMENTS = {"iterations": 6, "lr": 0.01}
+
+
+class Killed(Exception):
+    """Stands for the signal that ends a run at once."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two pictures of S_ID and two of S_Reg."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    sources = [ImageSource(folder / f"{number}.png") for number in range(4)]
+    return ([IdentityImage(sources[0], "Ada Stone", "A female pilot"), IdentityImage(sources[1], "Ben Wood", "A male chef")],
+            [CaptionImage(sources[2], "a red car"), CaptionImage(sources[3], "two blue boats")])
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    return launch("cpu", 1)
+
+
+def settings(**changes) -> Settings:
+    return Settings(**{"iterations": 6, "batch_size": 4, "lr": 0.01, "train_method": "apl", "alpha": 1.0, "log_every": 1,
+                       "save_every": 3, "val_every": 0} | changes)
+
+
+def training_set(model, pictures, mix=0.5) -> TrainingSet:
+    return TrainingSet(model, *pictures, ["{}", "a photo of {}"], Mixture(0, 2, 2, 2, 50, mix))
+
+
+def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", **changes):
+    """Trains a fresh prefix in `folder`, or goes on there; with `kill_after` it ends right after that saved step."""
+    chosen = settings(**changes)
+    prefix = build_prefix(model, num_vectors=2, init=init)
+    data = training_set(model, pictures, mix)
+    logbook = Logbook(folder, ARGUMENTS | {"iterations": chosen.iterations})
+    logbook.state_is_due = lambda: True
+    data.encode(samples_of(fabric, chosen, logbook.first_step))
+
+    def save(step):
+        prefix.save(folder / f"{step}.pt", step=step)
+        if step == kill_after:
+            raise Killed
+
+    train_prefix(fabric, model, prefix, data, settings=chosen, logbook=logbook, save=save,
+                 draw=lambda: Image.new("RGB", (4, 4)))
+    return prefix
+
+
+def test_only_the_prefix_has_a_gradient_and_everything_else_stays(fabric, tiny_model, pictures, tmp_path):
+    before = copy.deepcopy(tiny_model.state_dict())
+    prefix = train(fabric, tiny_model, pictures, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in tiny_model.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    assert sum(parameter.numel() for parameter in prefix.parameters() if parameter.requires_grad) == 2 * 32
+    (vectors,) = prefix.embedding_parameters()
+    assert (vectors != next(build_prefix(tiny_model, num_vectors=2, init="vocab").embedding_parameters())).all()
+
+
+@pytest.mark.parametrize(("kill_after", "log_every"), [(3, 1), (3, 2), (6, 1)])
+def test_a_killed_run_ends_with_the_same_bytes(fabric, tiny_model, pictures, tmp_path, kill_after, log_every):
+    train(fabric, tiny_model, pictures, tmp_path / "whole", log_every=log_every)
+    with pytest.raises(Killed):
+        train(fabric, tiny_model, pictures, tmp_path / "killed", kill_after=kill_after, log_every=log_every)
+    train(fabric, tiny_model, pictures, tmp_path / "killed", log_every=log_every)
+    for name in ("3.pt", "6.pt", "log.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_finished_run_is_left_as_it_is(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path)
+    content = {name: (tmp_path / name).read_bytes() for name in ("6.pt", "log.csv", "state.pt")}
+    prefix = train(fabric, tiny_model, pictures, tmp_path)
+    assert content == {name: (tmp_path / name).read_bytes() for name in content}
+    prefix.save(tmp_path / "again.pt", step=6)
+    assert (tmp_path / "again.pt").read_bytes() == content["6.pt"]
+
+
+def test_more_iterations_go_on(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path)
+    train(fabric, tiny_model, pictures, tmp_path, iterations=9)
+    steps = [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert steps == [str(step) for step in range(1, 10)]
+
+
+def test_other_arguments_are_refused(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path)
+    with pytest.raises(UserError, match="lr 0.01 instead of 0.1"):
+        Logbook(tmp_path, ARGUMENTS | {"lr": 0.1})
+    with pytest.raises(UserError, match="6 steps where --iterations 5"):
+        Logbook(tmp_path, ARGUMENTS | {"iterations": 5})
+    assert Logbook(tmp_path, ARGUMENTS | {"lr": 0.1}, resume=False).first_step == 0
+
+
+def test_a_damaged_state_is_refused(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(UserError, match="state.pt is damaged"):
+        Logbook(tmp_path, ARGUMENTS)
+
+
+def test_the_loss_falls_on_a_few_samples(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path, iterations=60, lr=0.05, log_every=15, save_every=60)
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_log_tells_both_losses_apart(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path, mix=1.0, log_every=3)
+    for row in csv.DictReader((tmp_path / "log.csv").open()):
+        assert row["loss"] == row["loss_id"] and row["loss_reg"] == "nan"
+        assert (float(row["samples_id"]), float(row["samples_reg"])) == (12, 0)
+
+
+def test_regularising_samples_have_one_frozen_prediction(fabric, tiny_model, pictures, monkeypatch):
+    data = training_set(tiny_model, pictures)
+    data.encode(range(8))
+    batch, rows = data.batch(range(8)), []
+    predict = tiny_model.apply_model
+    monkeypatch.setattr(tiny_model, "apply_model", lambda x, t, c: rows.append(len(x)) or predict(x, t, c))
+    ((eps_name, eps_attributes),) = frozen_predictions(tiny_model, [batch], FrozenContexts(tiny_model))
+    assert rows == [8 + batch.n_identity] and 0 < batch.n_identity < 8
+    assert torch.equal(eps_name[batch.n_identity:], eps_attributes[batch.n_identity:])
+    expected = predict(batch.noisy_latent, batch.timestep, tiny_model.get_learned_conditioning(batch.name_prompts))
+    torch.testing.assert_close(eps_name, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_names_and_attributes_get_the_same_template(tiny_model, pictures):
+    data = training_set(tiny_model, pictures, mix=1.0)
+    data.encode(range(20))
+    batch = data.batch(range(20))
+    attributes = {"Ada Stone": "A female pilot", "Ben Wood": "A male chef"}
+    assert {c1.startswith("a photo of ") for c1 in batch.name_prompts} == {True, False}
+    for c1, c2 in zip(batch.name_prompts, batch.attribute_prompts, strict=True):
+        name = c1.removeprefix("a photo of ")
+        assert c2 == c1.replace(name, attributes[name])
+
+
+@pytest.mark.parametrize(("devices", "batch_size", "message"), [
+    ("977", 1, "asks for GPU 977"), ("cpu:2", 3, "--batch_size 3 cannot be shared evenly by the 2 devices")])
+def test_devices_that_are_not_there_or_cannot_share_are_refused(devices, batch_size, message):
+    with pytest.raises(UserError, match=message):
+        launch(devices, batch_size)

@@ -1,0 +1,66 @@
+"""Learns an anonymization prompt for a frozen text-to-image model (arXiv 2405.16895), and shows what it does.
+
+    python train.py --preset mini
+    python train.py --prompt apl --train_method apl --iterations 20000 --lr 1e-3 --devices 0 \
+        --config_path configs/stable-diffusion/v1-inference.yaml --ckpt_path models/sd-v1-5.ckpt
+
+Writes the prefix to embeddings/<prompt>-<step>.pt, and log, pictures and the final table to --out_dir. The same command
+again goes on where it stopped.
+"""
+
+import argparse
+
+from args.train_args import parse_train_args
+from ldm.util import exit_with_sentence
+
+
+@exit_with_sentence
+def main(argv: list[str] | None = None) -> None:
+    args = parse_train_args(argv)
+    train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """The paper's procedure, from the data to the final table."""
+    # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.apl.examples import TrainingSet
+    from ldm.apl.launch import launch, set_precision
+    from ldm.apl.logbook import Logbook
+    from ldm.apl.plan import arguments_of, describe, make_plan, prefix_path
+    from ldm.apl.prefix import build_prefix
+    from ldm.apl.trainer import samples_of, train_prefix
+    from ldm.device import pick_precision
+    from ldm.loading import load_frozen_model
+    from ldm.paper.training_report import TrainingReport, summary, write_before_after
+
+    plan = make_plan(args)
+    fabric = launch(args.devices, args.batch_size)
+    if fabric.is_global_zero:
+        print(describe(args, plan), flush=True)
+    if args.dry_run:
+        return
+    precision = pick_precision(args.precision, fabric.device)
+    arguments = arguments_of(args, plan, precision)
+    logbook = Logbook(args.out_dir, arguments, resume=args.resume)
+    report = TrainingReport(args, plan.people, fabric.device)
+
+    model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
+    set_precision(model, precision)
+    prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
+                          initializer_words=args.initializer_words, seed=args.seed)
+    data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
+    data.encode(samples_of(fabric, plan.settings, logbook.first_step), show_progress=fabric.is_global_zero)
+    before_after = report.before_after(model)
+    train_prefix(fabric, model, prefix, data, settings=plan.settings, logbook=logbook,
+                 save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
+                 draw=lambda: before_after.grid(prefix))
+
+    if fabric.is_global_zero:
+        final = prefix_path(args, args.iterations)
+        rows = report.measure(model, final, precision=precision, arguments=vars(args))
+        write_before_after(args.out_dir / "before-after.png", before_after, prefix)
+        print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main()
