@@ -26,7 +26,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.examples import TrainingSet
     from ldm.apl.launch import launch, set_precision
     from ldm.apl.logbook import Logbook
-    from ldm.apl.plan import arguments_of, describe, make_plan, prefix_path
+    from ldm.apl.plan import arguments_of, describe, make_plan, prefix_path, write_arguments
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import samples_of, train_prefix
     from ldm.device import pick_precision
@@ -43,6 +43,8 @@ def train(args: argparse.Namespace) -> None:
     arguments = arguments_of(args, plan, precision)
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
     report = TrainingReport(args, plan.people, fabric.device)
+    if fabric.is_global_zero:
+        write_arguments(args, arguments)
 
     model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
     set_precision(model, precision)

@@ -15,7 +15,7 @@ from args.common import (
 )
 
 NEEDED = ("people", "face_pack", "gallery")
-ONLY_TO_DRAW = ("config_path", "ckpt_path", "embedding")
+ONLY_TO_DRAW = ("config_path", "ckpt_path", "embedding", "clip")
 
 
 def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:

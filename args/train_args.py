@@ -88,8 +88,8 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix")
     add_face_arguments(group)
-    group.add_argument("--clip", metavar="FILE", type=Path, help="open_clip weights, their config beside them as .json")
-    group.add_argument("--prompts_file", metavar="FILE", type=Path, help="non-identity prompts, one a line")
+    group.add_argument("--prompts_file", metavar="FILE", type=Path, nargs="+",
+                       help="prompts that name nobody, one a line; a row of drift for each file")
     group.add_argument("--eval_names", metavar="N", type=number(int, 0), default=100,
                        help="names of each group that are drawn; 0: no table")
     group.add_argument("--eval_samples", metavar="N", type=number(int, 1), default=4, help="images a name")

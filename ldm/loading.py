@@ -124,7 +124,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
 def describe(content: Mapping[str, object]) -> str | None:
     """What a file other than a Stable Diffusion v1 checkpoint probably is, by its keys; None if it looks like one."""
-    if len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 for value in content.values()):
+    if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 for value in content.values()):
         return "a prefix (textual inversion embedding)"
     return next((name for mark, name in OTHER_FILES if any(key.startswith(mark) for key in content)), None)
 

@@ -53,7 +53,7 @@ def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
     """Pass over the training-only keys of a public config; raise UserError for what this stack would not build."""
     for key, value in params.items():
         if key in ONLY_VALUE:
-            value = list(value) if isinstance(ONLY_VALUE[key], list) else value
+            value = list(value or []) if isinstance(ONLY_VALUE[key], list) else value
             if value != ONLY_VALUE[key]:
                 raise UserError(f"{owner} is asked for {key}={value!r} but only builds {ONLY_VALUE[key]!r}, as Stable "
                                 "Diffusion v1 has it; use configs/stable-diffusion/v1-inference.yaml")

@@ -16,6 +16,7 @@ FLOORS = {
     "ldm.apl": 4, "ldm.baselines": 4, "ldm.evaluation": 4, "ldm.export": 4,
     "ldm.paper": 5,
 }
+FLOORS = {"ldm.mini.__main__": 6} | FLOORS  # a script: it rebuilds the miniature and measures it
 SCRIPTS = {"train", "test_id", "test_fid_clip_score", "dataset_generation", "tests"}
 SIBLINGS = {"ldm.apl", "ldm.baselines", "ldm.evaluation", "ldm.export"}
 WITHOUT_MODEL = ("ldm.models", "ldm.modules", "ldm.loading", "ldm.generation", "ldm.data", "ldm.mini")

@@ -87,6 +87,8 @@ def test_noise_prediction_equals_diffusers(model, their_unet):
     ours = model.apply_model(latent, timestep, context)
     assert relative_error(ours, their_unet(latent, timestep, context).sample) < 1e-4
     assert torch.equal(ours, model.apply_model(latent, timestep, {"c_crossattn": [context]}))
+    assert relative_error(ours, model.apply_model(latent, timestep, 0 * context)) > 1e-3  # the text has a say
+    assert relative_error(ours, model.apply_model(latent, 0 * timestep, context)) > 1e-3
 
 
 def test_posterior_and_decoded_image_equal_diffusers(model, their_vae):

@@ -76,12 +76,13 @@ def sentence(capsys, argv: list[str]) -> str:
 
 def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(command, tmp_path, capsys):
     train.main(command())
-    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-2.pt", "apl-4.pt"]
+    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-2.pt", "apl-4.pt", "apl.json"]
     file = read_embedding_file(tmp_path / "embeddings" / "apl-4.pt")
     assert file.vectors["*"].shape == (2, 32) and file.metadata["step"] == 4 and file.metadata["train_method"] == "apl"
     run = tmp_path / "runs" / "apl"
     assert [row["step"] for row in csv.DictReader((run / "log.csv").open())] == ["2", "4"]
-    assert {"torch"} < set(json.loads((run / "arguments.json").read_text())["versions"])
+    record = json.loads((run / "arguments.json").read_text())
+    assert record["arguments"]["eval_names"] == 1 and record["learned_from"]["lr"] == 1e-3 and record["versions"]["torch"]
     assert (run / "pictures" / "step-000004.png").exists() and (run / "before-after.png").exists()
     assert list((run / "tensorboard").iterdir())
 

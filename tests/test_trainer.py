@@ -164,3 +164,12 @@ def test_names_and_attributes_get_the_same_template(tiny_model, pictures):
 def test_devices_that_are_not_there_or_cannot_share_are_refused(devices, batch_size, message):
     with pytest.raises(UserError, match=message):
         launch(devices, batch_size)
+
+
+def test_alpha_moves_the_prefix_in_the_paper_but_not_in_the_released_code(fabric, tiny_model, pictures, tmp_path):
+    def learned(method, alpha):
+        prefix = train(fabric, tiny_model, pictures, tmp_path / f"{method}-{alpha}", mix=1.0, train_method=method, alpha=alpha)
+        return next(prefix.embedding_parameters()).detach()
+
+    torch.testing.assert_close(learned("apl-released", 0.0), learned("apl-released", 3.0), rtol=0, atol=1e-3)
+    assert (learned("apl", 0.0) - learned("apl", 3.0)).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""What a training run writes while it runs: arguments, log.csv, TensorBoard, pictures, and the state to go on from.
+"""What a training run writes while it runs: log.csv, TensorBoard, pictures, and the state to go on from.
 
 log.csv holds no clock, and the state holds its length: a run that was killed and goes on writes the same bytes.
 """
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm.run_folder import versions, write_json
 from ldm.util import UserError, write_atomically
 
 SECONDS_BETWEEN_STATES = 20.0
 
 
 class Logbook:
-    """Files under `out_dir`: arguments.json, log.csv, tensorboard/, pictures/, state.pt.
+    """Files under `out_dir`: log.csv, tensorboard/, pictures/, state.pt.
 
     Args:
         arguments: what the learned vectors depend on, "iterations" among it.
@@ -46,7 +45,6 @@ class Logbook:
         from torch.utils.tensorboard import SummaryWriter
 
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.out_dir / "arguments.json", {"arguments": self.arguments, "versions": versions()})
         self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         self._log.truncate(self.state["log_bytes"] if self.state else 0)
         self._log.seek(0, os.SEEK_END)

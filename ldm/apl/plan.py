@@ -12,6 +12,7 @@ from ldm.data.identities import IdentityImage, Person, identity_images, read_peo
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
 from ldm.loading import file_hash
+from ldm.run_folder import versions, write_json
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
@@ -73,6 +74,13 @@ def describe(args: argparse.Namespace, plan: Plan) -> str:
         "the rest": f"{args.out_dir}",
     }
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None:
+    """All flags, what the vectors depend on, and versions: as <prompt>.json beside the prefixes, and in --out_dir."""
+    record = {"arguments": vars(args), "learned_from": arguments, "versions": versions()}
+    for path in (args.embeddings_dir / f"{args.prompt}.json", args.out_dir / "arguments.json"):
+        write_json(path, record)
 
 
 def prefix_path(args: argparse.Namespace, step: int) -> Path:

@@ -11,17 +11,20 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from ldm.evaluation.tables import console_table
 from ldm.loading import load_frozen_model, read_state_dict
 from ldm.mini.autoencoder_stage import train_autoencoder, train_decoder
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_prompts
+from ldm.mini.face_pack import build_face_pack
 from ldm.mini.text_stage import train_text_encoder
 from ldm.mini.unet_stage import latents_of_renders, train_unet
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.paper.miniature import miniature_figures, write_card
 from ldm.util import exit_with_sentence, instantiate_from_config, write_atomically
 
 CONFIG, DATA = Path("configs/stable-diffusion/mini-inference.yaml"), Path("data/mini")
-STAGES = ("autoencoder", "text", "unet", "decoder", "clip", "faces", "data")
+STAGES = ("autoencoder", "text", "unet", "decoder", "clip", "faces", "data", "card")
 SCALE = 4.0   # guidance of the miniature
 
 
@@ -73,9 +76,11 @@ def main(argv: list[str] | None = None) -> None:
             save_half(train_mini_clip(build_mini_clip().to(args.device), work_dir, steps=args.clip_steps).state_dict(),
                       DATA / "mini-clip.safetensors")
         elif stage == "faces":
-            from ldm.mini.face_pack import build_face_pack
-
             build_face_pack(work_dir, DATA, device=args.device)
+        elif stage == "card":
+            rows = miniature_figures(DATA, CONFIG, work_dir / "figures", scale=SCALE, device=args.device)
+            write_card(DATA, CONFIG, work_dir, rows, scale=SCALE)
+            print(console_table(rows))
         else:
             write_prompts(DATA)
             write_caption_images(DATA / "s_reg")

@@ -43,17 +43,17 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         raise UserError(f"there is no embedding file {path}; give the path of a .pt, .bin or .safetensors file")
     try:
         content, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+        return _parse(path, content, metadata)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             raise _unreadable(path) from error
         raise UserError(f"{path} asks for {asked[1]}, which is no part of an embedding and was not run; an embedding "
                         "holds only tensors, so take the file from a source that you trust") from error
-    except OSError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # the many ways in which zip, pickle, torch and safetensors report a damaged file
         raise _unreadable(path) from error
-    return _parse(path, content, metadata)
 
 
 def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids: dict[str, int], *,
@@ -103,7 +103,8 @@ def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFi
         metadata |= content.get(OWN_KEY) or {}
     if isinstance(vectors, nn.ParameterDict):
         vectors = vectors._parameters  # also where an older torch pickled it, without its newer attributes
-    if not isinstance(vectors, dict) or not vectors or not all(isinstance(value, Tensor) for value in vectors.values()):
+    if not isinstance(vectors, dict) or {str} != {type(key) for key in vectors} or \
+            not all(isinstance(value, Tensor) for value in vectors.values()):
         found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise UserError(f"{path} holds {found} instead of learned vectors; give a textual-inversion file")
     return EmbeddingFile({key: _matrix(path, key, value) for key, value in vectors.items()}, token_ids, metadata)

@@ -1,6 +1,7 @@
 """Table 1: identity accuracy of people in S_ID and S_test, without and with prefixes (paper sections 4.1 and 4.2)."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
-from ldm.generation import generate
+from ldm.generation import Job, generate
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -20,6 +22,9 @@ from ldm.run_folder import RunFolder
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # of each group
+C2 = "c2"           # label of pictures whose prompt has the attributes where the others have the name
+
+FeaturesOf = Callable[[Sequence[np.ndarray]], Any]  # pictures (H, W, 3) uint8 RGB -> unit attribute features (N, D)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]
 def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[str, np.ndarray],
                   people: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix], *, model_name: str, drawing: Drawing,
                   n_samples: int, batch_size: int, threshold: float, out_dir: Path, resume: bool = True,
-                  arguments: Mapping[str, Any] | None = None) -> list[Row]:
+                  arguments: Mapping[str, Any] | None = None, attributes: Mapping[str, str] | None = None,
+                  features_of: FeaturesOf | None = None) -> list[Row]:
     """A row for each group and prefix; pictures, per-image and per-person CSV and a picture grid in `out_dir`.
 
     Args:
@@ -74,6 +80,8 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
         threshold: cosine from which a face counts as the person.
         resume: keep pictures that an earlier run finished; they must have been made in the same way.
         arguments: of the command, written beside the pictures.
+        attributes: name -> c2; adds the rows "c2", the model as it is with attributes instead of the name.
+        features_of: adds attr_kept and attr_random, see `attributes_kept`; needs two samples.
 
     Returns:
         Rows with model, prefix, group and what `id_acc` returns.
@@ -84,28 +92,45 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
     folder = RunFolder(out_dir, asdict(drawing), resume=resume)
     folder.write_arguments(arguments or {})
     table = IdentityTable(analyzer, gallery, threshold, folder.path)
-    for prefix in prefixes:
+    shown = [*prefixes, Prefix(C2, C2)] if attributes else list(prefixes)
+    base: dict[str, np.ndarray] = {}  # group -> attribute features of the first prefix's pictures
+    for prefix in shown:
         folder.add_prefix(prefix.label, prefix.hash)
         for group, names in people.items():
-            portraits = draw_portraits(model, folder, prefix, names, drawing=drawing, n_samples=n_samples,
+            described = {name: attributes[name] if prefix.label == C2 else name for name in names}
+            portraits = draw_portraits(model, folder, prefix, described, drawing=drawing, n_samples=n_samples,
                                        batch_size=batch_size, label=f"drawing {group}, {prefix.label}")
             table.add(portraits, model=model_name, prefix=prefix.file, group=group)
+            if features_of and n_samples > 1 and len(names) > 1:
+                features = portrait_features(portraits, features_of)
+                kept, random = attributes_kept(features, base.setdefault(group, features))
+                table.rows[-1] |= {"attr_kept": kept, "attr_random": random}
     table.write_details()
-    grid = identity_grid(folder, people, prefixes)
+    grid = identity_grid(folder, people, shown)
     write_atomically(folder.path / "grid.png", lambda path: grid.save(path))
     return table.rows
 
 
-def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, names: Sequence[str], *, drawing: Drawing,
-                   n_samples: int, batch_size: int, label: str) -> dict[str, list[Path]]:
-    """Files of `n_samples` pictures of each name; those that are not there yet are drawn, each written when finished.
+def portrait_features(portraits: Mapping[str, Sequence[Path]], features_of: FeaturesOf) -> np.ndarray:
+    """Attribute features of the pictures of each person, (people, samples, D)."""
+    return np.stack([np.asarray(features_of([read_image(path) for path in paths])) for paths in portraits.values()])
+
+
+def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, described: Mapping[str, str], *,
+                   drawing: Drawing, n_samples: int, batch_size: int, label: str) -> dict[str, list[Path]]:
+    """Files of `n_samples` pictures of each person; those that are not there yet are drawn, each written when finished.
+
+    `described` says by which words the prompt calls each name: by the name itself, or by attributes.
 
     With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
     bit of an image can depend on the batch that it is computed in.
     """
-    portraits = {name: [folder.image_path(prefix.label, name, sample) for sample in range(n_samples)] for name in names}
-    paths = {(drawing.prompt.replace("{name}", name), sample): path
-             for name, files in portraits.items() for sample, path in enumerate(files)}
+    portraits = {name: [folder.image_path(prefix.label, name, sample) for sample in range(n_samples)] for name in described}
+    paths: dict[Job, Path] = {}
+    for name, files in portraits.items():
+        for sample, path in enumerate(files):  # people with equal attributes take further samples of the same prompt
+            prompt = drawing.prompt.replace("{name}", described[name])
+            paths[prompt, next(number for number in itertools.count(sample) if (prompt, number) not in paths)] = path
     jobs = list(paths)
     batches = [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
     unfinished = [job for batch in batches if not all(paths[job].exists() for job in batch) for job in batch]
@@ -124,5 +149,5 @@ def identity_grid(folder: RunFolder, people: Mapping[str, Sequence[str]], prefix
     """The first picture of the first people of each group: a row without a prefix, and a row for each prefix below."""
     columns = [(group, name) for group, names in people.items() for name in names[:PEOPLE_IN_GRID]]
     pictures = [[read_image(folder.image_path(prefix.label, name, 0)) for _, name in columns] for prefix in prefixes]
-    return picture_grid(pictures, ["no prefix" if prefix.manager is None else prefix.label for prefix in prefixes],
+    return picture_grid(pictures, ["no prefix" if prefix.label == "none" else prefix.label for prefix in prefixes],
                         [f"{name} ({group})" for group, name in columns])

@@ -24,8 +24,8 @@ PORTRAIT = "A close-up portrait of {name}"
 SHOWN = 3             # people of each group, and other prompts, in the pictures
 NOISE_SEED = 0        # as test_id.py has it
 BATCH_SIZE = 16
-SHOWN_IDENTITY = ("model", "prefix", "group", "id_acc_mean", "id_acc_max", "detection_rate", "rank1", "n_identities",
-                  "n_images")
+SHOWN_IDENTITY = ("prefix", "group", "id_acc_mean", "id_acc_max", "detection_rate", "rank1", "attr_kept", "attr_random",
+                  "n_identities", "n_images")
 
 
 class TrainingReport:
@@ -44,8 +44,9 @@ class TrainingReport:
         self.args = args
         everybody = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
         self.shown = {group: names[:SHOWN] for group, names in everybody.items()}
+        self.attributes = {person.name: person.attributes for person in people.values()}
         self.names = {group: names[:args.eval_names] for group, names in everybody.items() if names}
-        self.prompts = read_prompts(args.prompts_file) if args.prompts_file else []
+        self.prompts = {path.stem: read_prompts(path) for path in args.prompts_file or ()}
         self.drawing = {"ddim_steps": args.eval_ddim_steps, "scale": args.scale, "seed": NOISE_SEED,
                         "batch_size": BATCH_SIZE}
         self.analyzer = self.clip = None
@@ -59,24 +60,26 @@ class TrainingReport:
         """People of both groups and other prompts, as pictures without and with the prefix."""
         prompts = {f"{name} ({group})": PORTRAIT.replace("{name}", name)
                    for group, names in self.shown.items() for name in names}
-        return BeforeAfter(model, prompts | {prompt: prompt for prompt in self.prompts[:SHOWN]}, **self.drawing)
+        prompts |= {prompt: prompt for prompts in self.prompts.values() for prompt in prompts[:SHOWN]}
+        return BeforeAfter(model, prompts, **self.drawing)
 
     def measure(self, model: LatentDiffusion, prefix_file: Path, *, precision: str,
                 arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows of identity accuracy, then of drift; written to --out_dir as results.json, .csv and .md."""
         args, name = self.args, self.args.ckpt_path.stem
         prefixes = load_prefixes(model, [prefix_file])
-        identity = drift = []
+        identity, drift = [], []
         if self.analyzer:
             drawing = Drawing(file_hash(args.ckpt_path), PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
             identity = identity_rows(model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
                                      drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,
                                      threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
-                                     arguments=arguments)
-        if args.eval_names and self.prompts:
-            managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
-            drift = drift_rows(model, self.prompts, managers, name=args.prompts_file.stem, model_name=name,
-                               recognise=self.clip.recognise if self.clip else None, **self.drawing)
+                                     arguments=arguments, attributes=self.attributes if args.c2 else None,
+                                     features_of=self.clip.image_features if self.clip else None)
+        managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
+        for label, prompts in self.prompts.items() if args.eval_names else ():
+            drift += drift_rows(model, prompts, managers, name=label, model_name=name,
+                                recognise=self.clip.recognise if self.clip else None, **self.drawing)
         rows = [*identity, *drift]
         write_results(rows, args.out_dir)
         tables = [markdown_table(part) for part in (identity, drift) if part]
@@ -86,7 +89,7 @@ class TrainingReport:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """The rows as the two tables that the console shows."""
-    identity = [{key: row[key] for key in SHOWN_IDENTITY} for row in rows if "group" in row]
+    identity = [{key: row.get(key) for key in SHOWN_IDENTITY} for row in rows if "group" in row]
     drift = [row for row in rows if "mse" in row]
     return "\n\n".join(console_table(part) for part in (identity, drift) if part)
 
