@@ -35,8 +35,7 @@ class TrainingSet:
 
     Args:
         model: frozen; its autoencoder encodes each picture once.
-        identities: S_ID; may be empty if the mixture never draws from it, and so may
-        captions: S_Reg.
+        identities, captions: S_ID and S_Reg; a set that the mixture never draws from may be empty.
         templates: filled alike into c1 and c2 of S_ID.
         mixture: which sample is drawn when.
     """

@@ -104,7 +104,7 @@ def _load(pack_dir: Path, device: str) -> object:
             app = FaceAnalysis(str(pack_dir.resolve()), allowed_modules=["detection", "recognition"], sess_options=options,
                                providers=[name for name in wanted if name in onnxruntime.get_available_providers()])
         except Exception as error:      # assertions without a text, and ONNX Runtime's own classes, which share no other base
-            raise UserError(f"the face pack {pack_dir} cannot be loaded ({error or 'no face detector in it'}); {EXPECTED}") from error
+            raise UserError(f"the face pack {pack_dir} cannot be loaded ({str(error) or 'it has no face detector'}); {EXPECTED}") from error
     if "recognition" not in app.models:
         raise UserError(f"the face pack {pack_dir} has no face recogniser; {EXPECTED}")
     return app

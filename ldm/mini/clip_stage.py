@@ -39,7 +39,8 @@ def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float =
     images, _ = render_all(work_dir)
     device = next(model.parameters()).device
     tokenizer = open_clip.get_tokenizer(CONFIG.stem)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device)[:, None, None]
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device)[:, None, None]
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"clip {step}")

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Iterable
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +56,7 @@ def _write_folder(folder: Path, pictures: Iterable[tuple[str, np.ndarray, dict[s
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for file_name, pixels, fields in pictures:
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=92)
-        write_atomically(folder / file_name, lambda path, data=buffer.getvalue(): path.write_bytes(data))
+        picture = Image.fromarray(pixels)
+        write_atomically(folder / file_name, lambda path, picture=picture: picture.save(path, quality=92))
         lines.append(json.dumps({"file_name": file_name, **fields}))
     write_atomically(folder / "metadata.jsonl", lambda path: path.write_text("\n".join(lines) + "\n"))

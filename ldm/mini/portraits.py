@@ -259,7 +259,8 @@ class _Face:
             sketch.ellipse(complex(self.turn - 0.05 * self.lit_side, self.up - 0.75 * height), 0.05, 0.025, blend(self.skin, WHITE, 0.35))
         elif style == "short":
             self._hair_cap(0.6 * self.volume, self.hairline, self.hair)
-            sketch.line(arc(up - 0.02 - 0.8j * height, 0.6 * width, 0.14 * height, 0, 1.1 * math.pi, 1.6 * math.pi, 8), self.hair_light, 0.014)
+            shine = arc(up - 0.02 - 0.8j * height, 0.6 * width, 0.14 * height, 0, 1.1 * math.pi, 1.6 * math.pi, 8)
+            sketch.line(shine, self.hair_light, 0.014)
         elif style == "spiky":
             self._hair_cap(0.3 * self.volume, self.hairline, self.hair)
             for i, u in enumerate(np.linspace(-1, 1, 9)):

@@ -36,7 +36,7 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
     average = deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     # On CPUs the fused attention's backward pass costs more than plain attention at these sizes.
-    backend = SDPBackend.MATH if trained[0].device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    fused = [] if trained[0].device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     first = 0
     if state_path.exists():
         state = torch.load(state_path, map_location=next(module.parameters()).device, weights_only=True)
@@ -49,7 +49,7 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, decay=decay)
-        with sdpa_kernel(backend):
+        with sdpa_kernel([*fused, SDPBackend.MATH]):
             loss, numbers = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -30,8 +30,9 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     model = load_frozen_model(config, checkpoint, device)
     people = read_people(data_dir / "people.csv")
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
-    rows = identity_rows(model, FaceAnalyzer(data_dir / "faces", (DET_SIZE,), device=device), load_gallery(data_dir / "gallery.npz"), groups,
-                         [Prefix()], model_name="mini-sd", drawing=Drawing(file_hash(checkpoint), PORTRAIT, 0, scale, DDIM_STEPS, "fp32"),
+    analyzer, gallery = FaceAnalyzer(data_dir / "faces", (DET_SIZE,), device=device), load_gallery(data_dir / "gallery.npz")
+    drawing = Drawing(file_hash(checkpoint), PORTRAIT, 0, scale, DDIM_STEPS, "fp32")
+    rows = identity_rows(model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
                          n_samples=SAMPLES, batch_size=BATCH_SIZE, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
