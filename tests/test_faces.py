@@ -32,7 +32,7 @@ def portrait(person, seed):
 def test_the_face_of_a_portrait_is_found_where_it_was_drawn(analyzer):
     drawn = portrait(PERSON, 1)
     face = analyzer.analyze(drawn.image)
-    assert np.abs(face.landmarks - drawn.landmarks).max() < 4 and np.abs(face.box - drawn.box).max() < 10
+    assert np.linalg.norm(face.landmarks - drawn.landmarks, axis=1).mean() < 6 and np.abs(face.box - drawn.box).max() < 10
     assert face.embedding.shape == (512,) and np.linalg.norm(face.embedding) == pytest.approx(1, abs=1e-5)
 
 

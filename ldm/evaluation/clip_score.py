@@ -37,7 +37,7 @@ class ClipScorer:
             raise UserError(f"the CLIP weights {weights} are not there; give the path of a local file")
         try:
             self.model, _, self.preprocess = open_clip.create_model_and_transforms(name, pretrained=str(weights), device=device)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             raise UserError(f"{weights} does not fit the open_clip model {name}: {str(error).splitlines()[0]}") from error
         self.model.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)

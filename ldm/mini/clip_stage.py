@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.mini.face_layers import calibrated
 from ldm.mini.people import anonymous_caption
 from ldm.mini.renders import COUNT, render_all, subject
 from ldm.mini.scenes import scene_caption
@@ -42,17 +43,24 @@ def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float =
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device)[:, None, None]
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def embed(net: nn.Module, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit embeddings of the step's pictures and captions, (B, D) each, and the scale of their cosines."""
         rng = random.Random(f"clip {step}")
         indices = [rng.randrange(COUNT) for _ in range(BATCH)]
         subjects = [subject(index) for index in indices]
         captions = [scene_caption(what.scene, rng) if what.scene else anonymous_caption(what.person, what.view, rng) for what in subjects]
         pixels = torch.from_numpy(np.stack([images[index] for index in indices])).to(device).permute(0, 3, 1, 2).float() / 255
         with torch.autocast(device.type, torch.bfloat16):
-            pictures, texts, scale = model((soften(pixels, rng) - mean) / std, tokenizer(captions).to(device))[:3]
-        logits = scale.float() * pictures.float() @ texts.float().T
+            pictures, texts, scale = net((soften(pixels, rng) - mean) / std, tokenizer(captions).to(device))[:3]
+        return pictures.float(), texts.float(), scale.float()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        pictures, texts, scale = embed(model, step)
+        logits = scale * pictures @ texts.T
         target = torch.arange(BATCH, device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return loss, {"right": (logits.argmax(1) == target).float().mean().item()}
 
-    return train_stage("clip", model.train(), loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)
+    average = train_stage("clip", model.train(), loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)
+    with torch.no_grad():
+        return calibrated(average, lambda step: embed(average, step))

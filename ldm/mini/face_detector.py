@@ -17,8 +17,8 @@ from ldm.mini.stage import train_stage
 
 ANCHORS = {8: (16, 32), 16: (64, 128), 32: (256, 512)}    # stride -> sizes in pixels of the faces that its two anchors find
 OUTPUTS = 15                                              # of an anchor: score, 4 box distances, 5 key points
-STEPS = 2400
-SCENE_SHARE = 0.3
+STEPS = 3300
+SCENE_SHARE = 0.45         # of the pictures that show no face
 
 
 class FaceDetector(nn.Module):
