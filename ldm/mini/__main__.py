@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--autoencoder_steps", metavar="N", type=int, default=2_000, help="steps; the first half on crops")
     parser.add_argument("--text_steps", metavar="N", type=int, default=2_000, help="steps of 96 captions")
-    parser.add_argument("--unet_steps", metavar="N", type=int, default=24_000, help="steps of 64 latents")
+    parser.add_argument("--unet_steps", metavar="N", type=int, default=24_000, help="steps of 32 latents")
     parser.add_argument("--decoder_steps", metavar="N", type=int, default=3_000, help="steps of 12 pictures")
     parser.add_argument("--clip_steps", metavar="N", type=int, default=1_500, help="steps of 128 pairs")
     args = parser.parse_args(argv)

@@ -18,9 +18,9 @@ from ldm.loading import file_hash, load_frozen_model
 from ldm.mini.face_pack import DET_SIZE, face_figures
 from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, Prefix, identity_rows
+from ldm.paper.training_report import PORTRAIT, read_prompts
 from ldm.util import write_atomically
 
-PORTRAIT = "A close-up portrait of {name}"
 SAMPLES, DDIM_STEPS, BATCH_SIZE = 4, 20, 16
 
 
@@ -37,7 +37,7 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
     clip = ClipScorer(str(data_dir / "mini-clip.json"), data_dir / "mini-clip.safetensors", device)
-    prompts = (data_dir / "prompts.txt").read_text().splitlines()
+    prompts = read_prompts(data_dir / "prompts.txt")
     scenes = drift_rows(model, prompts, {}, name="scenes", model_name="mini-sd", recognise=clip.recognise, ddim_steps=DDIM_STEPS,
                         scale=scale, seed=0, batch_size=BATCH_SIZE)
     true = face_figures(data_dir)
