@@ -64,7 +64,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
     group.add_argument("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
-                       help="arithmetic of the frozen model; auto: bf16 on a GPU, fp32 on a CPU")
+                       help="arithmetic of the frozen model; auto: bf16 where the device computes in it, else fp32")
 
 
 def add_face_arguments(group: argparse._ArgumentGroup) -> None:
