@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from ldm.evaluation.tables import console_table
@@ -79,8 +79,10 @@ def main(argv: list[str] | None = None) -> None:
             latents = latents_of_renders(model.first_stage_model, work_dir)
             model.first_stage_model = train_decoder(model.first_stage_model, latents, work_dir, steps=args.decoder_steps)
         elif stage == "clip":
-            save_half(train_mini_clip(build_mini_clip().to(args.device), work_dir, steps=args.clip_steps).state_dict(),
-                      DATA / "mini-clip.safetensors")
+            clip, clip_file = build_mini_clip().to(args.device), DATA / "mini-clip.safetensors"
+            if start is not None and clip_file.exists():
+                clip.load_state_dict(load_file(clip_file))
+            save_half(train_mini_clip(clip, work_dir, steps=args.clip_steps).state_dict(), clip_file)
         elif stage == "faces":
             build_face_pack(work_dir, DATA, device=args.device)
         elif stage == "card":
