@@ -74,6 +74,8 @@ def add_face_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) of each name")
     group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
                        help="detector sizes, tried in order until a face is found")
+    group.add_argument("--det_thresh", metavar="SCORE", type=number(float, 0, 1), default=0.5,
+                       help="smallest detector score of a face")
     group.add_argument("--clip", metavar="FILE", type=Path,
                        help="open_clip weights for attributes and captions, their config beside them as .json")
     group.add_argument("--c2", action=argparse.BooleanOptionalAction, default=False,

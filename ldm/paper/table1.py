@@ -38,7 +38,7 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=device.type)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
     model = load_frozen_model(args.config_path, args.ckpt_path, device)
     set_precision(model, precision)
     prefixes = load_prefixes(model, args.embedding or [])
@@ -58,7 +58,7 @@ def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     if not any(shown.values()):
         raise UserError(f"{args.images} shows nobody of the people asked for; give another --group or --n_names")
     gallery = load_gallery(args.gallery, [name for names in shown.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=pick_device(args.device).type)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=pick_device(args.device).type)
     table = IdentityTable(analyzer, gallery, args.threshold, args.out_dir)
     for group, names in shown.items():
         if names:
