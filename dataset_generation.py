@@ -51,7 +51,7 @@ def faces(args: argparse.Namespace) -> None:
 
     names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
     device = pick_device(args.device)
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=device.type) if args.one_face else None
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type) if args.one_face else None
     recipe = Recipe(file_hash(args.ckpt_path), read_templates(args.templates), args.negative_prompt, args.seed, args.scale,
                     args.ddim_steps, pick_precision(args.precision, device), analyzer and analyzer.fingerprint())
     folder = RunFolder(args.out_dir, asdict(recipe), resume=args.resume)
@@ -72,7 +72,7 @@ def gallery(args: argparse.Namespace) -> None:
 
     names = list(read_people(args.people)) if args.people else []
     people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None)
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=pick_device(args.device).type)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=pick_device(args.device).type)
     rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos, arguments=vars(args))
     print(describe(rows, names, args.out_dir))
 

@@ -7,16 +7,8 @@
 Writes images, manifest, images.csv, identities.csv, grid.png and the table (results.json, .csv, .md) into --out_dir.
 """
 
-import argparse
-
 from args.test_id_args import parse_test_id_args
-from ldm.data.identities import GROUPS, read_people
-from ldm.device import pick_device, pick_precision
-from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Row, load_gallery
-from ldm.evaluation.portraits import IdentityTable, portraits_in
-from ldm.evaluation.tables import console_table, write_results
-from ldm.util import UserError, exit_with_sentence
+from ldm.util import exit_with_sentence
 
 SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_max", "detection_rate", "rank1", "tar",
          "n_without_face")
@@ -25,58 +17,14 @@ SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_test_id_args(argv)
-    people = people_asked_for(args)
-    rows = score_pictures(args, people) if args.images else draw_and_score(args, people)
+    # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.evaluation.tables import console_table, write_results
+    from ldm.paper.table1 import identity_table
+
+    rows = identity_table(args)
     write_results(rows, args.out_dir)
     print(console_table(rows, SHOWN))
     print(f"written to {args.out_dir}")
-
-
-def people_asked_for(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Group -> the first --n_names names of it."""
-    people = read_people(args.people).values()
-    groups = GROUPS if args.group == "all" else (args.group,)
-    return {group: [person.name for person in people if person.group == group][:args.n_names] for group in groups}
-
-
-def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
-    """Rows of portraits that the model draws, without a prefix and with each --embedding."""
-    # Imported here because --images needs no diffusion model.
-    from ldm.apl.launch import set_precision
-    from ldm.evaluation.clip_score import ClipScorer
-    from ldm.loading import file_hash, load_frozen_model
-    from ldm.paper.identity import Drawing, identity_rows, load_prefixes
-
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=device.type)
-    model = load_frozen_model(args.config_path, args.ckpt_path, device)
-    set_precision(model, precision)
-    prefixes = load_prefixes(model, args.embedding or [])
-    clip = ClipScorer(str(args.clip.with_suffix(".json")), args.clip, device) if args.clip else None
-    attributes = {person.name: person.attributes for person in read_people(args.people).values()}
-    drawing = Drawing(file_hash(args.ckpt_path), args.prompt, args.seed, args.scale, args.ddim_steps, precision)
-    return identity_rows(model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,
-                         n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
-                         out_dir=args.out_dir, resume=args.resume, arguments=vars(args),
-                         attributes=attributes if args.c2 else None, features_of=clip.image_features if clip else None)
-
-
-def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
-    """Rows of the pictures in --images, of which nothing says how they were made."""
-    portraits = portraits_in(args.images, list(read_people(args.people)))
-    shown = {group: [name for name in names if name in portraits] for group, names in people.items()}
-    if not any(shown.values()):
-        raise UserError(f"{args.images} shows nobody of the people asked for; give another --group or --n_names")
-    gallery = load_gallery(args.gallery, [name for names in shown.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=pick_device(args.device).type)
-    table = IdentityTable(analyzer, gallery, args.threshold, args.out_dir)
-    for group, names in shown.items():
-        if names:
-            table.add({name: portraits[name] for name in names}, model=str(args.images), prefix="unknown", group=group)
-    table.write_details()
-    return table.rows
 
 
 if __name__ == "__main__":

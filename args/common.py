@@ -69,7 +69,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
     group.add_argument("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
-                       help="arithmetic of the frozen model; auto: bf16 on a GPU, fp32 on a CPU")
+                       help="arithmetic of the frozen model; auto: bf16 where the device computes in it, else fp32")
 
 
 def add_face_arguments(group: argparse._ArgumentGroup) -> None:
@@ -86,6 +86,8 @@ def add_face_pack_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
                        help="detector sizes, tried in order until a face is found")
+    group.add_argument("--det_thresh", metavar="SCORE", type=number(float, 0, 1), default=0.5,
+                       help="smallest detector score of a face")
 
 
 def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:

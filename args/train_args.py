@@ -76,6 +76,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("optimization", "Adam on the prefix alone")
     group.add_argument("--iterations", metavar="N", type=number(int, 1), default=20_000, help="optimizer steps")
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=1e-3, help="learning rate")
+    group.add_argument("--lr_decay", metavar="SHARE", type=number(float, 0, 1), default=0.0,
+                       help="share of the steps, at the end, over which the learning rate falls to 0")
     group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=1, help="samples a step, all devices")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0,
                        help="of the samples, timesteps, noise and first vectors")

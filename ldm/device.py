@@ -18,7 +18,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """"fp32" or "bf16" for "auto": bf16 on a GPU that has it, fp32 elsewhere; else what was asked for."""
+    """"fp32" or "bf16" for "auto": bf16 where the GPU, or the CPU (avx512_bf16), computes in it, fp32 elsewhere; else what was asked."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+    return "bf16" if native else "fp32"

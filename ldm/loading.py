@@ -19,6 +19,7 @@ from ldm.util import UserError, instantiate_from_config
 
 PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 GIVE_CONFIG = "give a YAML file such as configs/stable-diffusion/v1-inference.yaml"
 GIVE_PAIR = "give a checkpoint and a config that belong together"
 GIVE_CHECKPOINT = "give a whole Stable Diffusion v1 checkpoint in the original (CompVis) format, and its config"
@@ -40,6 +41,10 @@ OTHER_FILES = (
     ("text_model.encoder.layers.", "a text encoder alone"),
     ("transformer.resblocks.", "a CLIP model in open_clip's form"),
 )
+
+
+class LightningCallback:
+    """Stands for the class that CompVis's checkpoints (sd-v1-4.ckpt) name beside their tensors; it does nothing."""
 
 
 def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
@@ -146,7 +151,8 @@ def _pickled(path: Path) -> Mapping[str, object]:
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # the only container that can be mapped
     try:
-        content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+        with torch.serialization.safe_globals([(LightningCallback, LIGHTNING_CALLBACK)]):
+            content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" not in str(error).lower():
             raise UserError(f"{path} is damaged or no PyTorch checkpoint; fetch it again") from None

@@ -30,8 +30,10 @@ def test_a_gpu_that_is_not_there_is_refused(gpus, name, count):
         pick_device(name)
 
 
-@pytest.mark.parametrize(("asked", "device", "expected"), [
-    ("auto", "cpu", "fp32"), ("auto", "cuda", "bf16"), ("bf16", "cpu", "bf16"), ("fp32", "cuda", "fp32")])
-def test_auto_precision_suits_the_device(gpus, asked, device, expected):
+@pytest.mark.parametrize(("asked", "device", "cpu", "expected"), [
+    ("auto", "cpu", {"avx512_bf16": True}, "bf16"), ("auto", "cpu", {"avx512_bf16": False}, "fp32"), ("auto", "cpu", {}, "fp32"),
+    ("auto", "cuda", {}, "bf16"), ("bf16", "cpu", {}, "bf16"), ("fp32", "cuda", {}, "fp32")])
+def test_auto_precision_suits_the_device(gpus, monkeypatch, asked, device, cpu, expected):
     gpus(1)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert pick_precision(asked, torch.device(device)) == expected

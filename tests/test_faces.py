@@ -22,7 +22,7 @@ PERSON = named_people()[NAME]
 
 @pytest.fixture(scope="module")
 def analyzer():
-    return FaceAnalyzer(MINI / "faces", det_sizes=128)
+    return FaceAnalyzer(MINI / "faces", det_sizes=128, det_thresh=0.65)
 
 
 def portrait(person, seed):

@@ -1,6 +1,8 @@
 """Checkpoints of every public form load tensor for tensor; a wrong file gives one sentence that says what it is."""
 
 import os
+import sys
+import types
 
 import pytest
 import torch
@@ -129,6 +131,15 @@ def test_checkpoint_without_tensors_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(UserError, match="holds a list and no tensors by name"):
         read_state_dict(tmp_path / "list.ckpt")
+
+
+def test_lightning_checkpoint_with_its_callback_loads(config, state, tmp_path, monkeypatch):
+    """As training wrote sd-v1-4.ckpt: the state of a callback, by the callback's class."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.save({"state_dict": state, "callbacks": {module.ModelCheckpoint: {"best_model_path": ""}}}, tmp_path / "model.ckpt")
+    assert load_frozen_model(config, tmp_path / "model.ckpt").state_dict().keys() == state.keys()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

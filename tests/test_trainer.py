@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from PIL import Image
 
 from ldm.apl.examples import FrozenContexts, TrainingSet
 from ldm.apl.launch import launch
-from ldm.apl.logbook import Logbook
+from ldm.apl.logbook import Logbook, _refuse_others
 from ldm.apl.prefix import build_prefix
-from ldm.apl.trainer import Settings, frozen_predictions, samples_of, train_prefix
+from ldm.apl.trainer import Settings, frozen_predictions, learning_rate, samples_of, train_prefix
 from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource
@@ -44,7 +45,7 @@ def fabric():
 
 
 def settings(**changes) -> Settings:
-    return Settings(**{"iterations": 6, "batch_size": 4, "lr": 0.01, "train_method": "apl", "alpha": 1.0, "log_every": 1,
+    return Settings(**{"iterations": 6, "batch_size": 4, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0, "log_every": 1,
                        "save_every": 3, "val_every": 0} | changes)
 
 
@@ -105,6 +106,18 @@ def test_more_iterations_go_on(fabric, tiny_model, pictures, tmp_path):
     train(fabric, tiny_model, pictures, tmp_path, iterations=9)
     steps = [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open())]
     assert steps == [str(step) for step in range(1, 10)]
+
+
+def test_more_iterations_are_refused_where_the_learning_rate_falls_towards_the_last(tmp_path):
+    with pytest.raises(UserError, match="iterations 6 instead of 9"):
+        _refuse_others(tmp_path, {"step": 6, "arguments": json.dumps(ARGUMENTS | {"lr_decay": 0.5})},
+                       ARGUMENTS | {"lr_decay": 0.5, "iterations": 9})
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, [8, 8, 8, 8]), (0.5, [8, 8, 8, 4]), (1.0, [8, 6, 4, 2])])
+def test_the_learning_rate_falls_over_the_last_steps(decay, expected):
+    chosen = settings(iterations=4, lr=8.0, lr_decay=decay)
+    assert [learning_rate(step, chosen) for step in (1, 2, 3, 4)] == expected
 
 
 def test_other_arguments_are_refused(fabric, tiny_model, pictures, tmp_path):

@@ -92,7 +92,8 @@ def _read_state(path: Path) -> dict | None:
 
 def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     there, asked = json.loads(state["arguments"]), json.loads(json.dumps(asked))
-    different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key) and key != "iterations"]
+    may_grow = () if there.get("lr_decay") else ("iterations",)  # a learning rate that falls has its end in view from the start
+    different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key) and key not in may_grow]
     if different:
         changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
         raise UserError(f"the run in {out_dir} was started with other arguments ({changes}); use another --out_dir, or "

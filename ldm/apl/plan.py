@@ -16,7 +16,7 @@ from ldm.run_folder import versions, write_json
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
-LEARNED_FROM = ("train_method", "iterations", "lr", "batch_size", "devices", "ddim_steps", "mix", "alpha", "placeholder",
+LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "devices", "ddim_steps", "mix", "alpha", "placeholder",
                 "num_vectors", "init", "initializer_words", "seed", "log_every")
 
 
@@ -69,7 +69,8 @@ def describe(args: argparse.Namespace, plan: Plan) -> str:
                 f"probability {mix:g}",
         "S_Reg": f"{len(plan.captions)} images with captions, drawn with probability {1 - mix:g}",
         "training": f"{steps.train_method}, alpha {steps.alpha:g}; {steps.iterations} steps of {steps.batch_size} samples, "
-                    f"Adam with learning rate {steps.lr:g}; t from {plan.mixture.bins} bins",
+                    f"Adam with learning rate {steps.lr:g}" + f", to 0 over the last {steps.lr_decay:.0%}" * (steps.lr_decay > 0)
+                    + f"; t from {plan.mixture.bins} bins",
         "prefixes": f"{prefix_path(args, steps.iterations)}, and every {steps.save_every} steps",
         "the rest": f"{args.out_dir}",
     }

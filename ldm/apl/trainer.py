@@ -26,6 +26,7 @@ class Settings:
     iterations: int
     batch_size: int  # of all devices together
     lr: float
+    lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
     train_method: str  # "apl", "apl-released" or "apl-no-reg"; the last differs in the mixture alone
     alpha: float
     log_every: int
@@ -55,6 +56,8 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
                disable=not fabric.is_global_zero)
     steps = look_ahead(fabric, model, data, settings, logbook.first_step)
     for step, (batch, eps_name, eps_attributes) in enumerate(steps, start=logbook.first_step + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
         losses += training_step(fabric, model, prefix, optimizer, batch, eps_name, eps_attributes, settings)
         counts += torch.tensor([batch.n_identity, len(batch.timestep) - batch.n_identity])
         bar.update()
@@ -78,6 +81,12 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
     bar.close()
     if fabric.is_global_zero:
         logbook.close()
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Learning rate of a step, 1 .. iterations: constant, then on a straight line that reaches 0 after the last step."""
+    left = (settings.iterations - step + 1) / settings.iterations
+    return settings.lr * min(1.0, left / settings.lr_decay if settings.lr_decay else 1.0)
 
 
 def training_step(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,

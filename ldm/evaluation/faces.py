@@ -56,6 +56,7 @@ class FaceAnalyzer:
         self._app = _load(pack_dir, device)
         self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
         self._pack_dir = pack_dir
+        self.det_thresh = det_thresh
         self.det_sizes = (det_sizes,) if isinstance(det_sizes, int) else tuple(det_sizes)
 
     def analyze(self, image: np.ndarray) -> Face | None:
@@ -85,9 +86,9 @@ class FaceAnalyzer:
         return int((~np.tril(inside, -1).any(axis=1)).sum())
 
     def fingerprint(self) -> str:
-        """What the faces found depend on: a SHA-256 over the models, shortened, and the detector's sizes."""
+        """What the faces found depend on: a SHA-256 over the models, shortened, and the detector's sizes and threshold."""
         models = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(self._pack_dir.glob("*.onnx")))
-        return f"{hashlib.sha256(models).hexdigest()[:16]} at {', '.join(map(str, self.det_sizes))}"
+        return f"{hashlib.sha256(models).hexdigest()[:16]} at {', '.join(map(str, self.det_sizes))} from {self.det_thresh:g}"
 
     def _detect(self, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 where there is none at any size."""

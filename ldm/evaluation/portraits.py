@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import write_csv
-from ldm.pictures import picture_files, read_image
+from ldm.pictures import picture_files, picture_grid, read_image
 from ldm.run_folder import safe_name
-from ldm.util import UserError
+from ldm.util import UserError, write_atomically
+
+PEOPLE_IN_GRID = 4  # of each group
 
 Portraits = Mapping[str, Sequence[Path]]  # the files that should show each person
 
@@ -41,10 +44,13 @@ class IdentityTable:
     rows: list[Row] = field(default_factory=list)
     pictures: list[Row] = field(default_factory=list)
     people: list[Row] = field(default_factory=list)
+    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first picture
 
     def add(self, portraits: Portraits, *, model: str, prefix: str, group: str) -> None:
         """Score one group of people, drawn by one model with one prefix; UserError if a file is no picture."""
         what = {"model": model, "prefix": prefix, "group": group}
+        firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
+        self._shown.setdefault(prefix, {}).update(firsts)
         seen = []
         jobs = [(name, path) for name, paths in portraits.items() for path in paths]
         for name, path in tqdm(jobs, desc=f"recognising {group}, {prefix}", unit="image"):
@@ -57,9 +63,16 @@ class IdentityTable:
         self.rows.append(what | id_acc(scores, threshold=self.threshold))
 
     def write_details(self) -> None:
-        """images.csv (a row a picture) and identities.csv (a row a person) in `out_dir`."""
+        """images.csv (a row a picture), identities.csv (a row a person) and grid.png (a row a prefix) in `out_dir`."""
         write_csv(self.pictures, self.out_dir / "images.csv")
         write_csv(self.people, self.out_dir / "identities.csv")
+        write_atomically(self.out_dir / "grid.png", self.grid().save)
+
+    def grid(self) -> Image.Image:
+        """The first picture of the first people of each group, a row for each prefix."""
+        columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
+        pictures = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
+        return picture_grid(pictures, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
 
 
 def portraits_in(folder: str | Path, names: Sequence[str]) -> dict[str, list[Path]]:

@@ -1,15 +1,18 @@
 """Rebuilds the miniature from nothing: python -m ldm.mini [--stages text,unet] [--device cuda]
 
 The stages run in order. Each resumes where it stopped when the same command is run again, and writes its part of data/mini/.
-With --start a model stage goes on from shipped weights instead of random ones.
+On several devices or cores: torchrun --nproc_per_node 2 -m ldm.mini --stages unet --threads 1 (the training stages only).
+All stages together begin with random weights; some of them (--stages) go on from the shipped ones.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import distributed
 
 from ldm.evaluation.tables import console_table
 from ldm.loading import load_frozen_model, read_state_dict
@@ -17,6 +20,7 @@ from ldm.mini.autoencoder_stage import train_autoencoder, train_decoder
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_prompts
 from ldm.mini.face_pack import build_face_pack
+from ldm.mini.stage import rank_and_world
 from ldm.mini.text_stage import train_text_encoder
 from ldm.mini.unet_stage import latents_of_renders, train_unet
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -32,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ldm.mini", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", metavar="A,B", default=",".join(STAGES), help=f"stages to run, of {', '.join(STAGES)}")
-    parser.add_argument("--start", metavar="FILE", type=Path, help="weights to start from (default: random)")
+    parser.add_argument("--start", metavar="FILE", type=Path, help="weights to start from (default: see above)")
     parser.add_argument("--work_dir", metavar="DIR", type=Path, default=Path("build/mini"), help="states, logs and drawn pictures")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -55,8 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     work_dir, checkpoint = args.work_dir, DATA / "mini-sd.safetensors"
     work_dir.mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:
+        distributed.init_process_group("gloo")
     model: LatentDiffusion = instantiate_from_config(OmegaConf.load(CONFIG).model).to(args.device)
-    start = args.start or (checkpoint if checkpoint.exists() and args.stages[0] not in ("autoencoder", "text") else None)
+    start = args.start or (checkpoint if checkpoint.exists() and args.stages != list(STAGES) else None)
     if start is not None:
         model.load_state_dict(read_state_dict(start))
     for stage in args.stages:
@@ -73,8 +79,10 @@ def main(argv: list[str] | None = None) -> None:
             latents = latents_of_renders(model.first_stage_model, work_dir)
             model.first_stage_model = train_decoder(model.first_stage_model, latents, work_dir, steps=args.decoder_steps)
         elif stage == "clip":
-            save_half(train_mini_clip(build_mini_clip().to(args.device), work_dir, steps=args.clip_steps).state_dict(),
-                      DATA / "mini-clip.safetensors")
+            clip, clip_file = build_mini_clip().to(args.device), DATA / "mini-clip.safetensors"
+            if start is not None and clip_file.exists():
+                clip.load_state_dict(load_file(clip_file))
+            save_half(train_mini_clip(clip, work_dir, steps=args.clip_steps).state_dict(), clip_file)
         elif stage == "faces":
             build_face_pack(work_dir, DATA, device=args.device)
         elif stage == "card":
@@ -85,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             write_prompts(DATA)
             write_caption_images(DATA / "s_reg")
             write_identity_images(load_frozen_model(CONFIG, checkpoint, args.device), DATA / "s_id", scale=SCALE)
-        if stage in ("autoencoder", "text", "unet", "decoder"):
+        if stage in ("autoencoder", "text", "unet", "decoder") and rank_and_world()[0] == 0:
             save_half(model.state_dict(), checkpoint)
 
 

@@ -20,6 +20,7 @@ from ldm.mini.scenes import draw_scene, sample_scene
 from ldm.util import write_atomically
 
 DET_SIZE = 128            # the miniature's pictures are shown to the detector as they are
+DET_THRESH = 0.65         # below it pairs of cars and fish have been taken for faces
 GALLERY_VIEWS = 8         # true pictures of a person behind the gallery's embedding
 PARTS = {"score": slice(0, 1), "bbox": slice(1, 5), "kps": slice(5, 15)}
 
@@ -88,7 +89,7 @@ class LibraryEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.app = FaceAnalysis(str(pack_dir.resolve()), providers=["CPUExecutionProvider"], sess_options=options)
-        self.app.prepare(-1, det_thresh=0.5, det_size=(DET_SIZE, DET_SIZE))
+        self.app.prepare(-1, det_thresh=DET_THRESH, det_size=(DET_SIZE, DET_SIZE))
 
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
         with warnings.catch_warnings():

@@ -7,11 +7,25 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ldm.util import write_atomically
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Which of how many processes this is, under torchrun; (0, 1) otherwise."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over the processes."""
+    gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    distributed.all_reduce(gradients)
+    gradients /= distributed.get_world_size()
+    for parameter, mean in zip(parameters, gradients.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad.copy_(mean.view(parameter.shape))
 
 
 def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 200, decay: float = 0.3) -> float:
@@ -23,6 +37,8 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
                 work_dir: Path, ema: float = 0.999, weight_decay: float = 1e-4, decay: float = 0.3, save_seconds: float = 60.0,
                 parameters: list[nn.Parameter] | None = None) -> nn.Module:
     """Trains `module` in place and returns the exponential moving average of it.
+
+    Under torchrun every process draws its own batches, gradients are averaged, and the first process writes.
 
     Args:
         loss_of: step -> (scalar loss, numbers to log); draws its batch as a function of the step, so a resumed run sees
@@ -44,8 +60,9 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    rank, world = rank_and_world()
     saved = time.monotonic()
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, unit="step", mininterval=2.0)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, unit="step", mininterval=2.0, disable=rank > 0)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, decay=decay)
@@ -53,11 +70,15 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
             loss, numbers = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+        if world > 1:
+            average_gradients(trained)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         rate = min(ema, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - rate)
+        if rank > 0:
+            continue
         if step % 25 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", **{key: f"{value:.4g}" for key, value in numbers.items()})
             _log(log_path, {"step": step, "loss": loss.item(), **numbers})

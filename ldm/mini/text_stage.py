@@ -1,8 +1,9 @@
 """Trains the miniature's text encoder: from a caption, predict what its picture shows.
 
 CLIP learns its text encoder from pictures; here the facts behind the pictures are known, so they take the pictures' place:
-what can be named (as classes), and for names the face geometry. What a caption leaves open, the encoder learns to leave open.
-Stable Diffusion then freezes it, and so do we.
+what can be named (as classes), and the face geometry. What a caption leaves open, the encoder learns to leave open: only a name tells
+the geometry. The read-out is noisy, so that nothing but the facts finds room in a state: captions that say the same, by a name or by
+attributes, come to lie close together, as a picture's captions do in CLIP. Stable Diffusion then freezes it, and so do we.
 """
 
 import random
@@ -26,10 +27,12 @@ from ldm.mini.people import (
 )
 from ldm.mini.renders import COUNT, NAMED, Subject, subject
 from ldm.mini.scenes import OBJECTS, PLACES
-from ldm.mini.stage import train_stage
+from ldm.mini.stage import rank_and_world, train_stage
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 
 BATCH = 96
+NOISE = 0.5             # added to a state of unit variance before it is read
+STRANGE_WORDS = 0.25    # share of captions with words in front that say nothing here, any of the vocabulary
 FACTS: dict[str, tuple[str, ...]] = {
     "kind": ("person", "scene"), "gender": ("male", "female"), "skin": SKIN, "occupation": OCCUPATIONS,
     "hair_style": tuple(dict.fromkeys(HAIR_STYLES["male"] + HAIR_STYLES["female"])), "hair_color": HAIR_COLORS,
@@ -46,12 +49,12 @@ class FactReader(nn.Module):
         self.classes = nn.ModuleDict({fact: nn.Linear(width, len(values)) for fact, values in FACTS.items()})
         self.geometry = nn.Linear(width, len(GEOMETRY))
 
-    def loss(self, state: Tensor, classes: dict[str, Tensor], geometry: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the facts, and the squared error of the geometry where there is one (rows of NaN elsewhere)."""
+    def loss(self, state: Tensor, noise: Tensor, classes: dict[str, Tensor], geometry: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the facts and squared error of the geometry, read from the normalized state with noise."""
+        state = F.layer_norm(state, state.shape[-1:]) + NOISE * noise
         entropy = sum(F.cross_entropy(self.classes[fact](state), target, ignore_index=IGNORED)
                       for fact, target in classes.items() if (target != IGNORED).any()) / len(FACTS)
-        known = ~geometry[:, 0].isnan()
-        return entropy, F.mse_loss(self.geometry(state)[known], geometry[known])
+        return entropy, F.mse_loss(self.geometry(state), geometry)
 
 
 def facts_of(what: Subject) -> dict[str, int]:
@@ -68,36 +71,42 @@ def facts_of(what: Subject) -> dict[str, int]:
     return {fact: found.get(fact, IGNORED) for fact in FACTS}
 
 
-def caption_batch(step: int, size: int) -> tuple[list[str], dict[str, Tensor], Tensor]:
-    """Captions, classes, and geometry (size, 24) standardised, NaN without a name; half of the captions name a person."""
-    rng = random.Random(f"captions {step}")
+def caption_batch(number: int, size: int, vocabulary: list[str]) -> tuple[list[str], dict[str, Tensor], Tensor]:
+    """Captions, classes, and geometry (size, 24) standardised, zero for a scene; half of the captions name a person."""
+    rng = random.Random(f"captions {number}")
     subjects = [subject(rng.randrange(NAMED) if rng.random() < 0.5 else rng.randrange(NAMED, COUNT)) for _ in range(size)]
     facts = [facts_of(what) for what in subjects]
     classes = {fact: torch.tensor([row[fact] for row in facts]) for fact in FACTS}
-    nothing = (float("nan"),) * len(GEOMETRY)
-    geometry = torch.tensor([what.person.geometry if what.name else nothing for what in subjects])
-    return [what.caption(rng) for what in subjects], classes, (geometry - 0.5) * 12 ** 0.5
+    geometry = torch.tensor([what.person.geometry if what.person else (0.5,) * len(GEOMETRY) for what in subjects])
+    captions = [what.caption(rng) for what in subjects]
+    strange = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 8))) + " " if rng.random() < STRANGE_WORDS else "" for _ in captions]
+    return [words + caption for words, caption in zip(strange, captions, strict=True)], classes, (geometry - 0.5) * 12 ** 0.5
 
 
 def train_text_encoder(embedder: FrozenCLIPEmbedder, work_dir: Path, *, steps: int, lr: float = 2e-3) -> FrozenCLIPEmbedder:
     """The embedder after `steps` steps; its facts can be read at the end-of-text token and at every position after it."""
     device = next(embedder.parameters()).device
+    rank, world = rank_and_world()
+    words = sorted(embedder.tokenizer.get_vocab())
+    vocabulary = [word.removesuffix("</w>") for word in words if word.isascii() and word.endswith("</w>")]
     both = nn.ModuleDict({"embedder": embedder.train().requires_grad_(True),
                           "reader": FactReader(embedder.transformer.config.hidden_size).to(device)})
     end_of_text = embedder.tokenizer.eos_token_id
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        captions, classes, geometry = caption_batch(step, BATCH)
+        captions, classes, geometry = caption_batch(step * world + rank, BATCH, vocabulary)
         classes = {fact: target.to(device) for fact, target in classes.items()}
         token_ids = embedder.tokenize(captions).to(device)
         context = embedder(captions).float()                                                    # (B, 77, d)
         end = (token_ids == end_of_text).int().argmax(1)                                        # (B,) first end-of-text
-        chance = torch.rand(len(end), generator=torch.Generator().manual_seed(step)).to(device)
+        generator = torch.Generator().manual_seed(step * world + rank)
+        chance = torch.rand(len(end), generator=generator).to(device)
         later = end + ((context.shape[1] - end) * chance).long()                                # somewhere in the padding
         rows = torch.arange(len(end), device=device)
         state = torch.cat([context[rows, end], context[rows, later]])
         doubled = {fact: target.repeat(2) for fact, target in classes.items()}
-        entropy, error = both["reader"].loss(state, doubled, geometry.to(device).repeat(2, 1))
+        noise = torch.randn(state.shape, generator=generator).to(device)
+        entropy, error = both["reader"].loss(state, noise, doubled, geometry.to(device).repeat(2, 1))
         return entropy + 0.5 * error, {"facts": entropy.item(), "geometry": error.item()}
 
     return train_stage("text", both, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)["embedder"].eval()

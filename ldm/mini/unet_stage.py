@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.mini.renders import COUNT, NAMED, render_all, subject
-from ldm.mini.stage import train_stage
+from ldm.mini.stage import rank_and_world, train_stage
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import write_atomically
@@ -42,16 +42,18 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         latents: (COUNT, 4, 16, 16), not scaled.
     """
     device = next(model.model.parameters()).device
+    rank, world = rank_and_world()
     model.requires_grad_(False)
     model.model.train().requires_grad_(True)
+    model.model.to(memory_format=torch.channels_last).compile()
     snr = (model.alphas_cumprod / (1 - model.alphas_cumprod)).to(device)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"unet {step}")
+        rng = random.Random(f"unet {step * world + rank}")
         indices = [rng.randrange(NAMED) if rng.random() < NAMED_SHARE else rng.randrange(NAMED, COUNT) for _ in range(BATCH)]
         captions = ["" if rng.random() < NO_CAPTION else subject(index).caption(rng) for index in indices]
         latent = latents[indices].float().to(device) * model.scale_factor                       # (B, 4, 16, 16)
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(step * world + rank)
         timestep = torch.randint(model.num_timesteps, (BATCH,), generator=generator).to(device)
         noise = torch.randn(latent.shape, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ldm.generation import generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -33,10 +34,13 @@ def drift_rows(model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping
         mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
         recognised the share of images that fit their own prompt best among all `prompts`.
     """
-    base = _draw(model, prompts, 0, None, drawing)
-    images = {"none": base, "none, other noise": _draw(model, prompts, 1, None, drawing)}
-    images |= {file: _draw(model, prompts, 0, prefix, drawing) for file, prefix in prefixes.items()}
-    return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, base),
+    cases = {"none": (0, None), "none, other noise": (1, None)} | {file: (0, prefix) for file, prefix in prefixes.items()}
+    images = {}
+    for label, (sample, prefix) in cases.items():
+        jobs = [(prompt, sample) for prompt in prompts]
+        made = generate(model, jobs, embedding_manager=prefix, **drawing)
+        images[label] = [image for _, image in tqdm(made, f"drawing {name}, {label}", len(jobs), unit="image")]
+    return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, images["none"]),
              "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
             for prefix, drawn in images.items()]
 
@@ -50,9 +54,3 @@ def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> flo
 def recognised(images: Sequence[np.ndarray], prompts: Sequence[str], recognise: Recogniser) -> float:
     """Share of images, one a prompt, for which the recogniser picks their own prompt among all."""
     return float(np.mean(np.asarray(recognise(images, prompts)) == np.arange(len(prompts))))
-
-
-def _draw(model: LatentDiffusion, prompts: Sequence[str], sample: int, prefix: EmbeddingManager | None,
-          drawing: Mapping[str, Any]) -> list[np.ndarray]:
-    jobs = [(prompt, sample) for prompt in prompts]
-    return [image for _, image in generate(model, jobs, embedding_manager=prefix, **drawing)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ldm.evaluation.attributes import attributes_kept
@@ -17,11 +16,10 @@ from ldm.generation import Job, generate
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import picture_grid, read_image, write_image
+from ldm.pictures import read_image, write_image
 from ldm.run_folder import RunFolder
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError
 
-PEOPLE_IN_GRID = 4  # of each group
 C2 = "c2"           # label of pictures whose prompt has the attributes where the others have the name
 
 FeaturesOf = Callable[[Sequence[np.ndarray]], Any]  # pictures (H, W, 3) uint8 RGB -> unit attribute features (N, D)
@@ -106,8 +104,6 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
                 kept, random = attributes_kept(features, base.setdefault(group, features))
                 table.rows[-1] |= {"attr_kept": kept, "attr_random": random}
     table.write_details()
-    grid = identity_grid(folder, people, shown)
-    write_atomically(folder.path / "grid.png", lambda path: grid.save(path))
     return table.rows
 
 
@@ -154,11 +150,3 @@ def draw_jobs(model: LatentDiffusion, jobs: Sequence[Job], paths: Mapping[Job, P
         if not paths[job].exists():
             write_image(paths[job], image)
         bar.update()
-
-
-def identity_grid(folder: RunFolder, people: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix]) -> Image.Image:
-    """The first picture of the first people of each group: a row without a prefix, and a row for each prefix below."""
-    columns = [(group, name) for group, names in people.items() for name in names[:PEOPLE_IN_GRID]]
-    pictures = [[read_image(folder.image_path(prefix.label, name, 0)) for _, name in columns] for prefix in prefixes]
-    return picture_grid(pictures, ["no prefix" if prefix.label == "none" else prefix.label for prefix in prefixes],
-                        [f"{name} ({group})" for group, name in columns])

@@ -3,19 +3,23 @@
 The miniature stands in for Stable Diffusion, so its names must give their people and its attributes strangers.
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
+from ldm.apl.launch import set_precision
 from ldm.data.identities import GROUPS, read_people
+from ldm.device import pick_precision
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import markdown_table, write_results
 from ldm.loading import file_hash, load_frozen_model
-from ldm.mini.face_pack import DET_SIZE, face_figures
+from ldm.mini.face_pack import DET_SIZE, DET_THRESH, face_figures
 from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, Prefix, identity_rows
 from ldm.paper.training_report import PORTRAIT, read_prompts
@@ -27,11 +31,12 @@ SAMPLES, DDIM_STEPS, BATCH_SIZE = 4, 20, 16
 def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: float, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of figure, measured, wanted: 4 images a name of all people, with 20 DDIM steps; pictures go to `out_dir`."""
     checkpoint = data_dir / "mini-sd.safetensors"
-    model = load_frozen_model(config, checkpoint, device)
+    model, precision = load_frozen_model(config, checkpoint, device), pick_precision("auto", torch.device(device))
+    set_precision(model, precision)
     people = read_people(data_dir / "people.csv")
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
-    analyzer, gallery = FaceAnalyzer(data_dir / "faces", (DET_SIZE,), device=device), load_gallery(data_dir / "gallery.npz")
-    drawing = Drawing(file_hash(checkpoint), PORTRAIT, 0, scale, DDIM_STEPS, "fp32")
+    analyzer, gallery = FaceAnalyzer(data_dir / "faces", DET_SIZE, DET_THRESH, device=device), load_gallery(data_dir / "gallery.npz")
+    drawing = Drawing(file_hash(checkpoint), PORTRAIT, 0, scale, DDIM_STEPS, precision)
     rows = identity_rows(model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
                          n_samples=SAMPLES, batch_size=BATCH_SIZE, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
@@ -64,8 +69,8 @@ def write_card(data_dir: Path, config: Path, work_dir: Path, rows: list[dict[str
     files = [*sorted(data_dir.glob("*.safetensors")), *sorted(data_dir.glob("faces/*.onnx"))]
     sizes = [{"file": str(path.relative_to(data_dir)), "MB": round(path.stat().st_size / 1e6, 2)} for path in files]
     sizes.append({"file": "together", "MB": round(sum(row["MB"] for row in sizes), 2)})
-    stages = [{"stage": path.stem, "steps": int(path.read_text().splitlines()[-1].split(",")[0])} for path in sorted(work_dir.glob("*.csv"))
-              if path.read_text().startswith("step")]
+    with (data_dir / "history.csv").open(newline="", encoding="utf-8") as file:
+        stages = list(csv.DictReader(file))
     unet = OmegaConf.load(config).model.params.unet_config.params
     text = CARD.format(scale=scale, figures=markdown_table(rows), sizes=markdown_table(sizes), stages=markdown_table(stages),
                        widths=[unet.model_channels * mult for mult in unet.channel_mult])
@@ -82,7 +87,8 @@ A small text-to-image diffusion model of Stable Diffusion v1's architecture, wit
 Everything here was drawn and trained by this repository from nothing (`python -m ldm.mini`); nobody in it is real.
 
 - `mini-sd.safetensors`: KL autoencoder (f = 8, 128 px, latents 4 x 16 x 16), cross-attention U-Net {widths}, CLIP text transformer
-  (width 96, 4 layers) over CLIP's whole vocabulary, eps-prediction with SD's schedule, captions dropped in a tenth of the samples.
+  (width 96, 4 layers) over CLIP's whole vocabulary, trained to tell what a caption says and
+  nothing else, eps-prediction with SD's schedule, captions dropped in a tenth of the samples.
 - `faces/`: SCRFD-form detector and ArcFace recogniser that the `insightface` library loads; trained on people other than the 200.
 - `mini-clip.safetensors`, `mini-clip.json`: an image-text model in open_clip's format, trained on captions without names.
 - `people.csv`, `gallery.npz`: 100 people of S_ID and 100 of S_test, all known to the model by name, and their true faces.
@@ -99,6 +105,7 @@ Guidance {scale}, 20 DDIM steps, 4 images a name (`python -m ldm.mini --stages c
 {sizes}
 ## Training
 
-The last step in the log of each stage (batch sizes: autoencoder 32 half-size crops, then 12 pictures; text 96; U-Net 32; clip 128):
+What these weights have seen, in order (`history.csv`), over two sessions on two CPU cores. The code trains each stage in one go, so a
+rebuild gives other weights of the same kind.
 
 {stages}"""

@@ -68,8 +68,8 @@ class QualityTable:
         if "non_id" in args.half:
             self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, apl_compat=args.apl_compat)
         if "id" in args.half:
-            self.scorers["id"] = IdentityScorer(self.features_of, FaceAnalyzer(args.face_pack, args.det_size, device=device.type),
-                                                self._attribute_encoder(device))
+            analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
+            self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device))
 
     def drawn(self, fabric: Fabric, model: LatentDiffusion, prefixes: Sequence[Prefix], precision: str) -> list[Row]:
         """A row for each half and prefix, from images that are drawn into --out_dir; none but on the first device."""
@@ -140,7 +140,7 @@ class QualityTable:
                     **{name: file_hash(path) if path else None for name, path in files.items()}}
         if half == "non_id":
             return settings | {"apl_compat": args.apl_compat}
-        return settings | {"attribute_features": args.attribute_features, "det_size": args.det_size,
+        return settings | {"attribute_features": args.attribute_features, "det_size": args.det_size, "det_thresh": args.det_thresh,
                            "face_pack": {path.name: file_hash(path) for path in sorted(args.face_pack.glob("*.onnx"))}}
 
 

@@ -52,7 +52,7 @@ class TrainingReport:
         self.analyzer = self.clip = None
         if args.eval_names and args.face_pack and args.gallery:
             self.gallery = load_gallery(args.gallery, [name for names in self.names.values() for name in names])
-            self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, device=device.type)
+            self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
         if args.eval_names and args.clip:
             self.clip = ClipScorer(str(args.clip.with_suffix(".json")), args.clip, device)
 
