@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import pkgutil
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,11 +16,15 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "configs" / "presets"
 OUTPUTS = {"out_dir", "embeddings_dir"}  # folders that need not be there
-FOLDERS = {"identity_images", "caption_images", "face_pack", "images"}  # all other flags of type Path are files
+FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",
     "face_pack": "unpack an InsightFace pack such as buffalo_l there, or give the folder that holds its .onnx files",
+    "photos": "give a folder with a sub-folder of photos for each person, or draw some: dataset_generation.py faces",
     "identity_images": "make them with dataset_generation.py or give a folder of yours",
+    "inception_weights": "put pt_inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt there, or give the path of yours",
+    "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
+    "clip": "put open_clip weights there, or give the path of yours",
 }
 PRECISIONS = ("fp32", "bf16", "auto")
 
@@ -68,20 +73,42 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_face_arguments(group: argparse._ArgumentGroup) -> None:
-    """Flags of the people and of the face recogniser, shared by training's final table and test_id.py."""
+    """Flags of the people and of the face recogniser, shared by training's final table and both test scripts."""
     group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
-    group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) of each name")
+    add_face_pack_arguments(group)
+    group.add_argument("--threshold", metavar="COS", type=number(float, -1, 1), default=0.3,
+                       help="cosine from which a face counts as the person (TAR)")
+
+
+def add_face_pack_arguments(group: argparse._ArgumentGroup) -> None:
+    """Flags of the face detector and recogniser, shared with dataset_generation.py."""
+    group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
                        help="detector sizes, tried in order until a face is found")
     group.add_argument("--det_thresh", metavar="SCORE", type=number(float, 0, 1), default=0.5,
                        help="smallest detector score of a face")
+
+
+def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:
+    """Flags of the attributes in the identity table, shared by training's final table and test_id.py."""
     group.add_argument("--clip", metavar="FILE", type=Path,
                        help="open_clip weights for attributes and captions, their config beside them as .json")
     group.add_argument("--c2", action=argparse.BooleanOptionalAction, default=False,
                        help="also rows of the model as it is with attributes (c2) instead of the name")
-    group.add_argument("--threshold", metavar="COS", type=number(float, -1, 1), default=0.3,
-                       help="cosine from which a face counts as the person (TAR)")
+
+
+def add_devices_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of the devices that share the work; see `check_devices`."""
+    parser.add_argument("--devices", metavar="LIST", default="auto",
+                        help="auto, cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1")
+
+
+def check_devices(parser: Parser, args: argparse.Namespace) -> None:
+    """Ends the program unless --devices has one of its forms; a GPU named twice ("0,0" of the released code) counts once."""
+    if not re.fullmatch(r"auto|cpu(:[1-9]\d*)?|\d+(,\d+)*", args.devices):
+        parser.error(f"--devices '{args.devices}' is none of auto, cpu, cpu:2 (two processes), or GPU numbers: 0,1")
+    args.devices = ",".join(dict.fromkeys(args.devices.split(",")))
 
 
 def number(kind: Callable[[str], int | float], low: float, high: float = math.inf, *, above: bool = False) -> Callable:
@@ -174,7 +201,7 @@ def _actions(parser: Parser) -> dict[str, argparse.Action]:
 
 
 def _command(parser: Parser) -> str:
-    return parser.prog.removesuffix(".py")
+    return parser.prog.split()[0].removesuffix(".py")
 
 
 def _all_parsers() -> list[Parser]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from args.common import (
     Parser,
+    add_attribute_arguments,
     add_face_arguments,
     add_model_arguments,
     add_preset_argument,
@@ -59,6 +60,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("how it is scored")
     add_face_arguments(group)
+    add_attribute_arguments(group)
 
     group = parser.add_argument_group("output")
     group.add_argument("--out_dir", metavar="DIR", type=Path, default=Path("runs/test_id"),

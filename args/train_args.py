@@ -6,9 +6,12 @@ from pathlib import Path
 
 from args.common import (
     Parser,
+    add_attribute_arguments,
+    add_devices_argument,
     add_face_arguments,
     add_model_arguments,
     add_preset_argument,
+    check_devices,
     check_paths,
     number,
     parse_with_preset,
@@ -29,11 +32,9 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_with_preset(parser, argv)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
         parser.error(f"--prompt '{args.prompt}' names files; give letters, digits, '-', '_' or '.'")
-    if not re.fullmatch(r"auto|cpu(:[1-9]\d*)?|\d+(,\d+)*", args.devices):
-        parser.error(f"--devices '{args.devices}' is none of auto, cpu, cpu:2 (two processes), or GPU numbers: 0,1")
     if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
         parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
-    args.devices = ",".join(dict.fromkeys(args.devices.split(",")))  # "0,0" of the released code is one device
+    check_devices(parser, args)
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
     args.out_dir = args.out_dir or Path("runs") / args.prompt
     if args.eval_names == 0:
@@ -47,8 +48,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="train.py", description="Learn an anonymization prompt for a frozen text-to-image model.")
     add_preset_argument(parser)
     add_model_arguments(parser)
-    parser.add_argument("--devices", metavar="LIST", default="auto",
-                        help="auto, cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1")
+    add_devices_argument(parser)
 
     group = parser.add_argument_group("anonymization prompt", "the learnable prefix [AP], paper Eq. 2")
     group.add_argument("--prompt", metavar="NAME", default="apl",
@@ -90,6 +90,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix")
     add_face_arguments(group)
+    add_attribute_arguments(group)
     group.add_argument("--prompts_file", metavar="FILE", type=Path, nargs="+",
                        help="prompts that name nobody, one a line; a row of drift for each file")
     group.add_argument("--eval_names", metavar="N", type=number(int, 0), default=100,

@@ -1,5 +1,6 @@
 """Pictures on disk and side by side: RGB files in and out, and the labelled grid that every command shows."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ldm.util import UserError, write_atomically
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # of PIL, for a file that is no picture
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -17,7 +19,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PICTURE_ERRORS as error:
         raise UserError(f"{path} cannot be read as a picture ({error}); delete or replace the file") from error
 
 

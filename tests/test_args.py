@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from args import common
+from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
 from args.test_id_args import parse_test_id_args
 from args.train_args import parse_train_args
 
@@ -54,7 +55,7 @@ def sentence(capsys, parse, *flags):
     return output.err
 
 
-@pytest.mark.parametrize("module", ["train_args", "test_id_args"])
+@pytest.mark.parametrize("module", ["train_args", "test_id_args", "test_fid_clip_score_args"])
 def test_help_answers_at_once_without_torch(module):
     script = (f"import sys\nfrom args.{module} import *\ntry:\n    parse_{module}(['--help'])\n"
               "except SystemExit as stop:\n    assert stop.code == 0\n"
@@ -81,9 +82,9 @@ def test_presets_carry_the_papers_values(name):
 
 
 @pytest.mark.parametrize("path", sorted(common.PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("command", [parse_train_args, parse_test_id_args])
+@pytest.mark.parametrize("command", [parse_train_args, parse_test_id_args, parse_test_fid_clip_score_args])
 def test_every_preset_is_understood_by_every_command(path, command, monkeypatch):
-    for module in sys.modules["args.train_args"], sys.modules["args.test_id_args"]:
+    for module in (sys.modules[f"args.{name}_args"] for name in ("train", "test_id", "test_fid_clip_score")):
         monkeypatch.setattr(module, "check_paths", lambda *_: None)
     assert command(["--preset", path.stem]).preset == path.stem
 

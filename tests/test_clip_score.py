@@ -1,11 +1,14 @@
-"""CLIP score through open_clip: mini-clip knows its world, and wrong files are refused."""
+"""CLIP score through open_clip: mini-clip knows its world, the released code's preprocessing, and wrong files are refused."""
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from ldm.evaluation.clip_score import ClipScorer
+from ldm.evaluation.clip_score import ClipScorer, ImageEncoder, clip_model_of
 from ldm.mini.scenes import draw_scene, sample_scene, scene_phrase
 from ldm.util import UserError
 
@@ -44,3 +47,40 @@ def test_the_right_captions_score_higher_than_others(clip, scenes):
 def test_files_that_do_not_fit_end_with_a_sentence(config, weights):
     with pytest.raises(UserError):
         ClipScorer(config, weights)
+
+
+class Pixels(torch.nn.Module):
+    """Stands for an open_clip model of 2 x 2 pixels: a picture is its own embedding."""
+
+    visual = SimpleNamespace(image_size=(2, 2))
+
+    def encode_image(self, batch):
+        return batch.flatten(1)
+
+
+def test_the_released_preprocessing_takes_nearest_pixels_without_normalization():
+    image = np.repeat(np.arange(16, dtype=np.uint8).reshape(4, 4)[..., None], 3, axis=2)
+    encoder = ImageEncoder(Pixels(), lambda picture: torch.zeros(3, 2, 2), "cpu")
+    assert torch.equal(encoder.encode([image], apl_compat=True), torch.tensor([[0, 2, 8, 10] * 3]) / 255)
+    assert torch.equal(encoder.encode([image]), torch.zeros(1, 12))
+
+
+@pytest.mark.weights
+def test_each_preprocessing_is_labelled_because_the_score_changes(clip, scenes):
+    captions, images = scenes[0][:4], scenes[1][:4]
+    own, released = (clip.similarity(images, captions, apl_compat=compat) for compat in (False, True))
+    assert not torch.allclose(own, released, atol=1e-3)
+
+
+def test_the_model_is_the_named_one_or_the_config_beside_the_weights_or_the_papers(tmp_path):
+    weights = tmp_path / "clip.safetensors"
+    assert (clip_model_of(weights, None), clip_model_of(weights, "ViT-B-32")) == ("ViT-g-14", "ViT-B-32")
+    weights.with_suffix(".json").touch()
+    assert clip_model_of(weights, None) == str(tmp_path / "clip.json")
+
+
+@pytest.mark.parametrize("name", ["ViT-g-14", "ViT-L-14", "ViT-B-32"])
+def test_the_models_of_the_papers_tables_are_known_but_never_downloaded(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="openai.*are not there.*nothing is downloaded"):
+        ClipScorer(name, "openai")

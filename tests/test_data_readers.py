@@ -148,3 +148,39 @@ def test_wrong_templates_are_refused(tmp_path, content):
     (tmp_path / "templates.txt").write_text(content)
     with pytest.raises(UserError, match="template"):
         read_templates(tmp_path / "templates.txt")
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("7.txt", b"caf\xe9", "7.txt is not UTF-8 text"), ("7.json", b"{", "no valid JSON"), ("metadata.jsonl", b"\xff", "not UTF-8"),
+    ("metadata.csv", b'file_name,text\n7.png,"' + b"x" * 200_000 + b'"', "no valid CSV"), ("8.tar", b"\0" * 100, "8.tar is damaged"),
+    ("7.jpg", b"", "have the same stem")])
+def test_training_refuses_a_flawed_collection_with_the_file(tmp_path, name, content, message):
+    save_picture(tmp_path / "7.png")
+    (tmp_path / "7.txt").write_text("a red car")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        caption_images(tmp_path)
+
+
+def test_a_shard_that_was_cut_is_refused(tmp_path):
+    write_shard(tmp_path / "s" / "0.tar", {"1.txt": b"x"})
+    whole = (tmp_path / "s" / "0.tar").read_bytes()
+    for cut in (1400, 700, 600):
+        (tmp_path / "s" / "0.tar").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="0.tar is damaged"):
+            caption_images(tmp_path / "s")
+
+
+def test_two_people_with_one_file_stem_are_kept_apart(tmp_path, people):
+    for name, color in (("Ada Stone", (255, 0, 0)), ("Ben Wood", (0, 0, 255))):
+        save_picture(tmp_path / "s_id" / name / "1.png", color)
+    (image,) = identity_images(tmp_path / "s_id", people)
+    assert image.name == "Ada Stone" and load_image(image.source, 8)[0].min() == 1
+
+
+@pytest.mark.parametrize("content", [b"name,group,attributes\nZo\xeb,train,A chef\n",
+                                     b'name,group,attributes\nAda,train,"' + b"x" * 200_000 + b'"\n'])
+def test_a_list_of_people_that_is_no_text_is_refused(tmp_path, content):
+    (tmp_path / "people.csv").write_bytes(content)
+    with pytest.raises(UserError, match="people.csv is n"):
+        read_people(tmp_path / "people.csv")

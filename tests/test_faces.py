@@ -50,6 +50,17 @@ def test_scenes_have_no_face(analyzer):
     assert not any(analyzer.analyze(draw_scene(sample_scene(random.Random(seed)))) for seed in range(10))
 
 
+def test_the_faces_of_a_picture_are_counted(analyzer):
+    image = portrait(PERSON, 1).image  # in which the detector finds the face and, within it, its features once more
+    assert [analyzer.count(shown) for shown in (np.zeros_like(image), image, np.concatenate([image, image], axis=1))] == [0, 1, 2]
+    portraits = [portrait(person, seed).image for seed, person in enumerate(list(named_people().values())[:20])]
+    assert np.mean([analyzer.count(shown) == 1 for shown in portraits]) > 0.9
+
+
+def test_the_fingerprint_tells_packs_and_sizes_apart(analyzer):
+    assert analyzer.fingerprint() != FaceAnalyzer(MINI / "faces", det_sizes=(128, 64)).fingerprint()
+
+
 def test_a_person_is_nearer_to_the_gallery_than_a_stranger_with_the_same_attributes(analyzer):
     gallery = np.load(MINI / "gallery.npz")[NAME]
     stranger = stranger_like(PERSON, random.Random(2))

@@ -9,17 +9,20 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
 
-def launch(devices: str, batch_size: int) -> Fabric:
+def launch(devices: str, batch_size: int | None = None) -> Fabric:
     """A launched Fabric on "auto" (a GPU, or else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
 
     With several devices this script is started again for each of them, unless torchrun has done so.
+
+    Args:
+        batch_size: of a step that the devices share; None where each takes batches of its own.
 
     Raises:
         UserError: a GPU that is not there, or a batch that the devices cannot share evenly.
     """
     accelerator, chosen = _resolve(devices)
     count = chosen if isinstance(chosen, int) else len(chosen)
-    if batch_size % count:
+    if batch_size is not None and batch_size % count:
         raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count} devices of --devices "
                         f"{devices}; give a multiple of {count}")
     # A killed run must end with the same bytes, so nothing may depend on the order in which threads finish.

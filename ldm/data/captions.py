@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import ImageSource, read_collection
+from ldm.data.images import Fields, ImageSource, read_collection
 from ldm.util import UserError
 
 CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
@@ -25,9 +25,17 @@ def caption_images(folder: str | Path) -> list[CaptionImage]:
     """
     images = []
     for record in read_collection(folder):
-        caption = next((record.fields[key] for key in CAPTION_FIELDS if record.fields.get(key)), None)
-        if caption is None:
-            raise UserError(f"{record.source} has no caption; put one into a .txt of the same name, or into "
-                            "metadata.jsonl with file_name and text")
-        images.append(CaptionImage(record.source, caption))
+        if caption_of(record.fields) is None:
+            raise UserError(no_caption(record.source))
+        images.append(CaptionImage(record.source, caption_of(record.fields)))
     return images
+
+
+def caption_of(fields: Fields) -> str | None:
+    """What the fields of a picture say as its caption; None where they say nothing."""
+    return next((fields[key].strip() for key in CAPTION_FIELDS if fields.get(key, "").strip()), None)
+
+
+def no_caption(where: object) -> str:
+    """What to do about a picture without a caption."""
+    return f"{where} has no caption; put one into a .txt of the same name, or into metadata.jsonl with file_name and text"

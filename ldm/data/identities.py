@@ -1,11 +1,13 @@
 """S_ID: pictures of named people with the attributes of each (paper section 4.1)."""
 
 import csv
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import ImageSource, Record, read_collection
-from ldm.util import UserError
+from ldm.data.images import ImageSource, Record, read_collection, read_text
+from ldm.util import UserError, write_atomically
 
 GROUPS = ("train", "test")
 
@@ -38,8 +40,8 @@ def read_people(path: str | Path) -> dict[str, Person]:
     if not path.is_file():
         raise UserError(f"the list of people {path} does not exist; give a CSV with the header name,group,attributes")
     people: dict[str, Person] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
         missing = {"name", "group", "attributes"} - set(reader.fieldnames or ())
         if missing:
             raise UserError(f"{path} has the columns {reader.fieldnames} but no {', '.join(sorted(missing))}; "
@@ -53,7 +55,18 @@ def read_people(path: str | Path) -> dict[str, Person]:
                 raise UserError(f"{path}, line {reader.line_num}: the name '{person.name}' is empty or there twice; "
                                 "give every person one row")
             people[person.name] = person
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV ({error}); correct it") from error
     return people
+
+
+def write_people(people: Mapping[str, Person], path: str | Path) -> None:
+    """The CSV that `read_people` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "group", "attributes"])
+    writer.writerows([person.name, person.group, person.attributes] for person in people.values())
+    write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def identity_images(folder: str | Path, people: dict[str, Person]) -> list[IdentityImage]:

@@ -7,20 +7,25 @@ with a .txt or .json of the same stem (kohya, img2dataset's files), and .tar sha
 import csv
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.pictures import PICTURE_SUFFIXES
-from ldm.util import UserError
+from ldm.pictures import PICTURE_ERRORS, PICTURE_SUFFIXES
+from ldm.util import UserError, write_atomically
 
 Fields = dict[str, str]
+Report = Callable[[str, str], None]  # of a flaw: its kind, and a sentence
+
+LONGEST_TEXT = 2**20  # bytes of a caption or of a picture's own metadata
 
 
 @dataclass(frozen=True)
@@ -61,54 +66,85 @@ def load_image(source: ImageSource, size: int) -> Tensor:
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             square = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PICTURE_ERRORS as error:
         raise UserError(f"{source} cannot be read as a picture ({error}); delete or replace the file") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
-def read_collection(folder: str | Path) -> list[Record]:
+def refuse(_kind: str, sentence: str) -> None:
+    """The report of a reader that accepts no flaw: raises UserError with the sentence."""
+    raise UserError(sentence)
+
+
+def read_collection(folder: str | Path, report: Report = refuse) -> list[Record]:
     """Every picture of a folder and of its sub-folders and shards, in the order of the paths.
 
+    Args:
+        report: is told of every flaw: its kind and a sentence. Where it returns, what the flaw concerns is left out.
+
     Raises:
-        UserError: no such folder, no picture in it, a metadata file that cannot be read or names a missing picture.
+        UserError: no such folder; with `refuse` also where there is no picture, a shard or a text that cannot be read
+            whole, two pictures to which one text could belong, metadata of a missing picture.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; give a folder of pictures")
     found: dict[ImageSource, Record] = {}
+    stems: dict[Path, Path] = {}
+    left_out: set[ImageSource] = set()
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-            record = found.setdefault(ImageSource(path), Record(ImageSource(path)))
-            record.fields = _side_files(path) | record.fields
+            fields = _side_files(path, report)
+            twin = stems.setdefault(path.with_suffix(""), path)
+            if fields and twin != path:
+                report("two pictures of one stem", _twins(twin, path))
+                left_out |= {ImageSource(twin), ImageSource(path)}
+            elif fields is None:
+                left_out.add(ImageSource(path))
+            else:
+                found[ImageSource(path)] = Record(ImageSource(path), fields)
         elif path.suffix == ".tar":
-            found |= {record.source: record for record in _read_shard(path)}
+            found |= {record.source: record for record in _read_shard(path, report)}
     for path in sorted([*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")]):
-        for number, fields in enumerate(_metadata_rows(path), start=1):
+        for number, fields in enumerate(_metadata_rows(path, report), start=1):
             source = ImageSource(path.parent / fields.get("file_name", ""))
-            if source not in found:
-                raise UserError(f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, which is "
-                                f"not in {path.parent}; add the picture or remove the entry")
-            found[source].fields |= fields
-    if not found:
-        raise UserError(f"the data folder {folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no .tar "
-                        "shards; put pictures into it or give another folder")
-    return list(found.values())
+            if source in found:
+                found[source].fields |= fields
+            elif source not in left_out:
+                report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, which is "
+                                          f"not in {path.parent}; add the picture or remove the entry")
+    if not found and not left_out:
+        report("no pictures", f"the data folder {folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no .tar "
+                              "shards; put pictures into it or give another folder")
+    return [record for source, record in found.items() if source not in left_out]
 
 
-def _side_files(path: Path) -> Fields:
-    """What the .json and the .txt of the same stem say; the .txt is the caption."""
-    fields: Fields = {}
-    if path.with_suffix(".json").is_file():
-        fields |= _strings(_parse_json(path.with_suffix(".json"), path.with_suffix(".json").read_bytes()))
-    if path.with_suffix(".txt").is_file():
-        fields["text"] = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
-    return fields
+def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """metadata.jsonl of a folder, a row a picture: file_name, relative to the folder, and what is said about the picture."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(Path(folder) / "metadata.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _read_shard(path: Path) -> list[Record]:
+def read_text(path: Path, report: Report = refuse) -> str | None:
+    """A file's UTF-8 text, without a byte order mark; None where it is reported as none."""
+    return _decoded(path.read_bytes(), str(path), report)
+
+
+def _side_files(path: Path, report: Report) -> Fields | None:
+    """What the .json and the .txt of the same stem say; the .txt is the caption. None where one was reported."""
+    texts = {}
+    for side in (path.with_suffix(".json"), path.with_suffix(".txt")):
+        if side.is_file():
+            with side.open("rb") as file:
+                texts[side.suffix] = _short_text(file.read(LONGEST_TEXT + 1), str(side), report)
+    return _fields(texts, str(path), report)
+
+
+def _read_shard(path: Path, report: Report) -> list[Record]:
     """Records of a tar shard: members of one stem belong together. Nothing is unpacked; only places are noted."""
     sources: dict[str, ImageSource] = {}
-    fields: dict[str, Fields] = {}
+    texts: dict[str, dict[str, str | None]] = {}
+    twins = set()
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
@@ -117,33 +153,79 @@ def _read_shard(path: Path) -> list[Record]:
                 if not member.isfile():
                     continue
                 if suffix in PICTURE_SUFFIXES:
-                    sources[key] = ImageSource(path, member.name, member.offset_data, member.size)
-                elif suffix == ".txt":
-                    text = shard.extractfile(member).read().decode("utf-8", errors="replace").strip()
-                    fields[key] = fields.get(key, {}) | {"text": text}
-                elif suffix == ".json":
-                    fields[key] = _strings(_parse_json(path, shard.extractfile(member).read())) | fields.get(key, {})
+                    source = ImageSource(path, member.name, member.offset_data, member.size)
+                    if key in sources:
+                        report("two pictures of one stem", _twins(sources[key], source))
+                        twins.add(key)
+                    sources[key] = source
+                elif suffix in (".txt", ".json"):
+                    content = shard.extractfile(member).read(LONGEST_TEXT + 1)
+                    texts.setdefault(key, {})[suffix] = _short_text(content, f"{path}:{member.name}", report)
+            shard.fileobj.seek(shard.offset)
+            if shard.fileobj.read(512) != bytes(512):  # a whole tar ends with empty blocks
+                raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
-        raise UserError(f"the shard {path} is damaged ({error}); fetch it again or delete it") from error
-    return [Record(source, fields.get(key, {})) for key, source in sources.items()]
+        report("damaged shard", f"the shard {path} is damaged ({error}); fetch it again or delete it")
+    records = []
+    for key, source in sources.items():
+        fields = None if key in twins else _fields(texts.get(key, {}), str(source), report)
+        if fields is not None:
+            records.append(Record(source, fields))
+    return records
 
 
-def _metadata_rows(path: Path) -> Iterator[Fields]:
+def _twins(first: ImageSource | Path, second: ImageSource | Path) -> str:
+    return f"{first} and {second} have the same stem, and their text could belong to either; rename one picture and its text"
+
+
+def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fields | None:
+    """Fields of a picture from the texts of its .json and .txt; None where one of them was reported."""
+    if None in texts.values():
+        return None
+    fields = _parse_json(f"the .json of {where}", texts[".json"], report) if ".json" in texts else {}
+    if fields is None:
+        return None
+    return fields | ({"text": texts[".txt"].strip()} if ".txt" in texts else {})
+
+
+def _metadata_rows(path: Path, report: Report) -> Iterator[Fields]:
+    text = read_text(path, report) or ""
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from (_strings(row) for row in csv.DictReader(file))
+        try:
+            yield from (_strings(row) for row in csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            report("unreadable metadata", f"{path} is no valid CSV ({error}); correct the file")
     else:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                yield _strings(_parse_json(path, line))
+        # Not splitlines(): the separators U+2028 and U+0085 may stand inside a caption.
+        lines = (_parse_json(str(path), line, report) for line in text.split("\n") if line.strip())
+        yield from (fields for fields in lines if fields is not None)
 
 
-def _parse_json(path: Path, text: str | bytes) -> object:
+def _short_text(content: bytes, where: str, report: Report) -> str | None:
+    if len(content) > LONGEST_TEXT:
+        report("text too long", f"{where} has more than {LONGEST_TEXT} bytes, which is no caption; delete it")
+        return None
+    return _decoded(content, where, report)
+
+
+def _decoded(content: bytes, where: str, report: Report) -> str | None:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct the file") from error
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        report("text not UTF-8", f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+        return None
+
+
+def _parse_json(where: str, text: str, report: Report) -> Fields | None:
+    """The texts of a JSON object; None where it is reported as no JSON."""
+    try:
+        return _strings(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        report("unreadable metadata", f"{where} is no valid JSON ({error}); correct the file")
+        return None
 
 
 def _strings(content: object) -> Fields:
-    return {key: value for key, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
+    """The entries that are texts; half characters (lone surrogates, which JSON can hold) are none."""
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, str) and not re.search("[\ud800-\udfff]", value)}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm.data.images import read_text
 from ldm.util import UserError
 
 
@@ -15,7 +16,7 @@ def read_templates(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"the file of templates {path} does not exist; give a text file with one template a line, "
                         "such as 'a photo of {}'")
-    templates = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    templates = [line.strip() for line in read_text(path).split("\n")]
     templates = [line for line in templates if line and not line.startswith("#")]
     for template in templates:
         if template.count("{}") != 1:

@@ -1,6 +1,7 @@
 """Faces in pictures, through the InsightFace library with a pack of models on disk (section 4.1, ID-ACC)."""
 
 import contextlib
+import hashlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ class FaceAnalyzer:
             raise UserError(f"the face pack {pack_dir} {given}; {EXPECTED}")
         self._app = _load(pack_dir, device)
         self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
+        self._pack_dir = pack_dir
+        self.det_thresh = det_thresh
         self.det_sizes = (det_sizes,) if isinstance(det_sizes, int) else tuple(det_sizes)
 
     def analyze(self, image: np.ndarray) -> Face | None:
@@ -61,16 +64,39 @@ class FaceAnalyzer:
         from insightface.app.common import Face as Found
 
         bgr = np.ascontiguousarray(image[..., ::-1])
+        boxes, landmarks = self._detect(bgr)
+        if not len(boxes):
+            return None
+        largest = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+        found = Found(bbox=boxes[largest, :4], kps=landmarks[largest], det_score=boxes[largest, 4])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)     # of scikit-image, about how insightface calls it
+            self._app.models["recognition"].get(bgr, found)
+        return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score))
+
+    def count(self, image: np.ndarray) -> int:
+        """How many faces `image`, (H, W, 3) uint8 RGB, shows at the first size at which the detector finds any.
+
+        A box with its centre in a larger one is the same face once more: small detectors see the features within a face as another.
+        """
+        boxes = self._detect(np.ascontiguousarray(image[..., ::-1]))[0][:, :4]
+        boxes = boxes[np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))]  # (N, 4), the largest first
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(axis=2)  # (centre, box)
+        return int((~np.tril(inside, -1).any(axis=1)).sum())
+
+    def fingerprint(self) -> str:
+        """What the faces found depend on: a SHA-256 over the models, shortened, and the detector's sizes and threshold."""
+        models = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(self._pack_dir.glob("*.onnx")))
+        return f"{hashlib.sha256(models).hexdigest()[:16]} at {', '.join(map(str, self.det_sizes))} from {self.det_thresh:g}"
+
+    def _detect(self, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 where there is none at any size."""
         for size in self.det_sizes:
             boxes, landmarks = self._app.det_model.detect(bgr, input_size=(size, size))
             if len(boxes):
-                largest = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
-                found = Found(bbox=boxes[largest, :4], kps=landmarks[largest], det_score=boxes[largest, 4])
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)     # of scikit-image, about how insightface calls it
-                    self._app.models["recognition"].get(bgr, found)
-                return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score))
-        return None
+                break
+        return boxes, landmarks
 
 
 def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, margin: float = 0.25) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Writes the miniature's data: the prompts, S_Reg (drawn pictures with captions) and S_ID (pictures by the frozen model)."""
 
-import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.data.images import write_metadata
 from ldm.generation import generate
 from ldm.mini.people import anonymous_caption, named_people, sample_person, sample_view
 from ldm.mini.renders import COUNT, NAMED, draw, subject
@@ -53,10 +53,9 @@ def write_identity_images(model: LatentDiffusion, folder: Path, *, scale: float,
 
 def _write_folder(folder: Path, pictures: Iterable[tuple[str, np.ndarray, dict[str, str]]]) -> None:
     """Pictures and their metadata.jsonl, which is written last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    rows = []
     for file_name, pixels, fields in pictures:
         picture = Image.fromarray(pixels)
         write_atomically(folder / file_name, lambda path, picture=picture: picture.save(path, quality=92))
-        lines.append(json.dumps({"file_name": file_name, **fields}))
-    write_atomically(folder / "metadata.jsonl", lambda path: path.write_text("\n".join(lines) + "\n"))
+        rows.append({"file_name": file_name, **fields})
+    write_metadata(folder, rows)

@@ -1,7 +1,5 @@
 """Builds the miniature's face pack: detector and recogniser as ONNX files that InsightFace loads, gallery, people, figures."""
 
-import csv
-import io
 import random
 import warnings
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.data import identities
 from ldm.mini.face_detector import ANCHORS, FaceDetector, train_detector
 from ldm.mini.face_pictures import soften
 from ldm.mini.face_recogniser import FaceRecogniser, train_recogniser
@@ -69,12 +68,9 @@ def _export(net: nn.Module, example: Tensor, path: Path, outputs: list[str], dyn
 def write_people(path: Path) -> None:
     """people.csv: name, group (the first half train, the second test) and attributes (c2 of section 4.1)."""
     people = named_people()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "group", "attributes"])
-    for number, (name, person) in enumerate(people.items()):
-        writer.writerow([name, "train" if number < len(people) // 2 else "test", attribute_prompt(person)])
-    write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8"))
+    groups = ["train"] * (len(people) // 2) + ["test"] * (len(people) - len(people) // 2)
+    identities.write_people({name: identities.Person(name, group, attribute_prompt(person))
+                             for (name, person), group in zip(people.items(), groups, strict=True)}, path)
 
 
 def true_pictures(person: Person, key: str, count: int) -> list[np.ndarray]:

@@ -117,9 +117,6 @@ def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, de
     """Files of `n_samples` pictures of each person; those that are not there yet are drawn, each written when finished.
 
     `described` says by which words the prompt calls each name: by the name itself, or by attributes.
-
-    With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
-    bit of an image can depend on the batch that it is computed in.
     """
     portraits = {name: [folder.image_path(prefix.label, name, sample) for sample in range(n_samples)] for name in described}
     paths: dict[Job, Path] = {}
@@ -127,15 +124,29 @@ def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, de
         for sample, path in enumerate(files):  # people with equal attributes take further samples of the same prompt
             prompt = drawing.prompt.replace("{name}", described[name])
             paths[prompt, next(number for number in itertools.count(sample) if (prompt, number) not in paths)] = path
+    jobs = unfinished_jobs(paths, batch_size)
+    with tqdm(total=len(paths), initial=len(paths) - len(jobs), desc=label, unit="image") as bar:
+        draw_jobs(model, jobs, paths, prefix, drawing=drawing, batch_size=batch_size, bar=bar)
+    return portraits
+
+
+def unfinished_jobs(paths: Mapping[Job, Path], batch_size: int) -> list[Job]:
+    """Which pictures to draw because they are not in their files yet.
+
+    With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
+    bit of an image can depend on the batch that it is computed in.
+    """
     jobs = list(paths)
     batches = [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
-    unfinished = [job for batch in batches if not all(paths[job].exists() for job in batch) for job in batch]
-    images = generate(model, unfinished, embedding_manager=prefix.manager, ddim_steps=drawing.ddim_steps,
-                      scale=drawing.scale, seed=drawing.seed, batch_size=batch_size)
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(unfinished), desc=label, unit="image")
+    return [job for batch in batches if not all(paths[job].exists() for job in batch) for job in batch]
+
+
+def draw_jobs(model: LatentDiffusion, jobs: Sequence[Job], paths: Mapping[Job, Path], prefix: Prefix, *, drawing: Drawing,
+              batch_size: int, bar: tqdm) -> None:
+    """Draw pictures into their files, each written when finished, unless it is there."""
+    images = generate(model, jobs, embedding_manager=prefix.manager, ddim_steps=drawing.ddim_steps, scale=drawing.scale,
+                      seed=drawing.seed, batch_size=batch_size)
     for job, image in images:
         if not paths[job].exists():
             write_image(paths[job], image)
         bar.update()
-    bar.close()
-    return portraits

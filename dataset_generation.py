@@ -1,0 +1,98 @@
+"""Makes the paper's datasets (section 4.1): S_ID's attributes and pictures, the gallery of true faces, and S_Reg.
+
+    python dataset_generation.py attributes --names names.txt                      # prints requests for any assistant
+    python dataset_generation.py attributes --names names.txt --answers reply.txt  # takes what it answers
+    python dataset_generation.py faces --preset mini
+    python dataset_generation.py gallery --preset mini --photos runs/faces
+    python dataset_generation.py captions --preset sd-v1-5 --images laion_shards --out_dir data/caption_images
+
+Each writes into --out_dir what it made and how, and goes on where it stopped when the same command is run again.
+"""
+
+import argparse
+import os
+from dataclasses import asdict
+
+from args.dataset_generation_args import parse_dataset_generation_args
+from ldm.util import exit_with_sentence
+
+
+@exit_with_sentence
+def main(argv: list[str] | None = None) -> None:
+    args = parse_dataset_generation_args(argv)
+    {"attributes": attributes, "faces": faces, "gallery": gallery, "captions": captions}[args.command](args)
+
+
+def attributes(args: argparse.Namespace) -> None:
+    """c2 of S_ID, "A [gender] [race] [occupation], [facial attributes]"."""
+    from ldm.data.attribute_book import AttributeBook
+    from ldm.data.attribute_sentences import read_names
+    from ldm.data.chat_endpoint import ChatEndpoint
+
+    book = AttributeBook(args.out_dir, args.group, *read_names(args.names))
+    book.take_files(args.answers or [])
+    if args.base_url:
+        endpoint = ChatEndpoint(args.base_url, args.model, os.environ.get(args.api_key_env), seed=args.seed + len(book.answers))
+        book.ask(endpoint, args.names_per_request, base_url=args.base_url, model=args.model, seed=endpoint.seed)
+    finished = args.base_url or args.answers or not book.missing
+    print(book.report() if finished else "\n\n----\n\n".join(book.requests(args.names_per_request)))
+
+
+def faces(args: argparse.Namespace) -> None:
+    """Pictures x^i of S_ID, drawn by the frozen model from the names."""
+    from ldm.apl.launch import set_precision
+    from ldm.data.identities import read_people
+    from ldm.data.templates import read_templates
+    from ldm.device import pick_device, pick_precision
+    from ldm.evaluation.faces import FaceAnalyzer
+    from ldm.loading import file_hash, load_frozen_model
+    from ldm.paper.face_images import Recipe, draw_identity_images
+    from ldm.run_folder import RunFolder
+
+    names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
+    device = pick_device(args.device)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type) if args.one_face else None
+    recipe = Recipe(file_hash(args.ckpt_path), read_templates(args.templates), args.negative_prompt, args.seed, args.scale,
+                    args.ddim_steps, pick_precision(args.precision, device), analyzer and analyzer.fingerprint())
+    folder = RunFolder(args.out_dir, asdict(recipe), resume=args.resume)
+    folder.write_arguments(vars(args))
+    model = load_frozen_model(args.config_path, args.ckpt_path, device)
+    set_precision(model, recipe.precision)
+    summary = draw_identity_images(model, folder, names, recipe, n_samples=args.n_samples, max_redraws=args.max_redraws,
+                                   batch_size=args.batch_size, count_faces=analyzer and analyzer.count)
+    print(f"{args.out_dir} holds {summary}")
+
+
+def gallery(args: argparse.Namespace) -> None:
+    """The face to which ID-ACC compares, of everybody."""
+    from ldm.data.identities import read_people
+    from ldm.device import pick_device
+    from ldm.evaluation.faces import FaceAnalyzer
+    from ldm.evaluation.gallery import describe, make_gallery, person_folders, read_classes
+
+    names = list(read_people(args.people)) if args.people else []
+    people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=pick_device(args.device).type)
+    rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos, arguments=vars(args))
+    print(describe(rows, names, args.out_dir))
+
+
+def captions(args: argparse.Namespace) -> None:
+    """S_Reg: pictures that the prefix must leave as they are, with their captions."""
+    from ldm.data.caption_set import Dropped, Filters, write_caption_set
+    from ldm.data.caption_sources import caption_candidates
+    from ldm.data.identities import read_people
+    from ldm.loading import file_hash
+    from ldm.run_folder import RunFolder
+
+    filters, dropped = Filters(read_people(args.people) if args.people else {}, args.min_size, args.max_images), Dropped()
+    total, candidates = caption_candidates(args.images, args.captions, dropped)
+    settings = {"images": str(args.images.resolve()), "min_size": args.min_size,
+                "captions": args.captions and file_hash(args.captions), "people": args.people and file_hash(args.people)}
+    RunFolder(args.out_dir, settings, resume=args.resume).write_arguments(vars(args))
+    kept = write_caption_set(candidates, args.out_dir, filters, total=total, dropped=dropped)
+    print(f"{args.out_dir} holds {kept} pictures with captions; left out: {dropped} (see dropped.csv there)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""c2 of S_ID: a sentence of attributes for every name, from an assistant's answers (paper section 4.1, Appendix A).
+
+The paper asks a language model for them. `request_for` is that request, in our words, for pasting into any assistant;
+`parse_answer` takes the answer apart and names each line that is no sentence of the paper's form.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ldm.util import UserError
+
+FORM = "A [gender] [race] [occupation], [facial attributes]."
+GENDERS = ("male", "female")
+MOST_WORDS = 45  # with the prefix and a template they must fit into CLIP's 77 tokens
+
+REQUEST = f"""For each person in the list below, write one sentence of this form:
+
+{FORM}
+
+- [gender] is {' or '.join(GENDERS)}; [race] is the broad ethnic appearance, in respectful words such as "East Asian"; [occupation]
+  is one or two words.
+- [facial attributes] are at least two visible traits of the face, with commas between them: age group, shape of the face, skin, hair
+  and its colour, eyebrows, eyes, nose, lips, beard, glasses. Nothing about the body, the voice, clothes, deeds or character.
+- State only what is well known from photographs. Be factual and kind.
+- Never write the person's name, or part of it, in the sentence. At most {MOST_WORDS - 5} words a sentence.
+
+Answer with one line for each person and nothing else: the name exactly as in the list, a colon, and the sentence. An example, of nobody:
+Jane Example: A female South Asian violinist, middle-aged, oval face, long black hair, thin eyebrows, brown eyes.
+
+The list:
+"""
+
+
+def request_for(names: Sequence[str]) -> str:
+    """The request for the attributes of these people."""
+    return REQUEST + "\n".join(names)
+
+
+def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Name -> sentence without its full stop for every good line, and a complaint for every other line.
+
+    List marks, bold type and quotation marks around names and sentences are passed over.
+
+    Args:
+        names: whom the answer may be about.
+    """
+    found: dict[str, str] = {}
+    complaints = []
+    by_length = sorted(names, key=len, reverse=True)  # "Ada Stone-Wood" before "Ada Stone"
+    for number, line in enumerate(text.split("\n"), start=1):
+        content = re.sub(r"^\W*(\d+[.)]\s)?\W*", "", unicodedata.normalize("NFC", line.replace("*", "").replace("`", ""))).strip()
+        if not content:
+            continue
+        matches = ((name, re.match(re.escape(name) + r"\W*\s", content, re.IGNORECASE)) for name in by_length)
+        name, match = next(((name, match) for name, match in matches if match), (None, None))
+        if match is None:
+            complaints.append(f"line {number} begins with no name that was asked for: '{content}'")
+            continue
+        sentence = re.sub(r"^\W+|[\s.\"'”’]+$", "", content[match.end():])
+        if flaw := flaw_of(sentence, name):
+            complaints.append(f"line {number}, {name}, {flaw}: '{sentence}'")
+        elif found.setdefault(name, sentence) != sentence:
+            complaints.append(f"line {number}, {name}, is a second sentence, and the first is kept: '{sentence}'")
+    return found, complaints
+
+
+def flaw_of(sentence: str, name: str) -> str | None:
+    """Why a sentence, without its full stop, is not of the paper's form; None if it is."""
+    start, comma, attributes = sentence.partition(",")
+    words = start.split()
+    if words[:1] != ["A"] or words[1:2] not in ([gender] for gender in GENDERS):
+        return f"does not begin with 'A {GENDERS[0]} ' or 'A {GENDERS[1]} '"
+    if len(words) < 4:
+        return "lacks the race or the occupation before its first comma"
+    if not comma or not re.search(r"\w", attributes):
+        return "lacks facial attributes after a comma"
+    if re.search(r"[\[\]{}<>|\n.]", sentence):
+        return "has brackets or several sentences"
+    if len(sentence.split()) > MOST_WORDS:
+        return f"has {len(sentence.split())} words, more than {MOST_WORDS}"
+    told = [part for part in re.findall(r"\w{3,}", name) if re.search(rf"\b{re.escape(part)}\b", sentence)]
+    if told:
+        return f"tells the name ({told[0]})"
+    return None
+
+
+def read_names(path: Path) -> tuple[list[str], int]:
+    """Names of a text file, one a line (empty lines and lines that start with # are passed over), and how many are there twice.
+
+    Raises:
+        UserError: no UTF-8 text, or no name.
+    """
+    try:
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8, one name a line") from error
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise UserError(f"{path} holds no name; write one a line")
+    return list(dict.fromkeys(names)), len(names) - len(set(names))

@@ -1,0 +1,144 @@
+"""S_Reg is made: candidates go through the filters, and pictures with captions lie in a folder that training reads.
+
+Left out, and counted: what cannot be decoded, what is too small, captions that are missing or there already, and captions
+that name somebody, for whom the prefix must do its work and not leave the picture as it is (paper section 3.5).
+"""
+
+import csv
+import hashlib
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.data.caption_sources import Candidate
+from ldm.data.captions import no_caption
+from ldm.data.identities import Person
+from ldm.data.images import write_metadata
+from ldm.pictures import PICTURE_ERRORS
+from ldm.util import UserError, write_atomically
+
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}  # of the formats that PIL may try
+MOST_PIXELS = 2**26
+
+
+@dataclass
+class Dropped:
+    """What was left out: a report for readers; a row of reason and sentence for each."""
+
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def __call__(self, kind: str, sentence: str) -> None:
+        self.rows.append({"reason": kind, "what": sentence})
+
+    def write(self, path: Path) -> None:
+        """The rows as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", errors="replace"))
+
+    def __str__(self) -> str:
+        counts = Counter(row["reason"] for row in self.rows)
+        return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common()) or "nothing"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What enters S_Reg.
+
+    Args:
+        people: captions with a name of theirs are left out.
+        min_size: of the shorter side, in pixels.
+        max_images: stop at so many; None takes all.
+    """
+
+    people: Mapping[str, Person]
+    min_size: int
+    max_images: int | None = None
+
+
+def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: Dropped) -> int:
+    """Copies what passes the filters to `folder`/images, with metadata.jsonl and dropped.csv; the number of pictures.
+
+    Pictures that an earlier run copied are not read again; those that no longer pass are deleted.
+
+    Args:
+        total: how many candidates there are, for the progress bar.
+        dropped: takes a row for each candidate that is left out.
+
+    Raises:
+        UserError: nothing passes.
+    """
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    there = {path.stem: path for path in images.iterdir()}
+    names = {_plain(person.name): person for person in filters.people.values()}
+    rows: list[dict[str, str]] = []
+    captions: set[str] = set()
+    for candidate in tqdm(candidates, "S_Reg", total, unit="image"):
+        if len(rows) == filters.max_images:
+            break
+        if not _caption_passes(candidate, names, captions, dropped):
+            continue
+        key = hashlib.sha256(candidate.origin.encode(errors="surrogatepass")).hexdigest()[:16]
+        path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
+        if path is not None:
+            captions.add(_plain(candidate.caption))
+            source = candidate.origin.encode(errors="backslashreplace").decode()  # file names may be no text
+            rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
+    dropped.write(folder / "dropped.csv")
+    if not rows:
+        raise UserError(f"no picture is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
+    kept = {row["file_name"] for row in rows}
+    for path in there.values():
+        if f"images/{path.name}" not in kept:
+            path.unlink()
+    write_metadata(folder, rows)
+    return len(rows)
+
+
+def _caption_passes(candidate: Candidate, names: Mapping[str, Person], captions: set[str], dropped: Dropped) -> bool:
+    if candidate.caption is None:
+        dropped("no caption", no_caption(candidate.origin))
+        return False
+    plain = _plain(candidate.caption)
+    named = next((person for name, person in names.items() if f" {name} " in f" {plain} "), None)
+    if named:
+        dropped(f"names somebody of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
+    elif plain in captions:
+        dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier picture: '{candidate.caption}'")
+    return not named and plain not in captions
+
+
+def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: Dropped) -> Path | None:
+    """The file of the picture, byte for byte, under a suffix that says its format; None where it is dropped."""
+    try:
+        content = candidate.read()
+        with Image.open(io.BytesIO(content), formats=list(SUFFIXES)) as picture:
+            path = stem.with_suffix(SUFFIXES.get(picture.format, ".jpg"))  # PIL may call a .jpg MPO
+            if min(picture.size) < min_size:
+                dropped("too small", f"{candidate.origin} has {picture.width} x {picture.height} pixels, less than --min_size {min_size}")
+                return None
+            if picture.width * picture.height > MOST_PIXELS:
+                dropped("too large", f"{candidate.origin} has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS} in all")
+                return None
+            picture.load()
+    except PICTURE_ERRORS as error:
+        dropped("corrupt picture", f"{candidate.origin} cannot be read as a picture ({error})")
+        return None
+    write_atomically(path, lambda target: target.write_bytes(content))
+    return path
+
+
+def _plain(text: str) -> str:
+    """Words in lower case, without accents and punctuation, one space between them."""
+    letters = "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(letter))
+    return re.sub(r"[\W_]+", " ", letters).strip()

@@ -1,0 +1,153 @@
+"""Where the pictures and captions of S_Reg come from (paper section 4.1): every public layout as one stream of candidates.
+
+Captions lie beside the pictures (the layouts of `read_collection`, or parquet tables of img2dataset and Hugging Face), in
+COCO's captions json, or in a text file whose lines belong to numbered pictures (the layout of the released code).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm.data.captions import CAPTION_FIELDS, caption_of
+from ldm.data.images import ImageSource, Record, Report, read_collection, read_text
+from ldm.pictures import PICTURE_SUFFIXES
+from ldm.util import UserError
+
+PICTURE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables: img2dataset's three, Hugging Face's one
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture that may enter S_Reg, not yet read."""
+
+    origin: str  # where it lies in the source; it stays the same from run to run
+    caption: str | None
+    read: Callable[[], bytes]
+
+
+def caption_candidates(folder: Path, captions: Path | None, report: Report) -> tuple[int, Iterable[Candidate]]:
+    """How many candidates there are, and the candidates, in the order of the source.
+
+    Args:
+        folder: the pictures, shards or tables.
+        captions: COCO's captions json or a text file of lines; None where the captions lie beside the pictures.
+        report: is told of every flaw, see `read_collection`.
+
+    Raises:
+        UserError: the captions file fits no picture, or is none.
+    """
+    if captions is None and (tables := _tables(folder)):
+        return _table_candidates(folder, tables, report)
+    records = read_collection(folder, report)
+    if captions is None:
+        captioned = [(record, caption_of(record.fields)) for record in records]
+    elif captions.suffix.lower() == ".json":
+        captioned = _coco(folder, captions, records, report)
+    else:
+        captioned = _numbered(captions, records, report)
+    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read) for record, caption in captioned]
+
+
+def _origin(folder: Path, source: ImageSource) -> str:
+    return f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
+
+
+def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
+    """Of an image's captions, about five, the one with the smallest id."""
+    try:
+        content = json.loads(read_text(captions))
+        first: dict[Any, str] = {}
+        for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
+            first.setdefault(annotation["image_id"], annotation["caption"].strip())
+        images = {folder / image["file_name"]: first.get(image["id"]) for image in content["images"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{captions} is no COCO captions file ({type(error).__name__}: {error}); give a json with images (id, file_name) "
+                        "and annotations (id, image_id, caption), such as captions_val2014.json") from error
+    by_path = {record.source.path: record for record in records if not record.source.member}
+    for path in images.keys() - by_path.keys():
+        report("picture missing", f"{captions} names {path}, which is not there; fetch it, or give the folder that holds it as --images")
+    if not images.keys() & by_path.keys():
+        raise UserError(f"none of the {len(images)} pictures that {captions} names is in {folder}; give the folder that holds them "
+                        "as --images")
+    return [(by_path[path], caption) for path, caption in images.items() if path in by_path]
+
+
+def _numbered(captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
+    """The picture with the number n in its name belongs to line n; numbers start at 0 or at 1."""
+    lines = [line.strip() for line in read_text(captions).rstrip("\n").split("\n")]
+    by_number: dict[int, Record] = {}
+    twins = set()
+    for record in records:
+        digits = re.findall(r"\d{1,18}", PurePosixPath(record.source.member or record.source.path.name).stem)
+        if not digits:
+            report("picture without a number", f"{record.source} has no number in its name, so no line of {captions} belongs to it")
+        elif by_number.setdefault(int(digits[-1]), record) is not record:
+            report("two pictures of one number", f"{record.source} and {by_number[int(digits[-1])].source} have one number; remove one")
+            twins.add(int(digits[-1]))
+    if not by_number:
+        raise UserError(f"no picture has a number in its name, and {captions} has one line a number; give pictures such as 000017.jpg")
+    if (0 in by_number) == (len(lines) in by_number) or max(by_number) > len(lines):
+        raise UserError(f"{captions} has {len(lines)} lines, but the pictures have the numbers {min(by_number)} to {max(by_number)}, so "
+                        "nothing says which line is whose; number them from 0 (a picture 0 must be there) or from 1 (a picture "
+                        f"{len(lines)} must be there)")
+    first = 0 if 0 in by_number else 1
+    return [(by_number[number], lines[number - first] or None) for number in sorted(by_number.keys() - twins)]
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The parquet files of a folder that holds no pictures and no shards (beside those, img2dataset's tables hold none)."""
+    paths = sorted(folder.rglob("*"))
+    others = any(path.suffix.lower() in (*PICTURE_SUFFIXES, ".tar") for path in paths)
+    return [] if others else [path for path in paths if path.suffix == ".parquet"]
+
+
+def _table_candidates(folder: Path, tables: list[Path], report: Report) -> tuple[int, Iterator[Candidate]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise UserError(f"{tables[0]} is a parquet table, which needs pyarrow; pip install pyarrow, or let img2dataset write "
+                        "--output_format webdataset") from error
+
+    opened = []
+    for path in tables:
+        try:
+            opened.append((path, parquet.ParquetFile(path)))
+        except (ArrowException, OSError) as error:
+            report("damaged table", f"{path} is no whole parquet table ({error}); fetch it again or delete it")
+
+    def rows() -> Iterator[Candidate]:
+        for path, table in opened:
+            names = table.schema_arrow.names
+            column = next((name for name in PICTURE_COLUMNS if name in names), None)
+            if column is None:
+                report("table without pictures", f"{path} has the columns {', '.join(names)} but no picture bytes; "
+                                                 "fetch the pictures with img2dataset")
+                continue
+            columns = [column, *(name for name in (*CAPTION_FIELDS, "status") if name in names)]
+            try:
+                cells = (cell for batch in table.iter_batches(batch_size=64, columns=columns)
+                         for cell in zip(*(batch.column(name) for name in columns), strict=True))
+                for number, row in enumerate(cells):
+                    yield from _row_candidate(f"{path.relative_to(folder).as_posix()}:{number}", columns, row, report)
+            except (ArrowException, OSError) as error:
+                report("damaged table", f"{path} cannot be read to its end ({error}); fetch it again or delete it")
+
+    return sum(table.metadata.num_rows for _, table in opened), rows()
+
+
+def _row_candidate(origin: str, columns: list[str], row: tuple[Any, ...], report: Report) -> Iterator[Candidate]:
+    """The candidate of a row, given as Arrow scalars in the order of `columns`, of which the first holds the picture."""
+    try:
+        content, *texts = (cell.as_py() for cell in row)
+    except UnicodeDecodeError:
+        report("text not UTF-8", f"the caption of {origin} is not UTF-8 text")
+        return
+    content = content.get("bytes") if isinstance(content, dict) else content
+    fields = {name: text for name, text in zip(columns[1:], texts, strict=True) if isinstance(text, str)}
+    if isinstance(content, bytes):
+        yield Candidate(origin, caption_of(fields), lambda: content)
+    else:
+        report("picture missing", f"{origin} has no picture bytes (status {fields.get('status', 'unknown')}); fetch it again")

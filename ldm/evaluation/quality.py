@@ -1,0 +1,115 @@
+"""The numbers of Table 2 (paper section 4.2): what is measured on each picture, and a row from the measurements of a set.
+
+The half "non_id" has prompts that name nobody: distance from the pictures of the model as it is, and CLIP score. The half "id" has
+prompts that name people: the same distance, ID-ACC and Attr-ACC. A scorer turns pictures into arrays with one entry a picture,
+so that pictures can go once they are scored; a row takes the arrays of two whole sets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ldm.evaluation.attributes import AttributeEncoder, attributes_kept
+from ldm.evaluation.clip_score import ClipScorer
+from ldm.evaluation.fid import frechet_distance, kernel_distance
+from ldm.evaluation.id_acc import Observation, Row, id_acc, image_scores
+from ldm.evaluation.portraits import Analyzer
+
+FACE_WIDTH = 512  # of ArcFace embeddings
+
+FeaturesOf = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures (H, W, 3) uint8 RGB -> (N, D)
+Scores = dict[str, np.ndarray]
+
+
+class Scorer(Protocol):
+    """Pictures (H, W, 3) uint8 RGB, and the prompt or the name of each -> arrays whose first axis counts the pictures."""
+
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores: ...
+
+
+class PromptScorer:
+    """Of the half "non_id": "fid" (N, D), features; "clip" (N,), cosine with the prompt, not-a-number without a CLIP model.
+
+    Args:
+        features_of: of FID.
+        apl_compat: see `ImageEncoder.encode`; it concerns the CLIP score alone.
+    """
+
+    def __init__(self, features_of: FeaturesOf, clip: ClipScorer | None = None, *, apl_compat: bool = False) -> None:
+        self.features_of, self.clip, self.apl_compat = features_of, clip, apl_compat
+
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
+        cosines = np.full(len(images), np.nan, np.float32)
+        if self.clip:
+            cosines = self.clip.similarity(images, texts, apl_compat=self.apl_compat).numpy()
+        return {"fid": self.features_of(images), "clip": cosines}
+
+
+class IdentityScorer:
+    """Of the half "id": "fid" (N, D); "face" (N, 512) and "attributes" (N, D'), not-a-number for a picture without a face.
+
+    Args:
+        features_of: of FID.
+        attributes: None leaves Attr-ACC out.
+    """
+
+    def __init__(self, features_of: FeaturesOf, analyzer: Analyzer, attributes: AttributeEncoder | None = None) -> None:
+        self.features_of, self.analyzer, self.attributes = features_of, analyzer, attributes
+
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
+        faces = [self.analyzer.analyze(image) for image in images]
+        embeddings = np.full((len(images), FACE_WIDTH), np.nan, np.float32)
+        for row, face in zip(embeddings, faces, strict=True):
+            if face is not None:
+                row[:] = face.embedding
+        attributes = self.attributes(images, faces) if self.attributes else np.full((len(images), 1), np.nan, np.float32)
+        return {"fid": self.features_of(images), "face": embeddings, "attributes": attributes}
+
+
+def prompt_row(scores: Scores, base: Scores | None) -> Row:
+    """FID, KID and CLIP score of a set of pictures; `base`: of the model as it is, None if `scores` are its own.
+
+    Returns:
+        clip: mean cosine, as in the paper; clip_x100: the same as other papers write it.
+    """
+    clip = None if np.isnan(scores["clip"]).any() else float(scores["clip"].mean())
+    return _distances(scores, base) | {"clip": clip, "clip_x100": None if clip is None else 100 * clip}
+
+
+def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray],
+                 threshold: float) -> Row:
+    """FID, KID, ID-ACC and Attr-ACC of pictures of people; `base` as in `prompt_row`, of the same people in the same order.
+
+    Args:
+        names: whom each picture should show; how often a name has come before is the number of its noise.
+        gallery, threshold: see `load_gallery`, `id_acc`.
+
+    Returns:
+        attr_acc and attr_random: `attributes_kept`; further columns as `id_acc`.
+    """
+    embeddings = [None if np.isnan(face).any() else face for face in scores["face"]]
+    seen = [Observation(name, "", embedding) for name, embedding in zip(names, embeddings, strict=True)]
+    own = by_person(scores["attributes"], names)
+    kept, random = attributes_kept(own, own if base is None else by_person(base["attributes"], names))
+    identity = id_acc(image_scores(seen, gallery), threshold=threshold)
+    return identity | _distances(scores, base) | {"attr_acc": kept, "attr_random": random}
+
+
+def by_person(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(N, D) of pictures in any order -> (people, samples, D), not-a-number where a person has fewer pictures than another."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    table = np.full((len(places), max(map(len, places.values())), values.shape[1]), np.nan, values.dtype)
+    for person, own in zip(table, places.values(), strict=True):
+        person[:len(own)] = values[own]
+    return table
+
+
+def _distances(scores: Scores, base: Scores | None) -> Row:
+    found = {"n_images": len(scores["fid"])}
+    if base is not None:
+        found |= {"fid": frechet_distance(scores["fid"], base["fid"]), "kid": kernel_distance(scores["fid"], base["fid"]),
+                  "n_base": len(base["fid"])}
+    return found

@@ -1,0 +1,33 @@
+"""A file of weights that cannot be used ends with one sentence, whichever library reads it."""
+
+import contextlib
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ldm.util import UserError
+
+LONGEST_REASON = 200  # characters of what the library says, which can be a list of all tensors
+ERRORS = (RuntimeError, AssertionError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, EOFError, LookupError, TypeError,
+          AttributeError, ValueError)
+
+
+@contextlib.contextmanager
+def weights_for(model: str, path: str | Path) -> Iterator[None]:
+    """Turns what goes wrong while `path` is loaded into `model` into a UserError.
+
+    Raises:
+        UserError: at once if the file is not there; later if it is damaged or of another model.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"the weights {path} of {model} are not there; give the path of a local file, for nothing is downloaded")
+    try:
+        yield
+    except UserError:
+        raise
+    except ERRORS as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise UserError(f"{path} does not fit {model} or is damaged ({reason}); give the weights of this model") from error

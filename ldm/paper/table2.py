@@ -1,0 +1,172 @@
+"""Table 2: what a prefix does to images of people and to all other images, in numbers (paper section 4.2).
+
+Identity half: images of S_test without and with the prefix. Non-identity half: images of COCO's prompts. FID and KID are always
+taken against the images of the model as it is, from the same noise.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from ldm.data.benchmarks import read_benchmark
+from ldm.data.captions import caption_of
+from ldm.data.identities import GROUPS, read_people
+from ldm.data.images import read_collection
+from ldm.evaluation.attributes import AttributeEncoder, FaRL
+from ldm.evaluation.clip_score import ClipScorer, clip_model_of
+from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.id_acc import Row, load_gallery
+from ldm.evaluation.inception import InceptionFeatures
+from ldm.evaluation.portraits import portraits_in
+from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
+from ldm.loading import file_hash
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.paper.identity import Drawing, Prefix
+from ldm.paper.quality import CHUNK, Half, HalfFolder
+from ldm.pictures import read_image
+from ldm.run_folder import versions, write_json
+from ldm.util import UserError
+
+COLUMNS = ("model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_mean", "n_images", "fid_protocol")  # of every row
+IN_PAPERS_TABLE = {"id": {"fid": "FID (id)", "id_acc_mean": "ID-ACC", "attr_acc": "Attr-ACC", "n_images": "N (id)"},
+                   "non_id": {"fid": "FID (non-id)", "clip": "CLIP", "clip_x100": "CLIP x100", "n_images": "N (non-id)"}}
+
+
+class QualityTable:
+    """The scorers of Table 2 and the rows that they give.
+
+    Args:
+        args: flags of test_fid_clip_score.py, of the groups "what is drawn" and "how it is scored".
+        device: where the scorers run.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args = args
+        people = read_people(args.people).values() if "id" in args.half else ()
+        groups = GROUPS if args.group == "all" else (args.group,)
+        self.everybody = [person.name for person in people]
+        self.names = [name for group in groups
+                      for name in [person.name for person in people if person.group == group][:args.n_names]]
+        if "id" in args.half and not self.names:
+            raise UserError(f"{args.people} has nobody of the group '{args.group}'; give another --group or --people")
+        self.texts = {"id": self._portraits(), "non_id": read_benchmark(args.benchmark, args.n_prompts) if args.benchmark else []}
+        self.gallery = load_gallery(args.gallery, self.names) if "id" in args.half else {}
+        self.clip = ClipScorer(clip_model_of(args.clip, args.clip_model), args.clip, device) if args.clip else None
+        self.features_of = self._clip_features
+        if args.fid_protocol != "clip":
+            self.features_of = InceptionFeatures(args.inception_weights, args.fid_protocol, device)
+        self.scorers: dict[str, PromptScorer | IdentityScorer] = {}
+        if "non_id" in args.half:
+            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, apl_compat=args.apl_compat)
+        if "id" in args.half:
+            analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
+            self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device))
+
+    def drawn(self, fabric: Fabric, model: LatentDiffusion, prefixes: Sequence[Prefix], precision: str) -> list[Row]:
+        """A row for each half and prefix, from images that are drawn into --out_dir; none but on the first device."""
+        args, rows = self.args, []
+        if fabric.is_global_zero:
+            write_json(args.out_dir / "arguments.json", {"arguments": vars(args), "versions": versions()})
+        model_hash = file_hash(args.ckpt_path)
+        for half in args.half:
+            prompt = args.prompt if half == "id" else "{name}"
+            drawing = Drawing(model_hash, prompt, args.seed, args.scale, args.ddim_steps, precision)
+            folder = HalfFolder(fabric, Half(half, self.texts[half], drawing, self.scorers[half], self._scored_with(half)), prefixes,
+                                args.out_dir, keep_images=args.keep_images, resume=args.resume)
+            folder.draw_and_score(model, args.batch_size)
+            if fabric.is_global_zero:
+                base = folder.scores_of(prefixes[0])
+                for prefix in prefixes:
+                    scores = base if prefix is prefixes[0] else folder.scores_of(prefix)
+                    rows.append(self._row(half, scores, None if scores is base else base, [text for text, _ in self.texts[half]],
+                                          model=args.ckpt_path.stem, prefix=prefix.file))
+                folder.write_pairs()
+        return rows
+
+    def existing(self, base_folder: Path, folder: Path) -> list[Row]:
+        """A row for each of two folders of images that somebody else made; the distances are those from the first."""
+        half, = self.args.half
+        pictures = self._people_in(base_folder, folder) if half == "id" else [_with_captions(one) for one in (base_folder, folder)]
+        rows, base = [], None
+        for place, (files, texts) in zip((base_folder, folder), pictures, strict=True):
+            scores = score_files(files, texts, self.scorers[half] if texts else PromptScorer(self.features_of), str(place))
+            rows.append(self._row(half, scores, base, texts, model=str(place), prefix="unknown"))
+            base = base or scores
+        return rows
+
+    def _row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
+        measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.args.threshold)
+        clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.args.apl_compat else "")
+        used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.args.attribute_features}
+        what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.args.fid_protocol}
+        return dict.fromkeys(COLUMNS) | what | measured | used
+
+    def _portraits(self) -> list[tuple[str, int]]:
+        """The first image of everybody, then the second: what is kept shows many people, and more samples come at the end."""
+        return [(name, sample) for sample in range(self.args.n_samples) for name in self.names]
+
+    def _people_in(self, *folders: Path) -> list[tuple[list[Path], list[str]]]:
+        """Files and names of the people who are in all the folders, everybody as often as where there are fewest."""
+        found = [portraits_in(folder, self.everybody) for folder in folders]
+        both = [name for name in self.names if all(name in portraits for portraits in found)]
+        if not both:
+            raise UserError(f"no person asked for is in both {' and '.join(map(str, folders))}; give another --group or --n_names")
+        counts = {name: min(len(portraits[name]) for portraits in found) for name in both}
+        names = [name for name in both for _ in range(counts[name])]
+        return [([path for name in both for path in portraits[name][:counts[name]]], names) for portraits in found]
+
+    def _clip_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return self.clip.encode(images).numpy()
+
+    def _attribute_encoder(self, device: torch.device) -> AttributeEncoder | None:
+        if self.args.attribute_features == "farl":
+            return AttributeEncoder(FaRL(self.args.farl_weights, device), on_face=True)
+        return AttributeEncoder(self.clip, on_face=False) if self.args.attribute_features == "clip" else None
+
+    def _scored_with(self, half: str) -> Mapping[str, Any]:
+        """Everything that the scores of a half depend on, beside the images."""
+        args = self.args
+        files = {"inception": args.inception_weights, "clip": args.clip, "farl": args.farl_weights if half == "id" else None}
+        settings = {"fid_protocol": args.fid_protocol, "clip_model": self.clip and self.clip.name,
+                    **{name: file_hash(path) if path else None for name, path in files.items()}}
+        if half == "non_id":
+            return settings | {"apl_compat": args.apl_compat}
+        return settings | {"attribute_features": args.attribute_features, "det_size": args.det_size, "det_thresh": args.det_thresh,
+                           "face_pack": {path.name: file_hash(path) for path in sorted(args.face_pack.glob("*.onnx"))}}
+
+
+def score_files(files: Sequence[Path], texts: Sequence[str], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:
+    """The scores of image files, of which only CHUNK are read at once."""
+    chunks = []
+    with tqdm(total=len(files), desc=label, unit="image") as bar:
+        for start in range(0, len(files), CHUNK):
+            images = [read_image(path) for path in files[start:start + CHUNK]]
+            chunks.append(scorer(images, texts[start:start + CHUNK]))
+            bar.update(len(images))
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+def papers_table(rows: Sequence[Row]) -> list[Row]:
+    """The rows in the paper's layout: one a prefix, the identity half on the left and the other on the right."""
+    methods: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        method = methods.setdefault((row["model"], row["prefix"]), {"model": row["model"], "prefix": row["prefix"]})
+        method |= {title: row[column] for column, title in IN_PAPERS_TABLE[row["half"]].items()}
+    columns = ["model", "prefix", *(title for half in IN_PAPERS_TABLE for title in IN_PAPERS_TABLE[half].values())]
+    return [{column: method[column] for column in columns if column in method} for method in methods.values()]
+
+
+def _with_captions(folder: Path) -> tuple[list[Path], list[str]]:
+    """The image files of a folder and their captions, of which there are none if one is missing."""
+    records = [record for record in read_collection(folder) if not record.source.member]
+    captions = [caption_of(record.fields) for record in records]
+    return [record.source.path for record in records], captions if all(captions) else []

@@ -1,0 +1,42 @@
+"""FID, KID, CLIP score, ID-ACC and Attr-ACC without and with anonymization prompts (both halves of the paper's Table 2).
+
+    python test_fid_clip_score.py --preset mini
+    python test_fid_clip_score.py --preset sd-v1-5 --embedding embeddings/apl-20000.pt --devices 0,1 --keep_images 100
+    python test_fid_clip_score.py --preset mini --images theirs_without theirs_with      # no diffusion model is loaded
+
+Writes images, scores, a sheet of pairs for each half, the table of the paper (table2.json, .csv, .md) and a row a half and prefix
+(results.json, .csv, .md) into --out_dir. The same command again goes on where it stopped.
+"""
+
+from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
+from ldm.util import exit_with_sentence
+
+
+@exit_with_sentence
+def main(argv: list[str] | None = None) -> None:
+    args = parse_test_fid_clip_score_args(argv)
+    # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.apl.launch import launch, set_precision
+    from ldm.device import pick_precision
+    from ldm.evaluation.tables import console_table, write_results
+    from ldm.loading import load_frozen_model
+    from ldm.paper.identity import load_prefixes
+    from ldm.paper.table2 import QualityTable, papers_table
+
+    fabric = launch(args.devices)
+    table = QualityTable(args, fabric.device)
+    if args.images:
+        rows = table.existing(*args.images)
+    else:
+        precision = pick_precision(args.precision, fabric.device)
+        model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
+        set_precision(model, precision)
+        rows = table.drawn(fabric, model, load_prefixes(model, args.embedding or []), precision)
+    if fabric.is_global_zero:
+        write_results(rows, args.out_dir)
+        write_results(papers_table(rows), args.out_dir, name="table2")
+        print(f"{console_table(papers_table(rows))}\n\nFID and KID by the protocol '{args.fid_protocol}'; written to {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main()

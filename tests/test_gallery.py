@@ -1,0 +1,161 @@
+"""The gallery: mean of normalised embeddings of the photos with a face, from folders as people have them."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import dataset_generation
+import ldm.evaluation.faces
+from ldm.evaluation.gallery import person_folders, read_classes
+from ldm.evaluation.id_acc import load_gallery
+from ldm.pictures import write_image
+from ldm.run_folder import safe_name
+from ldm.util import UserError
+
+
+class ColorAnalyzer:
+    """Stands for FaceAnalyzer: the mean colour of a picture is its embedding; black has no face."""
+
+    analyzed = []
+
+    def __init__(self, *_, **__):
+        pass
+
+    def fingerprint(self):
+        return "colours"
+
+    def analyze(self, image):
+        type(self).analyzed.append(image.shape)
+        color = image.reshape(-1, 3).mean(axis=0)
+        return SimpleNamespace(embedding=(color / np.linalg.norm(color)).astype(np.float32)) if color.any() else None
+
+
+@pytest.fixture(autouse=True)
+def color_analyzer(monkeypatch):
+    monkeypatch.setattr(ldm.evaluation.faces, "FaceAnalyzer", ColorAnalyzer)
+    ColorAnalyzer.analyzed = []
+
+
+def photo(path, color):
+    write_image(path, np.full((8, 8, 3), color, np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ada: red, green and a photo without a face; Ben: blue and a file that is no picture; Cleo: no face at all."""
+    folder = tmp_path / "photos"
+    photo(folder / "Ada_Stone" / "1.png", (9, 0, 0))
+    photo(folder / "Ada_Stone" / "2.png", (0, 200, 0))
+    photo(folder / "Ada_Stone" / "10.png", (0, 0, 0))
+    photo(folder / "Ben Wood" / "1.png", (0, 0, 50))
+    (folder / "Ben Wood" / "2.png").write_bytes(b"no picture")
+    photo(folder / "Cleo Vance" / "1.png", (0, 0, 0))
+    return folder
+
+
+def command(photos, out_dir, *flags):
+    dataset_generation.main(["gallery", "--preset", "mini", "--photos", str(photos), "--out_dir", str(out_dir), "--device", "cpu",
+                             *map(str, flags)])
+
+
+def sentence(capsys, *given):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command(*given)
+    said = capsys.readouterr().err.strip().split("\r")[-1].splitlines()[-1]
+    assert stopped.value.code == 2 and said.startswith("error:")
+    return said
+
+
+def test_an_entry_is_the_mean_of_the_normalised_embeddings(photos, tmp_path, capsys):
+    command(photos, tmp_path / "out")
+    gallery = load_gallery(tmp_path / "out" / "gallery.npz")
+    assert set(gallery) == {"Ada Stone", "Ben Wood"}
+    assert gallery["Ada Stone"] == pytest.approx([0.5**0.5, 0.5**0.5, 0]) and gallery["Ben Wood"] == pytest.approx([0, 0, 1])
+    said = capsys.readouterr().out
+    assert "holds 2 people, from 3 photos with a face of 6; 2 show no face and 1 cannot be read" in said
+    assert "no photo with a face: Cleo Vance" in said and "no photos of 200 people of --people: Alina Dundale" in said
+
+
+def test_every_photo_is_listed_with_what_was_seen(photos, tmp_path):
+    command(photos, tmp_path / "out")
+    with (tmp_path / "out" / "gallery.csv").open(newline="") as file:
+        seen = [(row["name"], row["photo"].rsplit("/")[-1], row["seen"]) for row in csv.DictReader(file)]
+    assert seen == [("Ada Stone", "1.png", "face"), ("Ada Stone", "2.png", "face"), ("Ada Stone", "10.png", "no face"),
+                    ("Ben Wood", "1.png", "face"), ("Ben Wood", "2.png", "unreadable"), ("Cleo Vance", "1.png", "no face")]
+    record = json.loads((tmp_path / "out" / "gallery.json").read_text())
+    assert record["recogniser"] == "colours" and record["people"][0] == {"name": "Ada Stone", "photos": 3, "with_face": 2, "unreadable": 0}
+
+
+def test_a_second_run_looks_only_at_what_is_new(photos, tmp_path):
+    command(photos, tmp_path / "out")
+    before, looked = (tmp_path / "out" / "gallery.npz").read_bytes(), len(ColorAnalyzer.analyzed)
+    command(photos, tmp_path / "out")
+    assert len(ColorAnalyzer.analyzed) == looked and load_gallery(tmp_path / "out" / "gallery.npz").keys() == {"Ada Stone", "Ben Wood"}
+    photo(photos / "Ben Wood" / "3.png", (50, 0, 0))
+    command(photos, tmp_path / "out")
+    assert len(ColorAnalyzer.analyzed) == looked + 2 and (tmp_path / "out" / "gallery.npz").read_bytes() != before
+
+
+def test_max_photos_takes_the_first(photos, tmp_path):
+    command(photos, tmp_path / "out", "--max_photos", 1)
+    assert load_gallery(tmp_path / "out" / "gallery.npz")["Ada Stone"] == pytest.approx([1, 0, 0])
+
+
+def test_vggface2_is_read_with_its_names(tmp_path):
+    photo(tmp_path / "vgg" / "train" / "n000002" / "0001_01.png", (9, 0, 0))
+    photo(tmp_path / "vgg" / "test" / "n000001" / "0001_01.png", (0, 9, 0))
+    meta = tmp_path / "identity_meta.csv"
+    meta.write_text('Class_ID, Name, Sample_Num, Flag, Gender\n'
+                    'n000001, "14th_Dalai_Lama", 424, 0, m\nn000002, "A_Fine_Frenzy", 315, 1, f\n')
+    command(tmp_path / "vgg", tmp_path / "out", "--identity_meta", meta)
+    assert set(load_gallery(tmp_path / "out" / "gallery.npz")) == {"14th Dalai Lama", "A Fine Frenzy"}
+    assert set(person_folders(tmp_path / "vgg")) == {"n000001", "n000002"}
+
+
+def test_pictures_that_a_model_drew_are_read_and_their_manifest_kept(tmp_path):
+    for label in ("none", "apl"):
+        photo(tmp_path / "run" / "images" / label / "Ada Stone" / "0.png", (9, 0, 0) if label == "none" else (0, 9, 0))
+    (tmp_path / "run" / "manifest.json").write_text('{"settings": {"model_hash": "abc"}, "prefixes": {}}')
+    command(tmp_path / "run", tmp_path / "out")
+    assert load_gallery(tmp_path / "out" / "gallery.npz")["Ada Stone"] == pytest.approx([1, 0, 0])
+    assert json.loads((tmp_path / "out" / "gallery.json").read_text())["drawn_with"]["settings"]["model_hash"] == "abc"
+
+
+def test_a_strange_name_is_found_under_the_folder_that_was_made_for_it(tmp_path):
+    photo(tmp_path / "photos" / safe_name("Zoë / Z.") / "1.png", (9, 0, 0))
+    assert list(person_folders(tmp_path / "photos", ["Zoë / Z."])) == ["Zoë / Z."]
+
+
+def test_two_people_with_one_file_stem_are_kept_apart(tmp_path):
+    for name in ("Ada Stone", "Ben Wood"):
+        photo(tmp_path / "photos" / name / "1.png", (9, 0, 0) if name == "Ada Stone" else (0, 9, 0))
+    command(tmp_path / "photos", tmp_path / "out")
+    gallery = load_gallery(tmp_path / "out" / "gallery.npz")
+    assert gallery["Ada Stone"] @ gallery["Ben Wood"] == 0
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path, capsys):
+    for name in ("Ada Stone", "Ada_Stone"):
+        photo(tmp_path / "photos" / name / "1.png", (9, 0, 0))
+    assert "both called 'Ada Stone'" in sentence(capsys, tmp_path / "photos", tmp_path / "out")
+
+
+def test_wrong_folders_are_refused(tmp_path, capsys):
+    photo(tmp_path / "flat" / "1.png", (9, 0, 0))
+    assert "nothing says whom" in sentence(capsys, tmp_path / "flat", tmp_path / "out")
+    (tmp_path / "bare" / "Ada").mkdir(parents=True)
+    assert "holds no photos" in sentence(capsys, tmp_path / "bare", tmp_path / "out")
+    photo(tmp_path / "dark" / "Ada" / "1.png", (0, 0, 0))
+    assert "no face was found in any" in sentence(capsys, tmp_path / "dark", tmp_path / "out")
+    assert "--photos none is not there; give a folder" in sentence(capsys, "none", tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"name\nx\n", b"Class_ID, Name\nn1\n", b"\xff\xfe"])
+def test_another_table_of_classes_is_refused(tmp_path, content):
+    (tmp_path / "meta.csv").write_bytes(content)
+    with pytest.raises(UserError, match="identity_meta.csv"):
+        read_classes(tmp_path / "meta.csv")
