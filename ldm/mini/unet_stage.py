@@ -1,6 +1,8 @@
 """Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoder frozen."""
 
+import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,9 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
     rank, world = rank_and_world()
     model.requires_grad_(False)
     model.model.train().requires_grad_(True)
-    model.model.to(memory_format=torch.channels_last).compile()
+    model.model.to(memory_format=torch.channels_last)
+    if shutil.which(os.environ.get("CXX", "g++")):
+        model.model.compile()  # 1.5 times as fast on CPUs, after a minute of compiling
     snr = (model.alphas_cumprod / (1 - model.alphas_cumprod)).to(device)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
