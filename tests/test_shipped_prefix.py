@@ -1,0 +1,61 @@
+"""The shipped prefix belongs to the shipped miniature, and does there what a prefix is for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm.data.identities import read_people
+from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.id_acc import load_gallery
+from ldm.generation import generate
+from ldm.loading import file_hash, load_frozen_model
+from ldm.modules.embedding_file import read_embedding_file
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.paper.drift import pixel_mse
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI, PREFIX = ROOT / "data" / "mini", ROOT / "embeddings" / "apl-mini.pt"
+pytestmark = pytest.mark.weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_frozen_model(ROOT / "configs/stable-diffusion/mini-inference.yaml", MINI / "mini-sd.safetensors")
+
+
+@pytest.fixture(scope="module")
+def prefix(model):
+    manager = EmbeddingManager(model.cond_stage_model)
+    manager.load(PREFIX)
+    return manager.requires_grad_(False)
+
+
+def draw(model, prompts, prefix=None):
+    return [image for _, image in generate(model, [(prompt, 0) for prompt in prompts], embedding_manager=prefix, ddim_steps=10, scale=4)]
+
+
+def test_it_was_learned_from_the_model_and_config_that_ship():
+    learned_from = read_embedding_file(PREFIX).metadata
+    assert learned_from["base_model"] == file_hash(MINI / "mini-sd.safetensors")
+    assert learned_from["config"] == file_hash(ROOT / "configs/stable-diffusion/mini-inference.yaml")
+
+
+def test_people_never_seen_become_somebody_else(model, prefix):
+    names = [person.name for person in read_people(MINI / "people.csv").values() if person.group == "test"][:8]
+    gallery, analyzer = load_gallery(MINI / "gallery.npz", names), FaceAnalyzer(MINI / "faces", 128, 0.65)
+    prompts = [f"A close-up portrait of {name}" for name in names]
+
+    def id_acc(images):
+        faces = [analyzer.analyze(image) for image in images]
+        cosines = [gallery[name] @ face.embedding for name, face in zip(names, faces, strict=True) if face]
+        assert len(cosines) >= 6
+        return np.mean(cosines)
+
+    assert id_acc(draw(model, prompts, prefix)) < 0.5 * id_acc(draw(model, prompts))
+
+
+def test_a_scene_moves_less_than_another_scene_is_away(model, prefix):
+    scenes = ["a red boat by the sea", "a grey house under a cloudy sky", "a yellow car by the sea"]
+    base = draw(model, scenes)
+    assert pixel_mse(draw(model, scenes, prefix), base) < 0.3 * pixel_mse(base[1:] + base[:1], base)
