@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_test_id import PixelAnalyzer
 
 import ldm.paper.identity
 import ldm.paper.quality
@@ -22,7 +23,6 @@ from ldm.paper.identity import Drawing, Prefix
 from ldm.paper.quality import Half, HalfFolder
 from ldm.paper.table2 import papers_table
 from ldm.pictures import read_image, write_image
-from tests.test_test_id import PixelAnalyzer
 
 PEOPLE = {"Ada Stone": "train", "Ben O'Neil": "test", "Zoë / Z.": "test"}
 PROMPTS = ["a red boat", "a boat / a house: 50%", "a red boat", "two cats"]

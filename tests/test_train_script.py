@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from test_test_id import PixelAnalyzer
 
 import train
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
-from tests.test_test_id import PixelAnalyzer
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
