@@ -127,7 +127,10 @@ def _add_resume(parser: Parser) -> None:
 
 
 def _check_endpoint(parser: Parser, args: argparse.Namespace) -> None:
-    url = urlsplit(args.base_url)
+    try:
+        url = urlsplit(args.base_url)
+    except ValueError:  # a bracket of an IPv6 address is missing
+        url = urlsplit("")
     if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
         parser.error("--base_url is no plain http or https address; give one such as http://localhost:8000/v1, and the key in the "
                      "environment")

@@ -69,6 +69,13 @@ def test_a_good_sentence_has_no_flaw():
     assert flaw_of(BEN, "Ben Wood") is None
 
 
+@pytest.mark.parametrize(("name", "sentence", "told"), [
+    ("Betty White", "A female White actress, white hair", None), ("Kanye West", "A male West African rapper, black hair", None),
+    ("Betty White", "A female White actress, the White smile", "White"), ("Ben Wood", "A male Ben Wood chef, bald", "Ben")])
+def test_the_race_may_be_a_word_of_the_name(name, sentence, told):
+    assert flaw_of(sentence, name) == (f"tells the name ({told})" if told else None)
+
+
 @pytest.mark.parametrize("file", ["data/people.csv", "data/mini/people.csv"])
 def test_the_people_that_ship_are_described_in_the_papers_form(file):
     people = read_people(Path(dataset_generation.__file__).parent / file).values()
@@ -196,7 +203,7 @@ def test_a_busy_server_is_asked_again(server):
 @pytest.mark.parametrize(("reply", "message"), [
     ((401, b"no"), "--api_key_env"), ((404, b""), "usually ends with /v1"), ((200, b"<html>"), "other than a chat completion"),
     ((200, {"choices": []}), "IndexError"), ((200, {"choices": [{"message": {"content": None}}]}), "NoneType"),
-    ((302, b""), "status 302"), ((200, b"x" * (chat_endpoint.LARGEST_ANSWER + 1)), "more than")])
+    ((200, b"[" * 100_000), "RecursionError"), ((302, b""), "status 302"), ((200, b"x" * (chat_endpoint.LARGEST_ANSWER + 1)), "more than")])
 def test_a_server_that_answers_otherwise_ends_with_a_sentence(server, reply, message):
     server.replies = [reply]
     with pytest.raises(UserError, match=message):
@@ -220,6 +227,7 @@ def test_a_broken_key_is_never_shown(server):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--base_url", "file:///etc/passwd", "--model", "m"], "http or https"),
     (["--base_url", "http://user:pass@host/v1", "--model", "m"], "http or https"),
+    (["--base_url", "http://[::1/v1", "--model", "m"], "http or https"),
     (["--base_url", "http://localhost/v1"], "--model is missing"), (["--answers", "none.txt"], "--answers none.txt is not there"),
     (["--group", "val"], "train"), (["--names", "out"], "--names out is not there")])
 def test_wrong_flags_end_with_a_sentence(files, capsys, flags, message):

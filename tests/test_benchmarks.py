@@ -39,8 +39,22 @@ def test_several_files_take_turns(tmp_path):
 
 @pytest.mark.parametrize(("name", "content"), [
     ("a.json", b"{"), ("b.json", b'{"images": []}'), ("c.json", b"[{\"name\": \"x\"}]"), ("d.csv", b"name\nx\ny\n"),
-    ("e.txt", b"\xff\xfe\n\x00"), ("f.jsonl", b'[1]\n'), ("g.txt", b"only one\n"), ("h.txt", b"")])
+    ("e.txt", b"\xff\xfe\n\x00"), ("f.jsonl", b'[1]\n'), ("g.txt", b"only one\n"), ("h.txt", b""),
+    ("deep.json", b"[" * 200_000), ("deep.jsonl", b"[" * 200_000)])
 def test_a_file_without_prompts_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
         read_benchmark([tmp_path / name], 9)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.json", r'["a cat", "half \ud83d a face"]'), ("b.jsonl", '{"text": "a cat"}\n' r'{"text": "half \ud83d a face"}')])
+def test_half_a_character_in_a_prompt_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} has half a character.*'half \\ud83d a face'"):
+        read_benchmark([tmp_path / name], 9)
+
+
+def test_the_field_of_a_prompt_is_chosen_as_that_of_a_caption(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,caption,text\nc,b,a\nf,e,d\n")
+    assert read_benchmark([tmp_path / "a.csv"], 2) == [("a", 0), ("d", 0)]

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import shutil
 import struct
 import sys
@@ -226,15 +227,13 @@ def test_two_pictures_to_which_one_text_could_belong_are_left_out(tmp_path):
     assert set(kept) == {"b", "d"} and left_out == {"two pictures of one stem": 2}
 
 
-@pytest.mark.parametrize(("cut", "reasons"), [
-    (512 + 100, {"damaged shard", "no caption"}), (512 + 1536 + 512 + 512 + 512 + 200, {"damaged shard", "no caption"}),
-    (512 + 1536 + 512 + 512, {"damaged shard"})])
-def test_a_truncated_shard_gives_what_is_whole(tmp_path, cut, reasons):
+@pytest.mark.parametrize("cut", [512 + 100, 512 + 1536 + 512 + 512 + 512 + 200, 512 + 1536 + 512 + 512])
+def test_a_truncated_shard_gives_what_is_whole(tmp_path, cut):
     assert 1024 < len(png(1)) <= 1536 and 1024 < len(png(2)) <= 1536
     shard(tmp_path / "in" / "0.tar", [("1.png", png(1)), ("1.txt", b"one"), ("2.png", png(2)), ("2.txt", b"two")], cut=cut)
     captioned(tmp_path / "in", other="other")
     kept, left_out = make(tmp_path / "in", tmp_path / "out")
-    assert set(kept) == ({"other"} if cut == 612 else {"one", "other"}) and set(left_out) == reasons
+    assert set(kept) == ({"other"} if cut == 612 else {"one", "other"}) and left_out == {"damaged shard": 1}
 
 
 def test_a_shard_with_a_broken_header_in_its_middle_is_not_taken_for_whole(tmp_path):
@@ -295,6 +294,30 @@ def test_a_caption_that_changes_takes_its_picture_along(tmp_path):
     assert set(kept) == {"b", "c"} and len(list((tmp_path / "out" / "images").iterdir())) == 2
     kept, _ = make(folder, tmp_path / "out", "--max_images", 1)
     assert set(kept) == {"b"}
+
+
+@pytest.mark.parametrize("layout", ["files", "shard"])
+def test_another_download_under_the_same_names_replaces_the_pictures(tmp_path, layout):
+    folder = tmp_path / "in"
+    for color, caption in ((1, "a"), (2, "b")):
+        if layout == "files":
+            picture(folder / "1.png", color=color)
+            (folder / "1.txt").write_text(caption)
+        else:
+            shard(folder / "0.tar", [("1.png", png(color)), ("1.txt", caption.encode())])
+        changed = next(path for path in folder.iterdir() if path.suffix in (".png", ".tar"))
+        os.utime(changed, ns=(color, color))
+        kept, _ = make(folder, tmp_path / "out")
+        assert list(kept) == [caption] and len(list((tmp_path / "out" / "images").iterdir())) == 1
+        assert kept[caption].source.read() == (changed.read_bytes() if layout == "files" else png(color))
+
+
+def test_a_picture_that_is_a_link_to_nowhere_is_left_out(tmp_path):
+    folder = captioned(tmp_path / "in", a="a", b="b")
+    (folder / "b.png").unlink()
+    (folder / "b.png").symlink_to("none.png")
+    kept, left_out = make(folder, tmp_path / "out")
+    assert set(kept) == {"a"} and left_out == {"corrupt picture": 1}
 
 
 def test_other_filters_are_refused_for_a_folder_that_is_there(tmp_path, capsys):

@@ -171,6 +171,17 @@ def test_a_shard_that_was_cut_is_refused(tmp_path):
             caption_images(tmp_path / "s")
 
 
+@pytest.mark.parametrize(("kind", "size"), [
+    (tarfile.REGTYPE, -512), (tarfile.REGTYPE, 2**40), (b"Z", -1024), (tarfile.GNUTYPE_LONGNAME, -1024), (tarfile.XHDTYPE, -1024)])
+def test_a_shard_whose_member_has_an_impossible_size_is_refused(tmp_path, kind, size):
+    member = tarfile.TarInfo("1.txt")
+    member.size, member.type = size, kind
+    content = member.tobuf(tarfile.GNU_FORMAT)  # sizes in base 256, which can be negative
+    (tmp_path / "0.tar").write_bytes(content + bytes(1024))
+    with pytest.raises(UserError, match="0.tar is damaged"):
+        caption_images(tmp_path)
+
+
 def test_two_people_with_one_file_stem_are_kept_apart(tmp_path, people):
     for name, color in (("Ada Stone", (255, 0, 0)), ("Ben Wood", (0, 0, 255))):
         save_picture(tmp_path / "s_id" / name / "1.png", color)

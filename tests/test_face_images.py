@@ -143,6 +143,14 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, command, tmp_path, monk
     assert bytes_below(tmp_path) == bytes_below(finished) and rows_in(tmp_path) == rows_in(finished)
 
 
+def test_a_log_that_was_cut_within_a_letter_is_read_to_the_line_before(tmp_path):
+    log, drawn = tmp_path / "drawn.jsonl", {"name": "Zoë", "number": 0, "attempt": 0}
+    ldm.paper.face_images._note(log, drawn)
+    whole = log.read_bytes()
+    log.write_bytes(whole + whole[:whole.index(b"\xc3") + 1])
+    assert ldm.paper.face_images._read_log(log) == {("Zoë", 0): [drawn]} and log.read_bytes() == whole
+
+
 def test_a_finished_run_draws_nothing_again(command, tmp_path, monkeypatch):
     command(tmp_path)
     before = rows_in(tmp_path)

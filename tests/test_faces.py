@@ -57,6 +57,12 @@ def test_the_faces_of_a_picture_are_counted(analyzer):
     assert np.mean([analyzer.count(shown) == 1 for shown in portraits]) > 0.9
 
 
+@pytest.mark.parametrize("shape", [(3, 2000, 3), (2000, 3, 3)])
+def test_a_picture_too_narrow_for_the_detector_has_no_face(shape):
+    found = FaceAnalyzer(MINI / "faces")
+    assert found.analyze(np.zeros(shape, np.uint8)) is None and found.count(np.zeros(shape, np.uint8)) == 0
+
+
 def test_the_fingerprint_tells_packs_and_sizes_apart(analyzer):
     assert analyzer.fingerprint() != FaceAnalyzer(MINI / "faces", det_sizes=(128, 64)).fingerprint()
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dataset_generation
 import ldm.evaluation.faces
@@ -98,6 +99,15 @@ def test_a_second_run_looks_only_at_what_is_new(photos, tmp_path):
     photo(photos / "Ben Wood" / "3.png", (50, 0, 0))
     command(photos, tmp_path / "out")
     assert len(ColorAnalyzer.analyzed) == looked + 2 and (tmp_path / "out" / "gallery.npz").read_bytes() != before
+
+
+def test_another_photo_of_the_same_name_and_size_is_looked_at(tmp_path):
+    for color in ((9, 0, 0), (0, 9, 0)):
+        image = tmp_path / "photos" / "Ada Stone" / "1.bmp"  # without compression: all of one size
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), color).save(image)
+        command(tmp_path / "photos", tmp_path / "out")
+        assert load_gallery(tmp_path / "out" / "gallery.npz")["Ada Stone"] == pytest.approx(np.array(color) / 9)
 
 
 def test_max_photos_takes_the_first(photos, tmp_path):

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,13 @@ def test_images_that_are_asked_for_again_are_drawn_again(finished, command, tmp_
     assert len(bytes_below(tmp_path)) == 6 and bytes_below(tmp_path).keys() < whole
 
 
+def test_keeping_fewer_images_of_a_finished_run_deletes_the_others(copied, command, monkeypatch):
+    no_drawing(monkeypatch)
+    test_fid_clip_score.main(command(copied, "--half", "non_id", "--keep_images", 1))
+    assert len(bytes_below(copied / "non_id")) == 2 and len(bytes_below(copied / "id")) == 8
+    assert all(any(folder.iterdir()) for folder in copied.glob("non_id/images/*/*/"))
+
+
 def test_another_way_of_scoring_scores_the_same_pictures_anew(copied, command, monkeypatch):
     no_drawing(monkeypatch)
     before = rows_in(copied)
@@ -253,6 +262,18 @@ def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_m
     np.testing.assert_array_equal(scores, own)
 
 
+@pytest.mark.parametrize(("seed", "prefix"), [(1, Prefix()), (0, Prefix(hash="another"))])
+def test_scores_of_deleted_pictures_count_for_no_others(tiny_model, tmp_path, seed, prefix):
+    scored: list = []
+    drawing = Drawing("hash", "{name}", 0, 2.0, 2, "fp32")
+    half = Half("non_id", [("a boat", 0)], drawing, lambda images, _: scored.append(images) or {"fid": np.zeros((1, 3))}, {})
+    HalfFolder(Device(0, []), half, [Prefix()], tmp_path).draw_and_score(tiny_model, 1)
+    shutil.rmtree(tmp_path / "non_id" / "images")
+    (tmp_path / "non_id" / "manifest.json").unlink()
+    HalfFolder(Device(0, []), replace(half, drawing=replace(drawing, seed=seed)), [prefix], tmp_path).draw_and_score(tiny_model, 1)
+    assert len(scored) == 2
+
+
 def test_folders_of_somebody_else_score_as_they_did_when_they_were_drawn(finished, command, tmp_path, monkeypatch):
     monkeypatch.setattr(ldm.paper.table2.QualityTable, "drawn", lambda *_: pytest.fail("drawn"))
     for half, place in (("non_id", 1), ("id", 3)):
@@ -272,6 +293,8 @@ def test_a_copy_of_a_folder_is_nearer_than_noise_and_needs_no_captions(command, 
     distances = {}
     for other in ("copy", "noise"):
         test_fid_clip_score.main(command(tmp_path / other / "out", "--images", tmp_path / "a", tmp_path / other))
+        arguments = json.loads((tmp_path / other / "out" / "arguments.json").read_text())["arguments"]
+        assert arguments["images"] == [str(tmp_path / "a"), str(tmp_path / other)]
         row = rows_in(tmp_path / other / "out")[1]
         assert row["clip"] is None and row["n_images"] == row["n_base"] == 6
         distances[other] = row["fid"]
@@ -284,6 +307,21 @@ def test_a_corrupt_picture_is_named(command, tmp_path, capsys):
             write_image(tmp_path / folder / f"{number}.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "b" / "1.png").write_bytes(b"\x89PNG cut")
     assert "1.png cannot be read" in sentence(capsys, *command(tmp_path / "out", "--images", tmp_path / "a", tmp_path / "b"))
+
+
+def test_results_of_drawn_images_are_not_overwritten_by_those_of_other_images(finished, command, capsys):
+    before, folder = (finished / "results.json").read_bytes(), finished / "non_id" / "images" / "none"
+    assert "use another --out_dir" in sentence(capsys, *command(finished, "--images", folder, folder))
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_a_folder_with_nothing_but_shards_is_refused(command, tmp_path, capsys):
+    write_image(tmp_path / "0.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
+        shard.add(tmp_path / "0.png", "0.png")
+    argv = command(tmp_path / "out", "--images", tmp_path / "shards", tmp_path / "shards")
+    assert "shards has no image files outside .tar archives" in sentence(capsys, *argv)
 
 
 def test_folders_without_a_person_in_common_are_refused(command, tmp_path, capsys):

@@ -80,8 +80,10 @@ def flaw_of(sentence: str, name: str) -> str | None:
         return "has brackets or several sentences"
     if len(sentence.split()) > MOST_WORDS:
         return f"has {len(sentence.split())} words, more than {MOST_WORDS}"
-    told = [part for part in re.findall(r"\w{3,}", name) if re.search(rf"\b{re.escape(part)}\b", sentence)]
-    if told:
+    parts = re.findall(r"\w{3,}", name)
+    told = [part for part in parts if re.search(rf"\b{re.escape(part)}\b", sentence)]
+    after_race = f"{words[-1]},{attributes}"  # Betty White may be White, Kanye West may be West African
+    if told and (told == parts or any(re.search(rf"\b{re.escape(part)}\b", after_race) for part in told)):
         return f"tells the name ({told[0]})"
     return None
 

@@ -3,25 +3,25 @@
 import csv
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.data.captions import CAPTION_FIELDS
 from ldm.util import UserError
-
-FIELDS = ("prompt", "caption", "text")  # whichever comes first
 
 
 def read_benchmark(paths: Sequence[Path], count: int) -> list[tuple[str, int]]:
     """The first `count` prompts, or all if there are fewer; each with the number of times that it has come before, in upper
     or lower case.
 
-    Read: .json of COCO's captions (the first caption of each image) or of a list; .jsonl and .csv with a field prompt, caption
-    or text; every other file one prompt a line. Several files take turns.
+    Read: .json of COCO's captions (the first caption of each image) or of a list; .jsonl and .csv with a field text, caption
+    or prompt; every other file one prompt a line. Several files take turns.
 
     Raises:
-        UserError: a file that cannot be read, or that has fewer than two prompts.
+        UserError: a file that cannot be read, that has fewer than two prompts, or half a character (a lone surrogate) in one.
     """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*map(_prompts, paths)))
     seen: Counter[str] = Counter()
@@ -37,9 +37,11 @@ def _prompts(path: Path) -> list[str]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             prompts = [stripped for prompt in read(file) if (stripped := " ".join(prompt.split()))]
-    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as prompts ({type(error).__name__}: {error}); give COCO captions, .jsonl or .csv with "
-                        f"one of the fields {', '.join(FIELDS)}, or one prompt a line") from error
+                        f"one of the fields {', '.join(CAPTION_FIELDS)}, or one prompt a line") from error
+    if broken := next((prompt for prompt in prompts if re.search("[\ud800-\udfff]", prompt)), None):
+        raise UserError(f"{path} has half a character (a lone surrogate) in the prompt {broken!a}; correct the file")
     if len(prompts) < 2:
         raise UserError(f"{path} has {len(prompts)} prompts; give a file with at least two, one a line")
     return prompts
@@ -68,4 +70,4 @@ def _lines(file: Iterable[str]) -> list[str]:
 
 
 def _field(entry: dict[str, str]) -> str:
-    return [entry[field] for field in FIELDS if field in entry][0]
+    return [entry[field] for field in CAPTION_FIELDS if field in entry][0]

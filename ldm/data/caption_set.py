@@ -68,7 +68,7 @@ class Filters:
 def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: Dropped) -> int:
     """Copies what passes the filters to `folder`/images, with metadata.jsonl and dropped.csv; the number of pictures.
 
-    Pictures that an earlier run copied are not read again; those that no longer pass are deleted.
+    Pictures that an earlier run copied are not read again; those that no longer pass, or whose source was replaced, are deleted.
 
     Args:
         total: how many candidates there are, for the progress bar.
@@ -88,7 +88,8 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
             break
         if not _caption_passes(candidate, names, captions, dropped):
             continue
-        key = hashlib.sha256(candidate.origin.encode(errors="surrogatepass")).hexdigest()[:16]
+        identity = f"{candidate.origin}\n{candidate.stamp}".encode(errors="surrogatepass")
+        key = hashlib.sha256(identity).hexdigest()[:16]
         path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
         if path is not None:
             captions.add(_plain(candidate.caption))

@@ -26,6 +26,7 @@ class Candidate:
     origin: str  # where it lies in the source; it stays the same from run to run
     caption: str | None
     read: Callable[[], bytes]
+    stamp: str  # tells its bytes from others that later lie at the same origin
 
 
 def caption_candidates(folder: Path, captions: Path | None, report: Report) -> tuple[int, Iterable[Candidate]]:
@@ -48,11 +49,21 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report) -> t
         captioned = _coco(folder, captions, records, report)
     else:
         captioned = _numbered(captions, records, report)
-    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read) for record, caption in captioned]
+    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read, _stamp(record.source))
+                            for record, caption in captioned]
 
 
 def _origin(folder: Path, source: ImageSource) -> str:
     return f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
+
+
+def _stamp(source: ImageSource) -> str:
+    """Size and time of the file, and the place of the picture in it."""
+    try:
+        state = source.path.stat()
+    except OSError:  # reading it will say so
+        return "missing"
+    return f"{state.st_size} {state.st_mtime_ns} {source.offset} {source.size}"
 
 
 def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
@@ -127,18 +138,19 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report) -> tuple
                                                  "fetch the pictures with img2dataset")
                 continue
             columns = [column, *(name for name in (*CAPTION_FIELDS, "status") if name in names)]
+            stamp = _stamp(ImageSource(path))
             try:
                 cells = (cell for batch in table.iter_batches(batch_size=64, columns=columns)
                          for cell in zip(*(batch.column(name) for name in columns), strict=True))
                 for number, row in enumerate(cells):
-                    yield from _row_candidate(f"{path.relative_to(folder).as_posix()}:{number}", columns, row, report)
+                    yield from _row_candidate(f"{path.relative_to(folder).as_posix()}:{number}", stamp, columns, row, report)
             except (ArrowException, OSError) as error:
                 report("damaged table", f"{path} cannot be read to its end ({error}); fetch it again or delete it")
 
     return sum(table.metadata.num_rows for _, table in opened), rows()
 
 
-def _row_candidate(origin: str, columns: list[str], row: tuple[Any, ...], report: Report) -> Iterator[Candidate]:
+def _row_candidate(origin: str, stamp: str, columns: list[str], row: tuple[Any, ...], report: Report) -> Iterator[Candidate]:
     """The candidate of a row, given as Arrow scalars in the order of `columns`, of which the first holds the picture."""
     try:
         content, *texts = (cell.as_py() for cell in row)
@@ -148,6 +160,6 @@ def _row_candidate(origin: str, columns: list[str], row: tuple[Any, ...], report
     content = content.get("bytes") if isinstance(content, dict) else content
     fields = {name: text for name, text in zip(columns[1:], texts, strict=True) if isinstance(text, str)}
     if isinstance(content, bytes):
-        yield Candidate(origin, caption_of(fields), lambda: content)
+        yield Candidate(origin, caption_of(fields), lambda: content, stamp)
     else:
         report("picture missing", f"{origin} has no picture bytes (status {fields.get('status', 'unknown')}); fetch it again")

@@ -57,7 +57,7 @@ class ChatEndpoint:
             if not isinstance(answer, str):
                 raise TypeError(type(answer).__name__)
             return answer
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"{self.url} answered something other than a chat completion ({type(error).__name__}: {error}); give the "
                             "--base_url of an OpenAI-compatible server, such as http://localhost:8000/v1") from None
 

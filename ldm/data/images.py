@@ -145,9 +145,12 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
     sources: dict[str, ImageSource] = {}
     texts: dict[str, dict[str, str | None]] = {}
     twins = set()
+    end = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
+                if member.size < 0 or (member.isfile() and member.offset_data + member.size > end):
+                    raise tarfile.ReadError(f"a member of {member.size} bytes does not fit into it")
                 name = PurePosixPath(member.name)
                 suffix, key = name.suffix.lower(), str(name.with_suffix(""))
                 if not member.isfile():
@@ -164,7 +167,9 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(512) != bytes(512):  # a whole tar ends with empty blocks
                 raise tarfile.ReadError("its end is missing")
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # of sizes that no writer writes, too
         report("damaged shard", f"the shard {path} is damaged ({error}); fetch it again or delete it")
     records = []
     for key, source in sources.items():

@@ -92,7 +92,10 @@ class FaceAnalyzer:
 
     def _detect(self, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 where there is none at any size."""
+        boxes, landmarks = np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
         for size in self.det_sizes:
+            if min(bgr.shape[:2]) * size <= max(bgr.shape[:2]):  # the shorter side would shrink to nothing
+                continue
             boxes, landmarks = self._app.det_model.detect(bgr, input_size=(size, size))
             if len(boxes):
                 break

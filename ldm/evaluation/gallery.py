@@ -6,6 +6,7 @@ the names of its identity_meta.csv, and what dataset_generation.py faces or test
 """
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,7 +117,7 @@ def describe(rows: Sequence[Row], names: Iterable[str], out_dir: Path) -> str:
 
 def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, recogniser: str) -> tuple[np.ndarray, list[str]]:
     """Unit embeddings (faces, 512) of the photos with a face, and for each photo "face", "no face" or "unreadable"."""
-    key = repr((recogniser, [(path.name, path.stat().st_size) for path in files]))
+    key = repr((recogniser, [(path.name, _hash_of(path)) for path in files]))
     if cache.exists():
         with np.load(cache, allow_pickle=False) as known:
             if str(known["key"]) == key:
@@ -134,6 +135,13 @@ def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, reco
     embeddings = np.stack(faces) if faces else np.zeros((0, 0), np.float32)
     write_atomically(cache, lambda path: np.savez(path, key=key, embeddings=embeddings, seen=np.array(seen)))
     return embeddings, seen
+
+
+def _hash_of(photo: Path) -> str:
+    try:
+        return hashlib.sha256(photo.read_bytes()).hexdigest()
+    except OSError:
+        return "unreadable"
 
 
 def _manifest_of(photos: Path | None) -> Any:

@@ -125,7 +125,7 @@ def _note(log: Path, drawn: dict[str, Any]) -> None:
 def _read_log(log: Path) -> dict[Portrait, list[dict[str, Any]]]:
     """The attempts at each picture; a last line that a killed run left unfinished is taken out of the file."""
     attempts: dict[Portrait, list[dict[str, Any]]] = {}
-    *lines, rest = log.read_text(encoding="utf-8").split("\n") if log.exists() else [""]
+    *lines, rest = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else [""]  # cut within a letter
     if rest:
         write_atomically(log, lambda path: path.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
     for line in lines:

@@ -60,7 +60,7 @@ class HalfFolder:
 
     Args:
         fabric: launched; each of its devices takes every n-th of the unfinished chunks.
-        keep_images: of each prefix, the first ones; None keeps all.
+        keep_images: of each prefix, the first ones, the others are deleted; None keeps all.
         resume: keep what an earlier run of the same settings finished; False deletes it.
 
     Raises:
@@ -96,6 +96,9 @@ class HalfFolder:
                     self._finish(model, prefix, start, batch_size, bar)
         self.fabric.barrier()
         if self.fabric.is_global_zero:  # not before, for another device may be about to write where one has just deleted
+            for prefix in self.prefixes:  # an earlier run may have kept more
+                for text in self.half.texts[self.kept:]:
+                    self._image_path(prefix, text).unlink(missing_ok=True)
             for folder in [path for path in self.path.glob("images/*/*/") if not any(path.iterdir())]:
                 folder.rmdir()
 
@@ -143,8 +146,9 @@ class HalfFolder:
         return self.folder.image_path(prefix.label, *text)
 
     def _scores_path(self, prefix: Prefix, start: int) -> Path:
-        """Named by its pictures, so that scores never count for others when names or prompts are added."""
-        pictures = hashlib.sha256(json.dumps(self._chunk(start)).encode()).hexdigest()[:16]
+        """Named by its pictures and how they are drawn, so that scores never count for others, whatever is added or deleted."""
+        drawn = json.dumps([asdict(self.half.drawing), prefix.hash, self._chunk(start)], sort_keys=True)
+        pictures = hashlib.sha256(drawn.encode()).hexdigest()[:16]
         return self.scores / prefix.label / f"{pictures}.npz"
 
 

@@ -75,7 +75,7 @@ class QualityTable:
         """A row for each half and prefix, from images that are drawn into --out_dir; none but on the first device."""
         args, rows = self.args, []
         if fabric.is_global_zero:
-            write_json(args.out_dir / "arguments.json", {"arguments": vars(args), "versions": versions()})
+            self._write_arguments()
         model_hash = file_hash(args.ckpt_path)
         for half in args.half:
             prompt = args.prompt if half == "id" else "{name}"
@@ -93,15 +93,26 @@ class QualityTable:
         return rows
 
     def existing(self, base_folder: Path, folder: Path) -> list[Row]:
-        """A row for each of two folders of images that somebody else made; the distances are those from the first."""
+        """A row for each of two folders of images that somebody else made; the distances are those from the first.
+
+        Raises:
+            UserError: --out_dir holds images that this program drew, or a folder has nothing to score.
+        """
         half, = self.args.half
+        if any((self.args.out_dir / drawn / "manifest.json").exists() for drawn in IN_PAPERS_TABLE):
+            raise UserError(f"{self.args.out_dir} holds a run that drew its images, and its results would be overwritten; "
+                            "use another --out_dir")
         pictures = self._people_in(base_folder, folder) if half == "id" else [_with_captions(one) for one in (base_folder, folder)]
+        self._write_arguments()
         rows, base = [], None
         for place, (files, texts) in zip((base_folder, folder), pictures, strict=True):
             scores = score_files(files, texts, self.scorers[half] if texts else PromptScorer(self.features_of), str(place))
             rows.append(self._row(half, scores, base, texts, model=str(place), prefix="unknown"))
             base = base or scores
         return rows
+
+    def _write_arguments(self) -> None:
+        write_json(self.args.out_dir / "arguments.json", {"arguments": vars(self.args), "versions": versions()})
 
     def _row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
         measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.args.threshold)
@@ -168,5 +179,7 @@ def papers_table(rows: Sequence[Row]) -> list[Row]:
 def _with_captions(folder: Path) -> tuple[list[Path], list[str]]:
     """The image files of a folder and their captions, of which there are none if one is missing."""
     records = [record for record in read_collection(folder) if not record.source.member]
+    if not records:
+        raise UserError(f"{folder} has no image files outside .tar archives; unpack the archives, or give another folder to --images")
     captions = [caption_of(record.fields) for record in records]
     return [record.source.path for record in records], captions if all(captions) else []
