@@ -210,6 +210,18 @@ def test_a_prefix_that_changed_under_its_name_is_never_scored(copied, command, i
     assert "another prefix" in sentence(capsys, *command(copied, "--embedding", tmp_path / "apl.pt"))
 
 
+def test_people_without_attributes_cannot_be_drawn_by_them(command, inputs, tmp_path, capsys):
+    people = (inputs / "people.csv").read_text(encoding="utf-8").replace("Ada Lovelace,train,A person", "Ada Lovelace,train,")
+    (tmp_path / "people.csv").write_text(people, encoding="utf-8")
+    said = sentence(capsys, *command(tmp_path / "out", "--people", tmp_path / "people.csv", "--c2"))
+    assert "no attributes (c2) for Ada Lovelace" in said and not (tmp_path / "out" / "images").exists()
+
+
+def test_a_prefix_called_as_a_row_of_the_table_is_refused(command, inputs, tmp_path, capsys):
+    shutil.copy(inputs / "apl.pt", tmp_path / "c2.pt")
+    assert "name of another row, 'c2'" in sentence(capsys, *command(tmp_path / "out", "--embedding", tmp_path / "c2.pt"))
+
+
 def test_more_samples_are_added_to_the_pictures_that_are_there(copied, command):
     kept = copied / "images" / "none" / "Ada Lovelace" / "0.png"
     written = kept.stat().st_mtime_ns

@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")
+        args.device += f":{os.environ['LOCAL_RANK']}" * (args.device == "cuda")
     model: LatentDiffusion = instantiate_from_config(OmegaConf.load(CONFIG).model).to(args.device)
     start = args.start or (checkpoint if checkpoint.exists() and args.stages != list(STAGES) else None)
     if start is not None:

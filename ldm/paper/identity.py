@@ -55,8 +55,8 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]
     """
     prefixes = [Prefix()]
     for path in paths:
-        if path.stem in (prefix.label for prefix in prefixes):
-            raise UserError(f"{path} has the name of another prefix, '{path.stem}', and their pictures would share a "
+        if path.stem in (C2, *(prefix.label for prefix in prefixes)):
+            raise UserError(f"{path} has the name of another row, '{path.stem}', and their pictures would share a "
                             "folder; rename one of the files")
         manager = EmbeddingManager(model.cond_stage_model)
         manager.load(path)
@@ -85,8 +85,11 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
         Rows with model, prefix, group and what `id_acc` returns.
 
     Raises:
-        UserError: `out_dir` holds pictures that were made in another way.
+        UserError: `out_dir` holds pictures that were made in another way, or somebody's attributes are asked for and empty.
     """
+    unknown = [name for names in people.values() for name in names if attributes is not None and not attributes.get(name)]
+    if unknown:
+        raise UserError(f"there are no attributes (c2) for {', '.join(unknown[:3])}; add them to --people, or leave out --c2")
     folder = RunFolder(out_dir, asdict(drawing), resume=resume)
     folder.write_arguments(arguments or {})
     table = IdentityTable(analyzer, gallery, threshold, folder.path)

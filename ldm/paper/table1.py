@@ -31,7 +31,7 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     """Rows of portraits that the model draws, without a prefix and with each --embedding."""
     # Imported here because pictures that exist need no diffusion model.
     from ldm.apl.launch import set_precision
-    from ldm.evaluation.clip_score import ClipScorer
+    from ldm.evaluation.clip_score import ClipScorer, clip_model_of
     from ldm.loading import file_hash, load_frozen_model
     from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 
@@ -42,7 +42,7 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     model = load_frozen_model(args.config_path, args.ckpt_path, device)
     set_precision(model, precision)
     prefixes = load_prefixes(model, args.embedding or [])
-    clip = ClipScorer(str(args.clip.with_suffix(".json")), args.clip, device) if args.clip else None
+    clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device) if args.clip else None
     attributes = {person.name: person.attributes for person in read_people(args.people).values()}
     drawing = Drawing(file_hash(args.ckpt_path), args.prompt, args.seed, args.scale, args.ddim_steps, precision)
     return identity_rows(model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,

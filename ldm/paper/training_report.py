@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ldm.data.identities import GROUPS, Person
-from ldm.evaluation.clip_score import ClipScorer
+from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import console_table, markdown_table, write_results
@@ -54,7 +54,7 @@ class TrainingReport:
             self.gallery = load_gallery(args.gallery, [name for names in self.names.values() for name in names])
             self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
         if args.eval_names and args.clip:
-            self.clip = ClipScorer(str(args.clip.with_suffix(".json")), args.clip, device)
+            self.clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device)
 
     def before_after(self, model: LatentDiffusion) -> BeforeAfter:
         """People of both groups and other prompts, as pictures without and with the prefix."""
