@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 
 import dataset_generation
 from ldm.data import chat_endpoint
@@ -32,12 +33,7 @@ def command(*flags):
 
 
 def sentence(capsys, *flags):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        command(*flags)
-    said = capsys.readouterr().err.strip().split("\r")[-1].splitlines()[-1]
-    assert stopped.value.code == 2 and said.startswith("error:")
-    return said
+    return refusal(capsys, command, *flags)
 
 
 def attributes_in(folder):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusal
 
 import dataset_generation
 import ldm.evaluation.faces
@@ -63,12 +64,7 @@ def command(photos, out_dir, *flags):
 
 
 def sentence(capsys, *given):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        command(*given)
-    said = capsys.readouterr().err.strip().split("\r")[-1].splitlines()[-1]
-    assert stopped.value.code == 2 and said.startswith("error:")
-    return said
+    return refusal(capsys, command, *given)
 
 
 def test_an_entry_is_the_mean_of_the_normalised_embeddings(photos, tmp_path, capsys):

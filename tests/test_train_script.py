@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refusal
 from safetensors.torch import save_file
 from test_test_id import PixelAnalyzer
 
@@ -66,12 +67,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def sentence(capsys, argv: list[str]) -> str:
     """What the command says on stderr before it ends with status 2: one line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        train.main(argv)
-    said = capsys.readouterr().err.strip().split("\r")[-1].splitlines()
-    assert stopped.value.code == 2 and said[-1].startswith("error:") and "Traceback" not in "".join(said)
-    return said[-1]
+    return refusal(capsys, train.main, argv)
 
 
 def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(command, tmp_path, capsys):

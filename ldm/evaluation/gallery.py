@@ -20,7 +20,7 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.tables import write_csv
 from ldm.pictures import picture_files, read_image
-from ldm.run_folder import safe_name, versions, write_json
+from ldm.run_folder import names_by_folder, safe_name, versions, write_json
 from ldm.util import UserError, write_atomically
 
 
@@ -37,7 +37,7 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
     """
     drawn = folder / "images" / "none"  # of a run folder: the pictures without a prefix
     folder = drawn if drawn.is_dir() else folder
-    written = {form: name for name in names for form in (name.replace(" ", "_"), safe_name(name), name)} | dict(classes or {})
+    written = names_by_folder(names) | dict(classes or {})
     people: dict[str, Path] = {}
     for path in sorted([folder, *folder.rglob("*")]):
         if path.is_dir() and picture_files(path):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import write_csv
 from ldm.pictures import picture_files, picture_grid, read_image
-from ldm.run_folder import safe_name
+from ldm.run_folder import names_by_folder
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # of each group
@@ -85,7 +85,7 @@ def portraits_in(folder: str | Path, names: Sequence[str]) -> dict[str, list[Pat
         UserError: no pictures, or a folder that has nobody's name.
     """
     folder = Path(folder)
-    by_folder = {written: name for name in names for written in (name.replace(" ", "_"), safe_name(name), name)}
+    by_folder = names_by_folder(names)
     portraits: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         files = picture_files(path)

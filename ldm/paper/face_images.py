@@ -17,6 +17,7 @@ from ldm.data.images import write_metadata
 from ldm.data.templates import fill
 from ldm.generation import generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.paper.identity import unfinished_jobs
 from ldm.pictures import write_image
 from ldm.run_folder import RunFolder
 from ldm.util import UserError, write_atomically
@@ -91,8 +92,8 @@ def draw_identity_images(model: LatentDiffusion, folder: RunFolder, names: Seque
     for attempt in range(max_redraws + 1):
         wanted = [portrait for portrait in portraits if not any(map(_kept, attempts.get(portrait, ())[:attempt]))]
         jobs = {(recipe.prompt(portrait), portrait[1] + REDRAW * attempt): portrait for portrait in wanted}
-        batches = [list(jobs)[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
-        unfinished = [job for batch in batches if not all(done(jobs[job], attempt) for job in batch) for job in batch]
+        # Bound as defaults: the function belongs to this attempt.
+        unfinished = unfinished_jobs(list(jobs), lambda job, jobs=jobs, attempt=attempt: done(jobs[job], attempt), batch_size)
         for job, image in generate(model, unfinished, ddim_steps=recipe.ddim_steps, scale=recipe.scale, seed=recipe.seed,
                                    batch_size=batch_size, negative_prompt=recipe.negative_prompt):
             portrait = jobs[job]

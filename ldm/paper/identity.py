@@ -127,21 +127,20 @@ def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, de
         for sample, path in enumerate(files):  # people with equal attributes take further samples of the same prompt
             prompt = drawing.prompt.replace("{name}", described[name])
             paths[prompt, next(number for number in itertools.count(sample) if (prompt, number) not in paths)] = path
-    jobs = unfinished_jobs(paths, batch_size)
+    jobs = unfinished_jobs(list(paths), lambda job: paths[job].exists(), batch_size)
     with tqdm(total=len(paths), initial=len(paths) - len(jobs), desc=label, unit="image") as bar:
         draw_jobs(model, jobs, paths, prefix, drawing=drawing, batch_size=batch_size, bar=bar)
     return portraits
 
 
-def unfinished_jobs(paths: Mapping[Job, Path], batch_size: int) -> list[Job]:
-    """Which pictures to draw because they are not in their files yet.
+def unfinished_jobs(jobs: Sequence[Job], is_finished: Callable[[Job], bool], batch_size: int) -> list[Job]:
+    """Which pictures to draw, in batches of `batch_size`, because they are not finished yet.
 
     With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
     bit of an image can depend on the batch that it is computed in.
     """
-    jobs = list(paths)
     batches = [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
-    return [job for batch in batches if not all(paths[job].exists() for job in batch) for job in batch]
+    return [job for batch in batches if not all(map(is_finished, batch)) for job in batch]
 
 
 def draw_jobs(model: LatentDiffusion, jobs: Sequence[Job], paths: Mapping[Job, Path], prefix: Prefix, *, drawing: Drawing,

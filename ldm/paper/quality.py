@@ -126,7 +126,7 @@ class HalfFolder:
         files = [self._image_path(prefix, text) for text in chunk]
         jobs: list[Job] = [(drawing.prompt.replace("{name}", text), sample) for text, sample in chunk]
         paths = dict(zip(jobs, files, strict=True))
-        unfinished = unfinished_jobs(paths, batch_size)
+        unfinished = unfinished_jobs(jobs, lambda job: paths[job].exists(), batch_size)
         bar.update(len(jobs) - len(unfinished))
         draw_jobs(model, unfinished, paths, prefix, drawing=drawing, batch_size=batch_size, bar=bar)
         if not self._scores_path(prefix, start).exists():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ldm.data.benchmarks import read_benchmark
 from ldm.data.captions import caption_of
-from ldm.data.identities import GROUPS, read_people
+from ldm.data.identities import read_people
 from ldm.data.images import read_collection
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
@@ -29,6 +29,7 @@ from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix
 from ldm.paper.quality import CHUNK, Half, HalfFolder
+from ldm.paper.table1 import people_asked_for
 from ldm.pictures import read_image
 from ldm.run_folder import versions, write_json
 from ldm.util import UserError
@@ -51,11 +52,8 @@ class QualityTable:
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args = args
-        people = read_people(args.people).values() if "id" in args.half else ()
-        groups = GROUPS if args.group == "all" else (args.group,)
-        self.everybody = [person.name for person in people]
-        self.names = [name for group in groups
-                      for name in [person.name for person in people if person.group == group][:args.n_names]]
+        self.everybody = list(read_people(args.people)) if "id" in args.half else []
+        self.names = [name for names in people_asked_for(args).values() for name in names] if self.everybody else []
         if "id" in args.half and not self.names:
             raise UserError(f"{args.people} has nobody of the group '{args.group}'; give another --group or --people")
         self.texts = {"id": self._portraits(), "non_id": read_benchmark(args.benchmark, args.n_prompts) if args.benchmark else []}
