@@ -10,14 +10,26 @@ again goes on where it stopped.
 
 import argparse
 
-from args.train_args import parse_train_args
+from args.train_args import parse_train_args, train_inputs
 from ldm.util import exit_with_sentence
 
 
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_train_args(argv)
-    train(args)
+    if args.dry_run:
+        show_plan(args)
+    else:
+        train(args)
+
+
+def show_plan(args: argparse.Namespace) -> None:
+    """One page on what the training needs and takes; status 2 where something is missing."""
+    from ldm.apl.dry_run import missing_inputs, page
+
+    inputs = train_inputs(args)
+    print(page(args, inputs))
+    missing_inputs(inputs)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -37,8 +49,6 @@ def train(args: argparse.Namespace) -> None:
     fabric = launch(args.devices, args.batch_size)
     if fabric.is_global_zero:
         print(describe(args, plan), flush=True)
-    if args.dry_run:
-        return
     precision = pick_precision(args.precision, fabric.device)
     arguments = arguments_of(args, plan, precision)
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)

@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "configs" / "presets"
-OUTPUTS = {"out_dir", "embeddings_dir"}  # folders that need not be there
+OUTPUTS = ("out_dir", "embeddings_dir")  # folders that need not be there
 FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",
@@ -129,6 +130,14 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
     return convert
 
 
+class Input(NamedTuple):
+    """A file or folder that a command reads, and the sentence that says what is wrong with it, if anything."""
+
+    flag: str
+    path: Path
+    flaw: str | None
+
+
 def check_paths(parser: Parser, args: argparse.Namespace, needed: tuple[str, ...]) -> None:
     """Ends the program unless the files and folders in `args` are there, those of the flags `needed` among them.
 
@@ -137,12 +146,22 @@ def check_paths(parser: Parser, args: argparse.Namespace, needed: tuple[str, ...
     for flag in needed:
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing; give it, or a --preset that has it")
+    for given in inputs_of(parser, args):
+        if given.flaw is not None:
+            parser.error(given.flaw)
+    for flag in OUTPUTS:
+        if getattr(args, flag, None) is not None:
+            _check_output(parser, flag, getattr(args, flag))
+
+
+def inputs_of(parser: Parser, args: argparse.Namespace) -> list[Input]:
+    """Every file and folder that the flags name, in the order of --help."""
+    found = []
     for flag, action in _actions(parser).items():
         given = getattr(args, flag, None)
-        if action.type is Path and given is not None:
-            check = _check_output if flag in OUTPUTS else _check_input
-            for path in given if isinstance(given, list) else [given]:
-                check(parser, flag, path)
+        if action.type is Path and flag not in OUTPUTS and given is not None:
+            found += [Input(flag, path, _input_flaw(flag, path)) for path in (given if isinstance(given, list) else [given])]
+    return found
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -210,15 +229,16 @@ def _all_parsers() -> list[Parser]:
     return [importlib.import_module(f"args.{name}").build_parser() for name in names]
 
 
-def _check_input(parser: Parser, flag: str, path: Path) -> None:
+def _input_flaw(flag: str, path: Path) -> str | None:
     kind = "folder" if flag in FOLDERS else "file"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         found = "not there" if not path.exists() else "a file" if kind == "folder" else "a folder"
-        parser.error(f"--{flag} {path} is {found}; {TO_DO.get(flag, f'give a {kind}')}")
+        return f"--{flag} {path} is {found}; {TO_DO.get(flag, f'give a {kind}')}"
     if not os.access(path, os.R_OK):
-        parser.error(f"--{flag} {path} cannot be read; change its permissions or give another {kind}")
+        return f"--{flag} {path} cannot be read; change its permissions or give another {kind}"
     if kind == "folder" and not any(path.iterdir()):
-        parser.error(f"--{flag} {path} is an empty folder; {TO_DO.get(flag, 'give another')}")
+        return f"--{flag} {path} is an empty folder; {TO_DO.get(flag, 'give another')}"
+    return None
 
 
 def _check_output(parser: Parser, flag: str, folder: Path) -> None:

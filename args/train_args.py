@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from args.common import (
+    Input,
     Parser,
     add_attribute_arguments,
     add_devices_argument,
@@ -13,6 +14,7 @@ from args.common import (
     add_preset_argument,
     check_devices,
     check_paths,
+    inputs_of,
     number,
     parse_with_preset,
 )
@@ -27,6 +29,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Checked flags of train.py; a wrong value ends with a sentence and exit status 2.
 
     `out_dir` and `embeddings_dir` are filled in, and what only the final table reads is None where there is none (--eval_names 0).
+    With --dry_run files may be missing; `train_inputs` tells.
     """
     parser = build_parser()
     args = parse_with_preset(parser, argv)
@@ -39,8 +42,14 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.out_dir = args.out_dir or Path("runs") / args.prompt
     if args.eval_names == 0:
         vars(args).update(dict.fromkeys(ONLY_FOR_THE_TABLE))
-    check_paths(parser, args, NEEDED)
+    if not args.dry_run:
+        check_paths(parser, args, NEEDED)
     return args
+
+
+def train_inputs(args: argparse.Namespace) -> list[Input]:
+    """What the training of these flags reads, and what is missing."""
+    return inputs_of(build_parser(), args)
 
 
 def build_parser() -> Parser:
@@ -111,5 +120,5 @@ def build_parser() -> Parser:
     group.add_argument("--log_every", metavar="N", type=number(int, 1), default=50, help="steps between logged losses")
     group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                        help="continue an interrupted run of the same arguments")
-    group.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    group.add_argument("--dry_run", action="store_true", help="say what is there, what is missing, and what the training will take")
     return parser

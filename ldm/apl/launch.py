@@ -20,7 +20,7 @@ def launch(devices: str, batch_size: int | None = None) -> Fabric:
     Raises:
         UserError: a GPU that is not there, or a batch that the devices cannot share evenly.
     """
-    accelerator, chosen = _resolve(devices)
+    accelerator, chosen = devices_of(devices)
     count = chosen if isinstance(chosen, int) else len(chosen)
     if batch_size is not None and batch_size % count:
         raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count} devices of --devices "
@@ -34,14 +34,8 @@ def launch(devices: str, batch_size: int | None = None) -> Fabric:
     return fabric
 
 
-def set_precision(model: LatentDiffusion, precision: str) -> None:
-    """The U-Net in bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32."""
-    if precision == "bf16":
-        model.model.to(torch.bfloat16)
-
-
-def _resolve(devices: str) -> tuple[str, int | list[int]]:
-    """Fabric's accelerator and devices."""
+def devices_of(devices: str) -> tuple[str, int | list[int]]:
+    """Fabric's accelerator and devices for the flag --devices; UserError if a GPU is not there."""
     there = torch.cuda.device_count()
     if devices == "auto":
         return ("cuda", [0]) if there else ("cpu", 1)
@@ -54,3 +48,9 @@ def _resolve(devices: str) -> tuple[str, int | list[int]]:
         raise UserError(f"--devices {devices} asks for GPU {missing[0]}, but this machine has {has}; give other "
                         "numbers, or --devices cpu")
     return "cuda", numbers
+
+
+def set_precision(model: LatentDiffusion, precision: str) -> None:
+    """The U-Net in bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32."""
+    if precision == "bf16":
+        model.model.to(torch.bfloat16)

@@ -1,0 +1,83 @@
+"""train.py --dry_run: one page on what a training reads, what of it is missing and where it comes from, and what it will take."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.apl.estimate import cost_of, drawing_flops, speed_of, training_flops
+from ldm.apl.launch import devices_of
+from ldm.apl.plan import Plan, describe, make_plan
+from ldm.device import pick_precision
+from ldm.util import UserError
+
+SOURCES = Path(__file__).resolve().parents[2] / "data" / "README.md"
+
+
+def page(args: argparse.Namespace, inputs: Sequence[Any]) -> str:
+    """The page, a few lines of text for each part.
+
+    Args:
+        args: flags of train.py; files may be missing.
+        inputs: with flag, path, and flaw (None if all is well), as `args.train_args.train_inputs` finds them.
+    """
+    width = max(len(f"{given.path}") for given in inputs)
+    lines = ["reads"]
+    for given in inputs:
+        where = "" if given.flaw is None else where_from(given.path) or given.flaw.partition("; ")[2]
+        state = "there  " if given.flaw is None else "MISSING"
+        lines.append(f"  {state}  {str(given.path):{width}}  {where}".rstrip())
+    plan = None if any(given.flaw for given in inputs) else make_plan(args)
+    if plan is not None:
+        lines += ["", describe(args, plan)]
+    if all(given.flaw is None for given in inputs if given.flag == "config_path"):
+        lines += ["", *estimate(args, plan)]
+    return "\n".join(lines)
+
+
+def missing_inputs(inputs: Sequence[Any]) -> None:
+    """Raises UserError if anything is missing."""
+    count = sum(given.flaw is not None for given in inputs)
+    if count:
+        raise UserError(f"{count} of the {len(inputs)} files and folders above are missing; data/README.md says how to get them")
+
+
+def where_from(path: Path) -> str:
+    """What the tables of data/README.md say about the origin of a file, with its size; empty for a file that they do not list."""
+    for line in SOURCES.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().replace("`", "") for cell in line.strip("| ").split(" | ")]
+        if cells[0].strip("/") == path.as_posix():
+            return ", ".join(filter(None, cells[2:4]))
+    return ""
+
+
+def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
+    """Lines on memory and time; without a plan every sample is taken to need a picture that no other needs."""
+    accelerator, chosen = devices_of(args.devices)
+    count = chosen if isinstance(chosen, int) else len(chosen)
+    device = torch.device(accelerator)
+    precision = pick_precision(args.precision, device)
+    batch_size = max(1, args.batch_size // count)
+    cost = cost_of(args.config_path, batch_size=batch_size, precision=precision)
+    speed = speed_of(args.config_path, batch_size=batch_size, precision=precision, device=device)
+
+    samples = args.iterations * args.batch_size
+    pictures = samples if plan is None else min(samples, len(plan.identities) + len(plan.captions))
+    people = 2 * args.eval_names  # of both groups
+    faces = people * args.eval_samples * (3 if args.c2 else 2)
+    names = 1.0 if args.train_method == "apl-no-reg" else 0.0 if args.train_method == "apl-released" else args.mix
+    parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,
+             f"encoding {pictures} pictures": pictures * cost.encode.flops / count,
+             f"drawing {faces} faces for the table": drawing_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps)}
+    return [f"memory    {cost.peak / 1e9:.1f} GB on {'each ' * (count > 1)}{accelerator}: {cost.weights / 1e9:.1f} GB of weights, U-Net in "
+            f"{precision}, and {(cost.peak - cost.weights) / 1e9:.1f} GB at the most for what they compute",
+            "time      about " + duration(sum(parts.values()) / speed) + ": " + ", ".join(f"{name} {duration(flops / speed)}"
+                                                                                     for name, flops in parts.items()),
+            f"          at {speed / 1e12:.2g} TFLOP/s, measured just now on a block of this U-Net"]
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 s", "12 min", "3.5 h"."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,152 @@
+"""What a training will take, before any weight is read: memory and time, from the architecture alone (train.py --dry_run).
+
+Model and tensors are fakes, which have shapes and lifetimes and no numbers; operations and bytes are counted on them.
+"""
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.apl.examples import IMAGES_AT_ONCE
+from ldm.apl.trainer import LOOK_AHEAD
+from ldm.generation import images_at_once
+from ldm.loading import read_config
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import instantiate_from_config
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of one sample or picture, and the most bytes that are held at once beside the weights."""
+
+    flops: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a frozen model in one precision, on one device."""
+
+    weights: float  # bytes
+    frozen: Work    # eps without a gradient; LOOK_AHEAD samples together
+    step: Work      # eps with the prefix, and the gradient; the samples of a step together
+    encode: Work    # a picture to a latent; IMAGES_AT_ONCE together
+    decode: Work    # a latent to a picture; `images_at_once` together
+
+    @property
+    def peak(self) -> float:
+        """Bytes that the device must have."""
+        return self.weights + max(work.peak for work in (self.frozen, self.step, self.encode, self.decode))
+
+
+def cost_of(config_path: str | Path, *, batch_size: int, precision: str) -> Cost:
+    """What the model of a config takes; `batch_size` samples a step on this device, `precision` "fp32" or "bf16".
+
+    Raises:
+        UserError: the config is not there, or of another architecture.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model: LatentDiffusion = instantiate_from_config(read_config(config_path)).eval().requires_grad_(False)
+        side, dtype = model.image_size, DTYPES[precision]
+        for module in model.model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(weight.to(dtype), requires_grad=False))
+        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+        def eps(samples: int, *, gradient: bool = False) -> None:
+            context = torch.randn(samples, *_context_shape(model), requires_grad=gradient)
+            noisy_latent, timestep = torch.randn(samples, model.channels, side, side), torch.zeros(samples, dtype=torch.int64)
+            with torch.set_grad_enabled(gradient):
+                predicted = model.apply_model(noisy_latent, timestep, context)
+                if gradient:
+                    predicted.float().sum().backward()
+
+        @torch.no_grad()
+        def decode(images: int) -> None:
+            model.decode_first_stage(torch.randn(images, model.channels, side, side))
+
+        @torch.no_grad()
+        def encode() -> None:
+            model.encode_first_stage(torch.randn(IMAGES_AT_ONCE, 3, 8 * side, 8 * side))
+
+        together = images_at_once(8 * side)
+        return Cost(weights, frozen=_work(lambda: eps(LOOK_AHEAD), LOOK_AHEAD, model),
+                    step=_work(lambda: eps(batch_size, gradient=True), batch_size, model),
+                    encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(together), together, model))
+
+
+def training_flops(cost: Cost, *, samples: int, names: float) -> float:
+    """Operations of the steps: the frozen prediction of c2, that of c1 for the share `names` of the samples, the prefix's, its gradient."""
+    return samples * ((1 + names) * cost.frozen.flops + cost.step.flops)
+
+
+def drawing_flops(cost: Cost, *, images: int, ddim_steps: int) -> float:
+    """Operations of so many images, with guidance."""
+    return images * (2 * ddim_steps * cost.frozen.flops + cost.decode.flops)
+
+
+def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device: torch.device) -> float:
+    """Operations a second of the U-Net on this device: those of its first residual and attention blocks, on a sample that is run."""
+    with torch.device("meta"):
+        model: LatentDiffusion = instantiate_from_config(read_config(config_path))
+    unet, side = model.model.diffusion_model, model.image_size
+    blocks = unet.input_blocks[1].to_empty(device=device).to(DTYPES[precision])
+    for weight in blocks.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    hidden, embedding, context = (torch.randn(batch_size, *shape, device=device, dtype=DTYPES[precision]) for shape in (
+        (unet.model_channels, side, side), (unet.time_embed[0].out_features,), _context_shape(model)))
+    seconds = []
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        for _ in range(5):
+            start = time.perf_counter()
+            blocks(hidden, embedding, context).sum().item()  # .item() waits for the device
+            seconds.append(time.perf_counter() - start)
+    return flops.get_total_flops() / len(seconds) / min(seconds)
+
+
+def _context_shape(model: LatentDiffusion) -> tuple[int, int]:
+    return model.cond_stage_model.max_length, model.cond_stage_model.transformer.text_model.config.hidden_size
+
+
+def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:
+    """Of a run on `count` samples or pictures."""
+    with FlopCounterMode(display=False) as flops, _LiveBytes(model) as live:
+        run()
+    return Work(flops.get_total_flops() / count, live.peak)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, those of the model left out."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata: None for tensor in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                self._take(tensor.untyped_storage())
+        return result
+
+    def _take(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def let_go(_: object) -> None:
+            self.now -= size
+            del self.known[key]
+
+        self.known[key] = weakref.ref(storage, let_go)
+        self.now += size
+        self.peak = max(self.peak, self.now)

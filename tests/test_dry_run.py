@@ -1,0 +1,59 @@
+"""train.py --dry_run: what is missing and where it comes from, and counts that can be checked in the head."""
+
+import torch
+import yaml
+from conftest import TINY
+from refusals import refusal
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from args.train_args import parse_train_args, train_inputs
+from ldm.apl.dry_run import duration, where_from
+from ldm.apl.estimate import Work, _work, cost_of, drawing_flops, training_flops
+
+
+def test_the_public_preset_names_every_missing_file_and_its_origin(capsys):
+    said = refusal(capsys, train.main, ["--preset", "sd-v1-5", "--config_path", "absent.yaml", "--dry_run"])
+    assert "of the 9 files and folders above are missing" in said
+
+
+def test_every_input_of_the_public_presets_has_an_origin():
+    for preset in ("sd-v1-5", "sd-v1-4", "realistic-vision-v5-1"):
+        inputs = train_inputs(parse_train_args(["--preset", preset, "--dry_run"]))
+        assert [str(given.path) for given in inputs if given.flaw and not where_from(given.path)] == []
+
+
+def test_a_product_of_two_matrices_takes_what_it_takes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    with FakeTensorMode():
+        left, right = torch.ones(4, 8), torch.ones(8, 2)
+        work = _work(lambda: (left @ right).sum(), 2, nn.Identity())
+    assert work == Work(flops=2 * 4 * 8 * 2 / 2, peak=4 * (4 * 2 + 1))
+
+
+def test_what_the_fake_model_counts_the_real_one_does(tiny_model, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
+    cost = cost_of(tmp_path / "tiny.yaml", batch_size=2, precision="fp32")
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        tiny_model.apply_model(torch.zeros(3, 4, 4, 4), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 77, 32))
+    assert cost.frozen.flops == flops.get_total_flops() / 3
+    assert cost.weights == sum(4 * weight.numel() for weight in tiny_model.parameters())
+    assert 1.5 < cost.step.flops / cost.frozen.flops < 3  # a gradient of activations, none of weights
+
+
+def test_half_the_precision_takes_half_the_memory_of_the_unet(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
+    fp32, bf16 = (cost_of(tmp_path / "tiny.yaml", batch_size=2, precision=precision) for precision in ("fp32", "bf16"))
+    assert 0.4 < bf16.frozen.peak / fp32.frozen.peak < 0.75 and bf16.encode == fp32.encode
+
+
+def test_steps_and_pictures_are_sums_of_calls(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
+    cost = cost_of(tmp_path / "tiny.yaml", batch_size=1, precision="fp32")
+    assert training_flops(cost, samples=10, names=0.5) == 10 * (1.5 * cost.frozen.flops + cost.step.flops)
+    assert drawing_flops(cost, images=3, ddim_steps=5) == 3 * (10 * cost.frozen.flops + cost.decode.flops)
+
+
+def test_durations_are_read_at_a_glance():
+    assert [duration(seconds) for seconds in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
