@@ -52,8 +52,9 @@ def faces(args: argparse.Namespace) -> None:
     names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
     device = pick_device(args.device)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type) if args.one_face else None
-    recipe = Recipe(file_hash(args.ckpt_path), read_templates(args.templates), args.negative_prompt, args.seed, args.scale,
-                    args.ddim_steps, pick_precision(args.precision, device), analyzer and analyzer.fingerprint())
+    hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+    recipe = Recipe(*hashes, read_templates(args.templates), args.negative_prompt, args.seed, args.scale, args.ddim_steps,
+                    pick_precision(args.precision, device), analyzer and analyzer.fingerprint())
     folder = RunFolder(args.out_dir, asdict(recipe), resume=args.resume)
     folder.write_arguments(vars(args))
     model = load_frozen_model(args.config_path, args.ckpt_path, device)

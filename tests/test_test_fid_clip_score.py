@@ -244,7 +244,7 @@ class Device:
 
 
 def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_model, tmp_path):
-    drawing = Drawing("hash", "{name}", 0, 2.0, 2, "fp32")
+    drawing = Drawing("hash", "config", "{name}", 0, 2.0, 2, "fp32")
     texts = [(f"{number} red boats", 0) for number in range(8)]  # chunks of 3, 3 and 2
     half = Half("non_id", texts, drawing, PromptScorer(lambda images: np.stack([image.mean((0, 1)) for image in images])), {})
     told: list = []
@@ -261,7 +261,7 @@ def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_m
 @pytest.mark.parametrize(("seed", "prefix"), [(1, Prefix()), (0, Prefix(hash="another"))])
 def test_scores_of_deleted_pictures_count_for_no_others(tiny_model, tmp_path, seed, prefix):
     scored: list = []
-    drawing = Drawing("hash", "{name}", 0, 2.0, 2, "fp32")
+    drawing = Drawing("hash", "config", "{name}", 0, 2.0, 2, "fp32")
     half = Half("non_id", [("a boat", 0)], drawing, lambda images, _: scored.append(images) or {"fid": np.zeros((1, 3))}, {})
     HalfFolder(Device(0, []), half, [Prefix()], tmp_path).draw_and_score(tiny_model, 1)
     shutil.rmtree(tmp_path / "non_id" / "images")

@@ -36,6 +36,9 @@ class PixelAnalyzer:
     def __init__(self, *_, **__):
         pass
 
+    def fingerprint(self) -> str:
+        return "pixels"
+
     def analyze(self, image: np.ndarray) -> SimpleNamespace | None:
         pixels = np.resize(image.astype(np.float32), (32, 32, 3))[::2, ::2].reshape(-1)[:512]
         pixels = pixels - pixels.mean()

@@ -13,9 +13,9 @@ from ldm.data.captions import CAPTION_FIELDS
 from ldm.util import UserError
 
 
-def read_benchmark(paths: Sequence[Path], count: int) -> list[tuple[str, int]]:
-    """The first `count` prompts, or all if there are fewer; each with the number of times that it has come before, in upper
-    or lower case.
+def read_benchmark(paths: Sequence[Path], count: int | None) -> list[tuple[str, int]]:
+    """The first `count` prompts, or all there are (None); each with the number of times that it has come before, in upper or
+    lower case.
 
     Read: .json of COCO's captions (the first caption of each image) or of a list; .jsonl and .csv with a field text, caption
     or prompt; every other file one prompt a line. Several files take turns.
@@ -30,6 +30,11 @@ def read_benchmark(paths: Sequence[Path], count: int) -> list[tuple[str, int]]:
         found.append((prompt, seen[prompt.casefold()]))
         seen[prompt.casefold()] += 1  # not every file system can tell pictures apart whose names differ in case
     return found
+
+
+def different_prompts(path: Path) -> list[str]:
+    """Every prompt of a file once, read as `read_benchmark` reads it."""
+    return [prompt for prompt, seen in read_benchmark([path], None) if not seen]
 
 
 def _prompts(path: Path) -> list[str]:

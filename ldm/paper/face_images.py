@@ -32,7 +32,8 @@ CountFaces = Callable[[np.ndarray], int]  # (H, W, 3) uint8 RGB -> faces found
 class Recipe:
     """What a picture depends on beside the name and its number, as JSON values."""
 
-    model_hash: str
+    model_hash: str   # of the checkpoint
+    config_hash: str
     templates: list[str]
     negative_prompt: str
     seed: int

@@ -29,7 +29,8 @@ FeaturesOf = Callable[[Sequence[np.ndarray]], Any]  # pictures (H, W, 3) uint8 R
 class Drawing:
     """How portraits are drawn: what an image depends on beside the name, the number of the sample and the prefix."""
 
-    model_hash: str
+    model_hash: str   # of the checkpoint
+    config_hash: str
     prompt: str  # with {name}
     seed: int
     scale: float

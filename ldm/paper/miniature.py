@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.apl.launch import set_precision
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, read_people
 from ldm.device import pick_precision
 from ldm.evaluation.clip_score import ClipScorer
@@ -22,7 +23,7 @@ from ldm.loading import file_hash, load_frozen_model
 from ldm.mini.face_pack import DET_SIZE, DET_THRESH, face_figures
 from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, Prefix, identity_rows
-from ldm.paper.training_report import PORTRAIT, read_prompts
+from ldm.paper.training_report import PORTRAIT
 from ldm.util import write_atomically
 
 SAMPLES, DDIM_STEPS, BATCH_SIZE = 4, 20, 16
@@ -36,13 +37,13 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     people = read_people(data_dir / "people.csv")
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
     analyzer, gallery = FaceAnalyzer(data_dir / "faces", DET_SIZE, DET_THRESH, device=device), load_gallery(data_dir / "gallery.npz")
-    drawing = Drawing(file_hash(checkpoint), PORTRAIT, 0, scale, DDIM_STEPS, precision)
+    drawing = Drawing(file_hash(checkpoint), file_hash(config), PORTRAIT, 0, scale, DDIM_STEPS, precision)
     rows = identity_rows(model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
                          n_samples=SAMPLES, batch_size=BATCH_SIZE, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
     clip = ClipScorer(str(data_dir / "mini-clip.json"), data_dir / "mini-clip.safetensors", device)
-    prompts = read_prompts(data_dir / "prompts.txt")
+    prompts = different_prompts(data_dir / "prompts.txt")
     scenes = drift_rows(model, prompts, {}, name="scenes", model_name="mini-sd", recognise=clip.recognise, ddim_steps=DDIM_STEPS,
                         scale=scale, seed=0, batch_size=BATCH_SIZE)
     true = face_figures(data_dir)

@@ -44,7 +44,8 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     prefixes = load_prefixes(model, args.embedding or [])
     clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device) if args.clip else None
     attributes = {person.name: person.attributes for person in read_people(args.people).values()}
-    drawing = Drawing(file_hash(args.ckpt_path), args.prompt, args.seed, args.scale, args.ddim_steps, precision)
+    hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+    drawing = Drawing(*hashes, args.prompt, args.seed, args.scale, args.ddim_steps, precision)
     return identity_rows(model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,
                          n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
                          out_dir=args.out_dir, resume=args.resume, arguments=vars(args),

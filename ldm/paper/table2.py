@@ -74,10 +74,10 @@ class QualityTable:
         args, rows = self.args, []
         if fabric.is_global_zero:
             self._write_arguments()
-        model_hash = file_hash(args.ckpt_path)
+        hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
         for half in args.half:
             prompt = args.prompt if half == "id" else "{name}"
-            drawing = Drawing(model_hash, prompt, args.seed, args.scale, args.ddim_steps, precision)
+            drawing = Drawing(*hashes, prompt, args.seed, args.scale, args.ddim_steps, precision)
             folder = HalfFolder(fabric, Half(half, self.texts[half], drawing, self.scorers[half], self._scored_with(half)), prefixes,
                                 args.out_dir, keep_images=args.keep_images, resume=args.resume)
             folder.draw_and_score(model, args.batch_size)
@@ -149,8 +149,7 @@ class QualityTable:
                     **{name: file_hash(path) if path else None for name, path in files.items()}}
         if half == "non_id":
             return settings | {"apl_compat": args.apl_compat}
-        return settings | {"attribute_features": args.attribute_features, "det_size": args.det_size, "det_thresh": args.det_thresh,
-                           "face_pack": {path.name: file_hash(path) for path in sorted(args.face_pack.glob("*.onnx"))}}
+        return settings | {"attribute_features": args.attribute_features, "faces_by": self.scorers["id"].analyzer.fingerprint()}
 
 
 def score_files(files: Sequence[Path], texts: Sequence[str], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, Person
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
@@ -18,7 +19,7 @@ from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.before_after import BeforeAfter
 from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, identity_rows, load_prefixes
-from ldm.util import UserError, write_atomically
+from ldm.util import write_atomically
 
 PORTRAIT = "A close-up portrait of {name}"
 SHOWN = 3             # people of each group, and other prompts, in the pictures
@@ -46,7 +47,7 @@ class TrainingReport:
         self.shown = {group: names[:SHOWN] for group, names in everybody.items()}
         self.attributes = {person.name: person.attributes for person in people.values()}
         self.names = {group: names[:args.eval_names] for group, names in everybody.items() if names}
-        self.prompts = {path.stem: read_prompts(path) for path in args.prompts_file or ()}
+        self.prompts = {path.stem: different_prompts(path) for path in args.prompts_file or ()}
         self.drawing = {"ddim_steps": args.eval_ddim_steps, "scale": args.scale, "seed": NOISE_SEED,
                         "batch_size": BATCH_SIZE}
         self.analyzer = self.clip = None
@@ -70,7 +71,8 @@ class TrainingReport:
         prefixes = load_prefixes(model, [prefix_file])
         identity, drift = [], []
         if self.analyzer:
-            drawing = Drawing(file_hash(args.ckpt_path), PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
+            hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+            drawing = Drawing(*hashes, PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
             identity = identity_rows(model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
                                      drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,
                                      threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
@@ -97,12 +99,3 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def write_before_after(path: Path, before_after: BeforeAfter, prefix: EmbeddingManager) -> None:
     """The picture grid as a file."""
     write_atomically(path, before_after.grid(prefix).save)
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Different prompts of a text file, one a line; UserError if there is none."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not prompts:
-        raise UserError(f"the file {path} holds no prompt; write one a line")
-    return prompts
