@@ -47,7 +47,7 @@ class RunFolder:
             shutil.rmtree(images, ignore_errors=True)
             manifest = None
         self._manifest = manifest or {"settings": dict(settings), "prefixes": {}}
-        self._refuse_others("settings", self._manifest["settings"], dict(settings))
+        self._refuse_others("other settings", self._manifest["settings"], dict(settings))
         self._write_manifest()
 
     def add_prefix(self, label: str, prefix_hash: str | None) -> None:
@@ -58,7 +58,7 @@ class RunFolder:
         """
         known = self._manifest["prefixes"]
         if label in known:
-            self._refuse_others("prefix", {label: known[label]}, {label: prefix_hash})
+            self._refuse_others("another prefix", {label: known[label]}, {label: prefix_hash})
         else:
             known[label] = prefix_hash
             self._write_manifest()
@@ -88,7 +88,7 @@ class RunFolder:
         different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key)]
         if different:
             changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
-            raise UserError(f"the images in {self.path} were made with another {what} ({changes}); use another "
+            raise UserError(f"the images in {self.path} were made with {what} ({changes}); use another "
                             "--out_dir, or --no-resume to delete them and start anew")
 
 

@@ -51,6 +51,8 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
         optimizer.load_state_dict(logbook.state["optimizer"])
     if fabric.is_global_zero:
         logbook.open()
+        if logbook.first_step == settings.iterations:
+            save(settings.iterations)  # again, for the file of a finished run may have been moved away
     losses, counts = torch.zeros(2, device=model.device), torch.zeros(2)  # of S_ID and S_Reg since the last log
     bar = tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
                disable=not fabric.is_global_zero)

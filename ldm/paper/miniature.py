@@ -106,7 +106,7 @@ Guidance {scale}, 20 DDIM steps, 4 images a name (`python -m ldm.mini --stages c
 {sizes}
 ## Training
 
-What these weights have seen, in order (`history.csv`), over two sessions on two CPU cores. The code trains each stage in one go, so a
+What these weights have seen, in order (`history.csv`), over three sessions on two CPU cores. The code trains each stage in one go, so a
 rebuild gives other weights of the same kind.
 
 {stages}"""
