@@ -43,15 +43,20 @@ def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float =
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device)[:, None, None]
 
-    def embed(net: nn.Module, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings of the step's pictures and captions, (B, D) each, and the scale of their cosines."""
+    def batch(step: int) -> tuple[Tensor, list[str]]:
+        """The step's pictures, (B, 3, H, W) as the model expects them, and their captions."""
         rng = random.Random(f"clip {step}")
         indices = [rng.randrange(COUNT) for _ in range(BATCH)]
         subjects = [subject(index) for index in indices]
         captions = [scene_caption(what.scene, rng) if what.scene else anonymous_caption(what.person, what.view, rng) for what in subjects]
         pixels = torch.from_numpy(np.stack([images[index] for index in indices])).to(device).permute(0, 3, 1, 2).float() / 255
+        return (soften(pixels, rng) - mean) / std, captions
+
+    def embed(net: nn.Module, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit embeddings of the step's pictures and captions, (B, D) each, and the scale of their cosines."""
+        pixels, captions = batch(step)
         with torch.autocast(device.type, torch.bfloat16):
-            pictures, texts, scale = net((soften(pixels, rng) - mean) / std, tokenizer(captions).to(device))[:3]
+            pictures, texts, scale = net(pixels, tokenizer(captions).to(device))[:3]
         return pictures.float(), texts.float(), scale.float()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -63,4 +68,15 @@ def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float =
 
     average = train_stage("clip", model.train(), loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)
     with torch.no_grad():
-        return calibrated(average, lambda step: embed(average, step))
+        calibrated(average, lambda step: embed(average, step))
+    scale_image_embeddings(average, batch(0)[0])
+    return average
+
+
+@torch.no_grad()
+def scale_image_embeddings(model: nn.Module, pixels: Tensor) -> None:
+    """Gives image embeddings (B, D) the mean length sqrt(D). Cosines stay; FID and KID on them become readable."""
+    embeddings = model.encode_image(pixels)
+    factor = embeddings.shape[1] ** 0.5 / embeddings.norm(dim=1).mean()
+    for parameter in model.visual.attnpool.c_proj.parameters():
+        parameter.mul_(factor)
