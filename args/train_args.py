@@ -103,7 +103,7 @@ def build_parser() -> Parser:
     group.add_argument("--prompts_file", metavar="FILE", type=Path, nargs="+",
                        help="prompts that name nobody, one a line; a row of drift for each file")
     group.add_argument("--eval_names", metavar="N", type=number(int, 0), default=100,
-                       help="names of each group that are drawn; 0: no table")
+                       help="names of each group that are drawn; 0: no table, only before-after.png")
     group.add_argument("--eval_samples", metavar="N", type=number(int, 1), default=4, help="images a name")
     group.add_argument("--eval_ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
     group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")

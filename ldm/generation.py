@@ -50,14 +50,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         noise = torch.stack([image_noise(seed, prompt, sample, shape) for prompt, sample in batch])
         latent, _ = sampler.sample(ddim_steps, len(batch), shape, context, verbose=False, x_T=noise.to(model.device),
                                    unconditional_guidance_scale=scale, unconditional_conditioning=unconditional)
-        parts = latent.split(images_at_once(8 * model.image_size))
-        images = [image for part in parts for image in to_uint8(model.decode_first_stage(part))]
-        yield from zip(batch, images, strict=True)
-
-
-def images_at_once(size: int) -> int:
-    """Pictures of size x size pixels that go through the decoder together: 4 of 512, which take 3 GB."""
-    return max(1, 2**20 // size**2)
+        yield from zip(batch, to_uint8(model.decode_first_stage(latent)), strict=True)
 
 
 def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:

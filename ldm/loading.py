@@ -51,8 +51,8 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
                       dtype: torch.dtype = torch.float32) -> LatentDiffusion:
     """The model of a config with the weights of a checkpoint, in eval mode, without gradients.
 
-    The model is built without memory and takes one tensor after the other from the mapped file, so that the peak is the
-    model plus at most the file. Any floating type in the file becomes `dtype`.
+    The model is built without memory and takes one tensor after the other out of what was read, so that the peak is about the
+    larger of model and file; a mapped .ckpt adds pages that the system can take back. Any floating type becomes `dtype`.
 
     Raises:
         UserError: a file is missing, damaged, of another architecture, or incomplete.
@@ -85,7 +85,7 @@ def read_config(config_path: str | Path) -> Mapping:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU; mapped, not read, where possible.
+    """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU; the latter mapped, not read, where possible.
 
     A wrapper `state_dict` is taken off. Nothing in the file is executed.
 
@@ -142,7 +142,7 @@ def file_hash(path: str | Path) -> str:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_file(path, backend="pread")  # mapped, the whole file would stay beside the model until the last tensor is taken
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file ({_first_line(error)}); fetch it again") from None
 

@@ -99,6 +99,19 @@ def test_posterior_and_decoded_image_equal_diffusers(model, their_vae):
     assert relative_error(model.decode_first_stage(latent), their_vae.decode(latent / 0.18215).sample) < 1e-4
 
 
+def test_many_pictures_go_through_the_autoencoder_a_few_at_a_time(model, monkeypatch):
+    image, latent, counts = torch.rand(3, 3, 64, 64) * 2 - 1, torch.randn(3, 4, 8, 8), []
+    mean, decoded = model.encode_first_stage(image).mean, model.decode_first_stage(latent)
+    monkeypatch.setattr("ldm.models.autoencoder.PIXELS_AT_ONCE", 2 * 64 * 64)
+    hooks = [half.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+             for half in (model.first_stage_model.encoder, model.first_stage_model.decoder)]
+    torch.testing.assert_close(model.encode_first_stage(image).mean, mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.decode_first_stage(latent), decoded, rtol=1e-4, atol=1e-4)
+    assert counts == [2, 1, 2, 1]
+    for hook in hooks:
+        hook.remove()
+
+
 def test_context_equals_transformers(model):
     prompts = ["A close-up portrait of a person", "", "word " * 100]
     config = CLIPTextConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)

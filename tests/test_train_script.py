@@ -93,10 +93,11 @@ def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(comman
     assert "id_acc_mean" in printed and "other noise" in printed and "S_ID" in printed
 
 
-def test_the_same_command_again_changes_nothing(command, tmp_path):
+def test_the_same_command_again_changes_nothing_and_brings_back_a_lost_prefix(command, tmp_path):
     train.main(command("--out_dir", "run"))
     names = ("embeddings/apl-4.pt", "log.csv", "results.json", "state.pt")
     content = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    (tmp_path / "run" / names[0]).unlink()
     train.main(command("--out_dir", "run"))
     assert content == {name: (tmp_path / "run" / name).read_bytes() for name in names}
 

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.apl.examples import IMAGES_AT_ONCE
 from ldm.apl.trainer import LOOK_AHEAD
-from ldm.generation import images_at_once
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 
+DRAWN_AT_ONCE = 16  # as the final table does
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -41,7 +41,7 @@ class Cost:
     frozen: Work    # eps without a gradient; LOOK_AHEAD samples together
     step: Work      # eps with the prefix, and the gradient; the samples of a step together
     encode: Work    # a picture to a latent; IMAGES_AT_ONCE together
-    decode: Work    # a latent to a picture; `images_at_once` together
+    decode: Work    # a latent to a picture; DRAWN_AT_ONCE together
 
     @property
     def peak(self) -> float:
@@ -79,10 +79,9 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str) -> Cost
         def encode() -> None:
             model.encode_first_stage(torch.randn(IMAGES_AT_ONCE, 3, 8 * side, 8 * side))
 
-        together = images_at_once(8 * side)
         return Cost(weights, frozen=_work(lambda: eps(LOOK_AHEAD), LOOK_AHEAD, model),
                     step=_work(lambda: eps(batch_size, gradient=True), batch_size, model),
-                    encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(together), together, model))
+                    encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(DRAWN_AT_ONCE), DRAWN_AT_ONCE, model))
 
 
 def training_flops(cost: Cost, *, samples: int, names: float) -> float:

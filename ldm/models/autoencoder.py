@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import refuse_other_architectures
+
+PIXELS_AT_ONCE = 2**19  # two pictures of 512 px, which take 2 GB in float32; more at once take more and are no faster
 
 
 class AutoencoderKL(nn.Module):
@@ -24,13 +27,19 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over latents (B, embed_dim, H/8, W/8) of an image (B, 3, H, W) in [-1, 1]."""
-        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image)))
+        return DiagonalGaussianDistribution(torch.cat([self.quant_conv(self.encoder(part)) for part in image.split(_at_once(image))]))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 3, 8h, 8w), about [-1, 1] but not clamped, of an unscaled latent (B, embed_dim, h, w)."""
-        return self.decoder(self.post_quant_conv(latent))
+        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in latent.split(_at_once(latent, factor=8))])
 
     def forward(self, image: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruction of the image, and the posterior it went through."""
         posterior = self.encode(image)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
+
+
+def _at_once(batch: Tensor, factor: int = 1) -> int:
+    """How many of a batch (B, C, h, w) go through together; `factor` is the side of a picture over h."""
+    height, width = batch.shape[-2:]
+    return max(1, PIXELS_AT_ONCE // (factor**2 * height * width))
