@@ -71,11 +71,12 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,
              f"encoding {pictures} pictures": pictures * cost.encode.flops / count,
              f"drawing {faces} faces for the table": drawing_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps)}
+    computed = cost.peak - cost.weights
     return [f"memory    {cost.peak / 1e9:.1f} GB on {'each ' * (count > 1)}{accelerator}: {cost.weights / 1e9:.1f} GB of weights, U-Net in "
-            f"{precision}, and {(cost.peak - cost.weights) / 1e9:.1f} GB at the most for what they compute; "
-            f"beside what Python and torch take for themselves, 2 GB where it was measured",
-            "time      about " + duration(sum(parts.values()) / speed) + ": " + ", ".join(f"{name} {duration(flops / speed)}"
-                                                                                     for name, flops in parts.items()),
+            f"{precision}, and at most {computed / 1e9:.1f} GB of what they compute;",
+            "          Python and torch themselves took 2 GB more where it was measured (a CPU)",
+            f"time      about {duration(sum(parts.values()) / speed)}: "
+            + ", ".join(f"{name} {duration(flops / speed)}" for name, flops in parts.items()),
             f"          at {speed / 1e12:.2g} TFLOP/s, measured just now on a block of this U-Net"]
 
 
