@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -27,6 +29,7 @@ from ldm.paper.quality import Half, HalfFolder
 from ldm.paper.table2 import papers_table
 from ldm.pictures import read_image, write_image
 
+ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = {"Ada Stone": "train", "Ben O'Neil": "test", "Zoë / Z.": "test"}
 PROMPTS = ["a red boat", "a boat / a house: 50%", "a red boat", "two cats"]
 PUBLIC = ["model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_mean", "n_images", "fid_protocol"]
@@ -256,6 +259,15 @@ def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_m
     scores = folders[0].scores_of(Prefix())["fid"]
     own = [read_image(folders[0].folder.image_path("none", text, sample)).mean((0, 1)) for text, sample in texts]
     np.testing.assert_array_equal(scores, own)
+
+
+def test_two_processes_end_with_the_rows_of_one(command, finished, tmp_path):
+    argv = command(tmp_path, "--devices", "cpu:2", "--half", "non_id")
+    subprocess.run([sys.executable, str(ROOT / "test_fid_clip_score.py"), *argv], check=True, capture_output=True,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    two, one = rows_in(tmp_path)[1], rows_in(finished)[1]  # non_id, with the prefix
+    assert (two["prefix"], two["n_images"]) == (one["prefix"], one["n_images"])
+    assert two["clip"] == pytest.approx(one["clip"], rel=1e-4) and two["fid"] == pytest.approx(one["fid"], rel=1e-2)
 
 
 @pytest.mark.parametrize(("seed", "prefix"), [(1, Prefix()), (0, Prefix(hash="another"))])

@@ -33,7 +33,8 @@ def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     # Imported here because torchmetrics takes seconds, and not everything in this package needs it.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(features.shape[1]))
+    # All features are here: the other devices of a run must not be waited for, they do not compute.
+    metric = FrechetInceptionDistance(feature=_Given(features.shape[1]), sync_on_compute=False)
     for pictures, real in ((base, True), (features, False)):
         for start in range(0, len(pictures), BLOCK):
             metric.update(torch.from_numpy(pictures[start:start + BLOCK]).double(), real=real)
