@@ -9,7 +9,7 @@ import torch
 
 from ldm.apl.estimate import cost_of, drawing_flops, speed_of, training_flops
 from ldm.apl.launch import devices_of
-from ldm.apl.plan import Plan, describe, make_plan
+from ldm.apl.plan import Plan, describe, identity_share, make_plan
 from ldm.device import pick_precision
 from ldm.util import UserError
 
@@ -55,8 +55,7 @@ def where_from(path: Path) -> str:
 
 def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     """Lines on memory and time; without a plan every sample is taken to need a picture that no other needs."""
-    accelerator, chosen = devices_of(args.devices)
-    count = chosen if isinstance(chosen, int) else len(chosen)
+    accelerator, _, count = devices_of(args.devices)
     device = torch.device(accelerator)
     precision = pick_precision(args.precision, device)
     batch_size = max(1, args.batch_size // count)
@@ -67,7 +66,7 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     pictures = samples if plan is None else min(samples, len(plan.identities) + len(plan.captions))
     people = 2 * args.eval_names  # of both groups
     faces = people * args.eval_samples * (3 if args.c2 else 2)
-    names = 1.0 if args.train_method == "apl-no-reg" else 0.0 if args.train_method == "apl-released" else args.mix
+    names = 0.0 if args.train_method == "apl-released" else identity_share(args)
     parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,
              f"encoding {pictures} pictures": pictures * cost.encode.flops / count,
              f"drawing {faces} faces for the table": drawing_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps)}

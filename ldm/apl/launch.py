@@ -20,8 +20,7 @@ def launch(devices: str, batch_size: int | None = None) -> Fabric:
     Raises:
         UserError: a GPU that is not there, or a batch that the devices cannot share evenly.
     """
-    accelerator, chosen = devices_of(devices)
-    count = chosen if isinstance(chosen, int) else len(chosen)
+    accelerator, chosen, count = devices_of(devices)
     if batch_size is not None and batch_size % count:
         raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count} devices of --devices "
                         f"{devices}; give a multiple of {count}")
@@ -34,20 +33,21 @@ def launch(devices: str, batch_size: int | None = None) -> Fabric:
     return fabric
 
 
-def devices_of(devices: str) -> tuple[str, int | list[int]]:
-    """Fabric's accelerator and devices for the flag --devices; UserError if a GPU is not there."""
+def devices_of(devices: str) -> tuple[str, int | list[int], int]:
+    """Fabric's accelerator and devices for the flag --devices, and their number; UserError if a GPU is not there."""
     there = torch.cuda.device_count()
     if devices == "auto":
-        return ("cuda", [0]) if there else ("cpu", 1)
+        return ("cuda", [0], 1) if there else ("cpu", 1, 1)
     if devices.startswith("cpu"):
-        return "cpu", int(devices.partition(":")[2] or 1)
+        count = int(devices.partition(":")[2] or 1)
+        return "cpu", count, count
     numbers = [int(number) for number in devices.split(",")]
     missing = [number for number in numbers if number >= there]
     if missing:
         has = f"only the GPUs 0 to {there - 1}" if there else "no GPU that torch can use"
         raise UserError(f"--devices {devices} asks for GPU {missing[0]}, but this machine has {has}; give other "
                         "numbers, or --devices cpu")
-    return "cuda", numbers
+    return "cuda", numbers, len(numbers)
 
 
 def set_precision(model: LatentDiffusion, precision: str) -> None:

@@ -38,7 +38,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: a list cannot be read, or a set that the mixture draws from is missing.
     """
-    mix = 1.0 if args.train_method == "apl-no-reg" else args.mix
+    mix = identity_share(args)
     people = read_people(_needed(args, "people")) if mix > 0 or args.people else {}
     identities = identity_images(_needed(args, "identity_images"), people) if mix > 0 else []
     captions = caption_images(_needed(args, "caption_images")) if mix < 1 else []
@@ -46,6 +46,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     mixture = Mixture(args.seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     return Plan(people, identities, captions, templates, mixture, settings)
+
+
+def identity_share(args: argparse.Namespace) -> float:
+    """Probability that a sample is from S_ID: --mix, but 1 without L_Reg."""
+    return 1.0 if args.train_method == "apl-no-reg" else args.mix
 
 
 def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
