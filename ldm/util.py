@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Keys of public v1 configs that only concern their own training; accepted and ignored.
+# Keys of public configs that only concern their own training and speed; accepted and ignored.
 TRAINING_ONLY = frozenset({
     # LatentDiffusion
     "log_every_t", "first_stage_key", "cond_stage_key", "cond_stage_trainable", "image_size", "channels", "monitor",
@@ -16,18 +16,17 @@ TRAINING_ONLY = frozenset({
     "original_elbo_weight", "clip_denoised", "use_positional_encodings", "load_only_unet",
     "embedding_reg_weight", "unfreeze_model", "model_lr", "personalization_config",
     # UNetModel
-    "use_checkpoint", "legacy", "use_fp16",
+    "use_checkpoint", "legacy", "use_fp16", "spatial_transformer_attn_type",
     # AutoencoderKL
     "lossconfig", "image_key", "colorize_nlabels", "resolution", "dropout",
     # FrozenCLIPEmbedder
     "device",
 })
 
-# Keys that select an architecture or an objective: only the value of Stable Diffusion v1 is built here.
+# Keys that select an architecture or an objective: only the value of Stable Diffusion v1 (and of SDXL's U-Net) is built here.
 ONLY_VALUE: dict[str, Any] = {
     "parameterization": "eps", "beta_schedule": "linear", "conditioning_key": "crossattn", "scale_by_std": False,
-    "use_spatial_transformer": True, "use_linear_in_transformer": False, "transformer_depth": 1, "dims": 2,
-    "resblock_updown": False, "use_scale_shift_norm": False, "num_head_channels": -1, "num_classes": None,
+    "use_spatial_transformer": True, "dims": 2, "resblock_updown": False, "use_scale_shift_norm": False,
     "double_z": True, "attn_resolutions": [], "attn_type": "vanilla", "tanh_out": False, "ckpt_path": None,
     "ignore_keys": [], "cond_stage_forward": None, "concat_mode": True, "version": "openai/clip-vit-large-patch14",
 }

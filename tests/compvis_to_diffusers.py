@@ -11,6 +11,7 @@ from ldm.modules.diffusionmodules.util import norm_groups
 
 UNET_NAMES = (
     (r"^time_embed\.0\.", "time_embedding.linear_1."), (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^label_emb\.0\.0\.", "add_embedding.linear_1."), (r"^label_emb\.0\.2\.", "add_embedding.linear_2."),
     (r"^input_blocks\.0\.0\.", "conv_in."), (r"^out\.0\.", "conv_norm_out."), (r"^out\.2\.", "conv_out."),
     (r"^middle_block\.0\.", "mid_block.resnets.0."), (r"^middle_block\.1\.", "mid_block.attentions.0."),
     (r"^middle_block\.2\.", "mid_block.resnets.1."),
@@ -25,6 +26,8 @@ VAE_NAMES = (
     (r"\.attn_1\.proj_out\.", ".attn_1.to_out.0."), (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
     (r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.norm_out\.", ".conv_norm_out."),
 )
+
+SIZE_CHANNELS = 256  # sinusoids of each of the six sizes that SDXL's U-Net is told, beside the pooled text
 
 
 def unet_state(state: dict[str, Tensor], num_res_blocks: int) -> dict[str, Tensor]:
@@ -54,13 +57,19 @@ def vae_state(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
 
 
 def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: list[int],
-                   num_res_blocks: int, attention_resolutions: list[int], num_heads: int,
-                   context_dim: int) -> UNet2DConditionModel:
+                   num_res_blocks: int, attention_resolutions: list[int], context_dim: int, num_heads: int | None = None,
+                   num_head_channels: int | None = None, transformer_depth: int | list[int] = 1,
+                   use_linear_in_transformer: bool = False, adm_in_channels: int | None = None, **_) -> UNet2DConditionModel:
     """The U-Net that our parameters describe; the first entry of channel_mult must be 1."""
+    widths = [model_channels * mult for mult in channel_mult]
     attends = [2**level in attention_resolutions for level in range(len(channel_mult))]
     unet = UNet2DConditionModel(
         in_channels=in_channels, out_channels=out_channels, layers_per_block=num_res_blocks,
-        block_out_channels=[model_channels * mult for mult in channel_mult], attention_head_dim=num_heads,
+        block_out_channels=widths, transformer_layers_per_block=transformer_depth, use_linear_projection=use_linear_in_transformer,
+        # Their name is a mistake that they keep: it is the number of heads.
+        attention_head_dim=num_heads or [width // num_head_channels for width in widths],
+        addition_embed_type=adm_in_channels and "text_time", addition_time_embed_dim=SIZE_CHANNELS,
+        projection_class_embeddings_input_dim=adm_in_channels,
         down_block_types=["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
         up_block_types=["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
         cross_attention_dim=context_dim, norm_num_groups=norm_groups(model_channels))

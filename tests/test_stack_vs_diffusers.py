@@ -2,19 +2,28 @@
 
 import pytest
 import torch
-from compvis_to_diffusers import diffusers_unet, diffusers_vae, randomise, relative_error, unet_state, vae_state
+from compvis_to_diffusers import SIZE_CHANNELS, diffusers_unet, diffusers_vae, randomise, relative_error, unet_state, vae_state
 from diffusers import DDIMScheduler, PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.loading import read_config
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import UserError, instantiate_from_config
 
 V1 = read_config("configs/stable-diffusion/v1-inference.yaml")
 # v1 made narrow: four levels, none of the lowest with attention, two blocks a level.
 UNET = {**V1["params"]["unet_config"]["params"], "model_channels": 32, "num_heads": 4, "context_dim": 24}
 VAE = {**V1["params"]["first_stage_config"]["params"]["ddconfig"], "ch": 16}
+# The U-Net of SDXL's public config, whole and narrow.
+SDXL = {"adm_in_channels": 2816, "num_classes": "sequential", "use_checkpoint": True, "in_channels": 4, "out_channels": 4,
+        "model_channels": 320, "attention_resolutions": [4, 2], "num_res_blocks": 2, "channel_mult": [1, 2, 4],
+        "num_head_channels": 64, "use_spatial_transformer": True, "use_linear_in_transformer": True,
+        "transformer_depth": [1, 2, 10], "context_dim": 2048, "spatial_transformer_attn_type": "softmax-xformers", "legacy": False}
+NARROW_SDXL = {**SDXL, "model_channels": 32, "num_head_channels": 16, "transformer_depth": [1, 1, 2], "context_dim": 24,
+               "adm_in_channels": 16 + 6 * SIZE_CHANNELS}
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
             "set_alpha_to_one": False}
 
@@ -33,6 +42,13 @@ def model():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomise(instantiate_from_config(narrow_config()), seed=1)
+
+
+@pytest.fixture(scope="module")
+def sdxl_unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomise(UNetModel(**NARROW_SDXL), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +105,37 @@ def test_noise_prediction_equals_diffusers(model, their_unet):
     assert torch.equal(ours, model.apply_model(latent, timestep, {"c_crossattn": [context]}))
     assert relative_error(ours, model.apply_model(latent, timestep, 0 * context)) > 1e-3  # the text has a say
     assert relative_error(ours, model.apply_model(latent, 0 * timestep, context)) > 1e-3
+
+
+def test_sdxl_unet_has_the_keys_and_shapes_of_the_public_checkpoint():
+    with torch.device("meta"):
+        state, theirs = UNetModel(**SDXL).state_dict(), diffusers_unet(**SDXL).state_dict()
+    assert len(state) == 1680 and sum(value.numel() for value in state.values()) == 2_567_463_684
+    assert shapes(unet_state(state, 2)) == shapes(theirs)
+    assert state["label_emb.0.0.weight"].shape == (1280, 2816)
+    assert state["middle_block.1.transformer_blocks.9.attn2.to_k.weight"].shape == (1280, 2048)
+    assert state["input_blocks.4.1.proj_in.weight"].shape == (640, 640)
+
+
+def test_sdxl_noise_prediction_equals_diffusers(sdxl_unet):
+    theirs = diffusers_unet(**NARROW_SDXL)
+    theirs.load_state_dict(unet_state(sdxl_unet.state_dict(), 2))
+    latent, timestep, context, pooled = torch.randn(2, 4, 8, 8), torch.tensor([7, 901]), torch.randn(2, 77, 24), torch.randn(2, 16)
+    sizes = torch.tensor([[768, 1024, 0, 64, 768, 1024], [512, 512, 0, 0, 1024, 1024]])  # original, crop, target: height and width
+    y = torch.cat([pooled, timestep_embedding(sizes.flatten(), SIZE_CHANNELS).view(2, -1)], dim=1)
+    ours = sdxl_unet(latent, timestep, context, y)
+    expected = theirs(latent, timestep, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+    assert relative_error(ours, expected) < 1e-4
+    for other in (sdxl_unet(latent, timestep, context, y.flip(0)), sdxl_unet(latent, timestep, 0 * context, y)):
+        assert relative_error(ours, other) > 1e-3  # sizes and text have a say
+
+
+def test_vector_beside_the_text_is_given_exactly_where_it_is_read(model, sdxl_unet):
+    latent, timestep, context = torch.randn(1, 4, 8, 8), torch.tensor([7]), torch.randn(1, 77, 24)
+    with pytest.raises(UserError, match="reads a vector y .* pass it"):
+        sdxl_unet(latent, timestep, context)
+    with pytest.raises(UserError, match="reads no vector y .* leave y out"):
+        model.model.diffusion_model(latent, timestep, context, torch.randn(1, NARROW_SDXL["adm_in_channels"]))
 
 
 def test_posterior_and_decoded_image_equal_diffusers(model, their_vae):
@@ -193,8 +240,16 @@ def test_public_v1_config_builds_the_same_model():
 
 
 @pytest.mark.parametrize(("changed", "sentence"), [
-    ({"use_linear_in_transformer": True}, "UNetModel is asked for use_linear_in_transformer=True but only builds False"),
-    ({"adm_in_channels": 2816}, "UNetModel has no parameter 'adm_in_channels'"),
+    ({"use_scale_shift_norm": True}, "UNetModel is asked for use_scale_shift_norm=True but only builds False"),
+    ({"resblock_updown": True}, "UNetModel is asked for resblock_updown=True but only builds False"),
+    ({"num_attention_blocks": [1]}, "UNetModel has no parameter 'num_attention_blocks'"),
+    ({"adm_in_channels": 2816}, "num_classes=None with adm_in_channels=2816; give neither"),
+    ({"num_classes": "sequential"}, "num_classes='sequential' with adm_in_channels=None; give neither"),
+    ({"num_classes": 1000, "adm_in_channels": 2816}, "num_classes=1000 with adm_in_channels=2816; give neither"),
+    ({"num_head_channels": 16}, "num_heads=4 and num_head_channels=16; give one of them"),
+    ({"num_heads": -1}, "num_heads=-1 and num_head_channels=-1; give one of them"),
+    ({"num_heads": -1, "num_head_channels": 24}, r"a divisor of every level's width, 32 times \[1, 2, 4, 4\]"),
+    ({"transformer_depth": [1, 2, 10]}, r"transformer_depth=\[1, 2, 10\] with channel_mult=\[1, 2, 4, 4\]; give one number"),
 ])
 def test_config_of_another_architecture_is_refused(changed, sentence):
     with torch.device("meta"), pytest.raises(UserError, match=sentence):

@@ -1,5 +1,7 @@
 """Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the text, gated feed-forward."""
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,16 +67,30 @@ class BasicTransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
-    """Transformer over the pixels of a feature map x (B, C, h, w) that reads the text context (B, 77, context_dim)."""
+class LinearOverChannels(nn.Linear):
+    """What SDXL has for a 1 x 1 convolution, with a weight (out, in): (B, in, h, w) -> (B, out, h, w)."""
 
-    def __init__(self, channels: int, heads: int, context_dim: int):
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)  # (B, h * w, in)
+        return super().forward(pixels).transpose(1, 2).unflatten(-1, x.shape[-2:])
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of a feature map x (B, C, h, w) that reads the text context (B, 77, context_dim).
+
+    Args:
+        depth: transformer blocks in a row.
+        linear: project in and out by linear layers, as SDXL does, and not by 1 x 1 convolutions; the same sums, other shapes of weights.
+    """
+
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False):
         super().__init__()
+        projection = LinearOverChannels if linear else partial(nn.Conv2d, kernel_size=1)
         self.norm = normalization(channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
-        block = BasicTransformerBlock(channels, heads, channels // heads, context_dim)
-        self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
+        self.proj_in = projection(channels, channels)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, heads, channels // heads, context_dim) for _ in range(depth))
+        self.proj_out = zero_module(projection(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.proj_in(self.norm(x))

@@ -1,4 +1,4 @@
-"""U-Net that predicts the noise in a latent, eps(z_t, t, context) (paper section 3.1), with the public v1 key names."""
+"""U-Net that predicts the noise in a latent, eps(z_t, t, context) (paper section 3.1), with the key names of public v1 and SDXL files."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
-from ldm.util import refuse_other_architectures
+from ldm.util import UserError, refuse_other_architectures
 
 
 class ResBlock(nn.Module):
@@ -61,36 +61,59 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """Noise prediction with cross-attention to a text context.
+    """Noise prediction with cross-attention to a text context; the defaults of the last five arguments are Stable Diffusion v1's.
 
     Args:
         model_channels: width of the finest level; level i has model_channels * channel_mult[i] channels.
         num_res_blocks: residual blocks a level on the way down; the way up has one more.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with transformer blocks.
-        num_heads: attention heads at every level.
+        num_heads: attention heads at every level; -1 leaves it to num_head_channels.
         context_dim: width of the text context.
+        num_head_channels: channels of one attention head, so that wide levels have more heads; -1 leaves it to num_heads.
+        transformer_depth: transformer blocks in a row, for all levels or one number a level; the middle has as many as the last.
+        use_linear_in_transformer: linear layers around the transformer blocks, where v1 has 1 x 1 convolutions.
+        num_classes: "sequential" for a vector y beside the text, as SDXL has it; None for no vector.
+        adm_in_channels: width of y; SDXL's is the pooled text (1280) and sinusoids of six sizes in pixels (256 each).
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, model_channels: int, channel_mult: Sequence[int],
-                 num_res_blocks: int, attention_resolutions: Sequence[int], num_heads: int, context_dim: int,
-                 dropout: float = 0.0, **other):
+                 num_res_blocks: int, attention_resolutions: Sequence[int], context_dim: int, num_heads: int = -1,
+                 dropout: float = 0.0, num_head_channels: int = -1, transformer_depth: int | Sequence[int] = 1,
+                 use_linear_in_transformer: bool = False, num_classes: str | None = None, adm_in_channels: int | None = None,
+                 **other):
         super().__init__()
         refuse_other_architectures("UNetModel", other)
+        if (num_heads == -1) == (num_head_channels == -1) or any(model_channels * mult % num_head_channels for mult in channel_mult):
+            raise UserError(f"UNetModel is given num_heads={num_heads} and num_head_channels={num_head_channels}; give one of them, and "
+                            f"num_head_channels as a divisor of every level's width, {model_channels} times {list(channel_mult)}")
+        if (num_classes, adm_in_channels is None) not in ((None, True), ("sequential", False)):
+            raise UserError(f"UNetModel is asked for num_classes={num_classes!r} with adm_in_channels={adm_in_channels!r}; give neither, "
+                            "as Stable Diffusion v1 has it, or 'sequential' and the width of y, as SDXL has it")
+        depths = [transformer_depth] * len(channel_mult) if isinstance(transformer_depth, int) else list(transformer_depth)
+        if len(depths) != len(channel_mult):
+            raise UserError(f"UNetModel is asked for transformer_depth={depths} with channel_mult={list(channel_mult)}; "
+                            "give one number, or one for each level")
         self.model_channels = model_channels
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
                                         nn.Linear(emb_channels, emb_channels))
+        self.label_emb = None if num_classes is None else nn.Sequential(nn.Sequential(  # twice, for the name `label_emb.0.0`
+            nn.Linear(adm_in_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)))
 
-        def stage(in_width: int, out_width: int, factor: int) -> list[nn.Module]:
+        def transformer(width: int, depth: int) -> SpatialTransformer:
+            heads = num_heads if num_head_channels == -1 else width // num_head_channels
+            return SpatialTransformer(width, heads, context_dim, depth, use_linear_in_transformer)
+
+        def stage(in_width: int, out_width: int, level: int) -> list[nn.Module]:
             block = [ResBlock(in_width, emb_channels, out_width, dropout)]
-            return block + [SpatialTransformer(out_width, num_heads, context_dim)] * (factor in attention_resolutions)
+            return block + [transformer(out_width, depths[level])] * (2**level in attention_resolutions)
 
         channels = model_channels
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
         skip_channels = [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                layers = stage(channels, model_channels * mult, 2**level)
+                layers = stage(channels, model_channels * mult, level)
                 channels = model_channels * mult
                 self.input_blocks.append(TimestepEmbedSequential(*layers))
                 skip_channels.append(channels)
@@ -99,13 +122,13 @@ class UNetModel(nn.Module):
                 skip_channels.append(channels)
 
         self.middle_block = TimestepEmbedSequential(ResBlock(channels, emb_channels, channels, dropout),
-                                                    SpatialTransformer(channels, num_heads, context_dim),
+                                                    transformer(channels, depths[-1]),
                                                     ResBlock(channels, emb_channels, channels, dropout))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
-                layers = stage(channels + skip_channels.pop(), model_channels * mult, 2**level)
+                layers = stage(channels + skip_channels.pop(), model_channels * mult, level)
                 channels = model_channels * mult
                 if level > 0 and i == num_res_blocks:
                     layers.append(Upsample(channels))
@@ -118,19 +141,28 @@ class UNetModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.time_embed[0].weight.dtype
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         """eps(z_t, tau(c), t).
 
         Args:
             x: noisy latent z_t, (B, in_channels, h, w); h and w divisible by 2 ** (levels - 1).
             timesteps: t, (B,).
             context: tau(c), (B, 77, context_dim).
+            y: (B, adm_in_channels), for SDXL only.
 
         Returns:
             (B, out_channels, h, w), in the dtype of x.
+
+        Raises:
+            UserError: y is missing where the model reads one, or given where it does not.
         """
         sinusoids = timestep_embedding(timesteps, self.model_channels)  # (B, model_channels)
         emb = self.time_embed(sinusoids.to(self.dtype))  # (B, 4 model_channels)
+        if (y is None) != (self.label_emb is None):
+            raise UserError("this U-Net reads a vector y (B, adm_in_channels) beside the text, as SDXL's does; pass it" if y is None else
+                            "this U-Net reads no vector y beside the text; leave y out, or build it with num_classes: sequential")
+        if y is not None:
+            emb = emb + self.label_emb(y.to(self.dtype))
         h, context = x.to(self.dtype), context.to(self.dtype)
         skips = []
         for block in self.input_blocks:
