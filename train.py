@@ -35,12 +35,12 @@ def show_plan(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """The paper's procedure, from the data to the final table."""
     # Imported here so that --help and a mistyped flag are answered at once.
-    from ldm.apl.examples import TrainingSet
+    from ldm.apl.acceleration import accelerate
     from ldm.apl.launch import launch, set_precision
     from ldm.apl.logbook import Logbook
-    from ldm.apl.plan import arguments_of, describe, make_plan, prefix_path, write_arguments
+    from ldm.apl.plan import arguments_of, describe, look_ahead, make_plan, prefix_path, write_arguments
     from ldm.apl.prefix import build_prefix
-    from ldm.apl.trainer import samples_of, train_prefix
+    from ldm.apl.trainer import train_prefix
     from ldm.device import pick_precision
     from ldm.loading import load_frozen_model
     from ldm.paper.training_report import TrainingReport, summary, write_before_after
@@ -60,12 +60,13 @@ def train(args: argparse.Namespace) -> None:
     set_precision(model, precision)
     prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
                           initializer_words=args.initializer_words, seed=args.seed)
-    data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
-    data.encode(samples_of(fabric, plan.settings, logbook.first_step), show_progress=fabric.is_global_zero)
+    recorded = accelerate(model, checkpointing=args.checkpointing, compile=args.compile, cuda_graphs=args.cuda_graphs,
+                          batch_size=args.batch_size // fabric.world_size, world_size=fabric.world_size)
+    batches = look_ahead(args, plan, arguments, fabric, model, prefix, logbook)
     before_after = report.before_after(model)
-    train_prefix(fabric, model, prefix, data, settings=plan.settings, logbook=logbook,
+    train_prefix(fabric, model, prefix, batches, settings=plan.settings, logbook=logbook,
                  save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
-                 draw=lambda: before_after.grid(prefix))
+                 draw=lambda: before_after.grid(prefix), recorded=recorded)
 
     if fabric.is_global_zero:
         final = prefix_path(args, args.iterations)

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "configs" / "presets"
-OUTPUTS = ("out_dir", "embeddings_dir")  # folders that need not be there
+OUTPUTS = ("out_dir", "embeddings_dir", "target_cache")  # folders that need not be there
 FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",

@@ -38,6 +38,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
         parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
     check_devices(parser, args)
+    args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
     args.out_dir = args.out_dir or Path("runs") / args.prompt
     if args.eval_names == 0:
@@ -90,6 +91,24 @@ def build_parser() -> Parser:
     group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=1, help="samples a step, all devices")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0,
                        help="of the samples, timesteps, noise and first vectors")
+    group.add_argument("--data_seed", metavar="N", type=number(int, 0, 2**63 - 1),
+                       help="of the samples, timesteps and noise alone (default: --seed)")
+
+    group = parser.add_argument_group("speed and memory", "the same steps, faster or in less memory")
+    group.add_argument("--lookahead", metavar="STEPS", type=number(int, 1),
+                       help="steps whose frozen predictions are made at once (default: those of 16 samples, fewer where memory is short)")
+    group.add_argument("--target_cache", metavar="DIR", type=Path,
+                       help="keep frozen predictions there: runs that differ in alpha, m, lr, init or --seed (not --data_seed) share them")
+    group.add_argument("--target_cache_gb", metavar="GB", type=number(float, 0), default=20.0,
+                       help="space that --target_cache may take, 1e9 bytes")
+    group.add_argument("--grad_accum", metavar="N", type=number(int, 1), default=1,
+                       help="parts in which a device takes its samples of a step, one after another")
+    group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
+                       help="compute inner results of the U-Net again for the gradient instead of keeping them")
+    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
+                       help="compile the U-Net's blocks (torch.compile); pays on a GPU, after minutes")
+    group.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=False,
+                       help="replay the whole step as one CUDA graph; pays at batches of up to 4 on one GPU")
 
     group = parser.add_argument_group("training data")
     group.add_argument("--identity_images", metavar="DIR", type=Path, help="S_ID: images of the people of --people")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.apl.examples import FrozenContexts, TrainingSet
+from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.launch import launch
 from ldm.apl.logbook import Logbook, _refuse_others
 from ldm.apl.prefix import build_prefix
-from ldm.apl.trainer import Settings, frozen_predictions, learning_rate, samples_of, train_prefix
+from ldm.apl.look_ahead import LookAhead, Share, frozen_predictions
+from ldm.apl.trainer import Settings, learning_rate, train_prefix
 from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource
@@ -45,7 +46,7 @@ def fabric():
 
 
 def settings(**changes) -> Settings:
-    return Settings(**{"iterations": 6, "batch_size": 4, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0, "log_every": 1,
+    return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0, "log_every": 1,
                        "save_every": 3, "val_every": 0} | changes)
 
 
@@ -53,22 +54,24 @@ def training_set(model, pictures, mix=0.5) -> TrainingSet:
     return TrainingSet(model, *pictures, ["{}", "a photo of {}"], Mixture(0, 2, 2, 2, 50, mix))
 
 
-def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", **changes):
+def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", steps_ahead=4, cache=None, recorded=None, **changes):
     """Trains a fresh prefix in `folder`, or goes on there; with `kill_after` it ends right after that saved step."""
     chosen = settings(**changes)
     prefix = build_prefix(model, num_vectors=2, init=init)
-    data = training_set(model, pictures, mix)
     logbook = Logbook(folder, ARGUMENTS | {"iterations": chosen.iterations})
     logbook.state_is_due = lambda: True
-    data.encode(samples_of(fabric, chosen, logbook.first_step))
+    batches = LookAhead(model, training_set(model, pictures, mix), Texts(model, prefix), Share(chosen.batch_size, steps_ahead),
+                        first_step=logbook.first_step, iterations=chosen.iterations,
+                        with_names=chosen.train_method != "apl-released", cache=cache)
+    batches.encode()
 
     def save(step):
         prefix.save(folder / f"{step}.pt", step=step)
         if step == kill_after:
             raise Killed
 
-    train_prefix(fabric, model, prefix, data, settings=chosen, logbook=logbook, save=save,
-                 draw=lambda: Image.new("RGB", (4, 4)))
+    train_prefix(fabric, model, prefix, batches, settings=chosen, logbook=logbook, save=save,
+                 draw=lambda: Image.new("RGB", (4, 4)), recorded=recorded)
     return prefix
 
 
@@ -148,26 +151,26 @@ def test_the_log_tells_both_losses_apart(fabric, tiny_model, pictures, tmp_path)
         assert (float(row["samples_id"]), float(row["samples_reg"])) == (12, 0)
 
 
-def test_regularising_samples_have_one_frozen_prediction(fabric, tiny_model, pictures, monkeypatch):
+def test_regularising_samples_have_one_frozen_prediction(tiny_model, pictures, monkeypatch):
     data = training_set(tiny_model, pictures)
-    data.encode(range(8))
-    batch, rows = data.batch(range(8)), []
+    samples, rows = data.samples(range(8)), []
+    noisy_latent, timestep = data.noisy_latent(samples), torch.tensor(samples.timesteps)
     predict = tiny_model.apply_model
     monkeypatch.setattr(tiny_model, "apply_model", lambda x, t, c: rows.append(len(x)) or predict(x, t, c))
-    ((eps_name, eps_attributes),) = frozen_predictions(tiny_model, [batch], FrozenContexts(tiny_model))
-    assert rows == [8 + batch.n_identity] and 0 < batch.n_identity < 8
-    assert torch.equal(eps_name[batch.n_identity:], eps_attributes[batch.n_identity:])
-    expected = predict(batch.noisy_latent, batch.timestep, tiny_model.get_learned_conditioning(batch.name_prompts))
-    torch.testing.assert_close(eps_name, expected, rtol=1e-4, atol=1e-5)
+    texts = Texts(tiny_model, build_prefix(tiny_model, num_vectors=2))
+    eps = frozen_predictions(tiny_model, [samples], noisy_latent, texts)
+    assert rows == [8 + samples.n_identity] and 0 < samples.n_identity < 8
+    for name, prompts in (("eps_attributes", samples.attribute_prompts), ("eps_name", samples.name_prompts[:samples.n_identity])):
+        n = len(prompts)
+        expected = predict(noisy_latent[:n], timestep[:n], tiny_model.get_learned_conditioning(prompts))
+        torch.testing.assert_close(eps[name], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_and_attributes_get_the_same_template(tiny_model, pictures):
-    data = training_set(tiny_model, pictures, mix=1.0)
-    data.encode(range(20))
-    batch = data.batch(range(20))
+    samples = training_set(tiny_model, pictures, mix=1.0).samples(range(20))
     attributes = {"Ada Stone": "A female pilot", "Ben Wood": "A male chef"}
-    assert {c1.startswith("a photo of ") for c1 in batch.name_prompts} == {True, False}
-    for c1, c2 in zip(batch.name_prompts, batch.attribute_prompts, strict=True):
+    assert {c1.startswith("a photo of ") for c1 in samples.name_prompts} == {True, False}
+    for c1, c2 in zip(samples.name_prompts, samples.attribute_prompts, strict=True):
         name = c1.removeprefix("a photo of ")
         assert c2 == c1.replace(name, attributes[name])
 

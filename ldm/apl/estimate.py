@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.apl.examples import IMAGES_AT_ONCE
-from ldm.apl.trainer import LOOK_AHEAD
+from ldm.apl.look_ahead import SAMPLES
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
@@ -38,7 +38,7 @@ class Cost:
     """Of a frozen model in one precision, on one device."""
 
     weights: float  # bytes
-    frozen: Work    # eps without a gradient; LOOK_AHEAD samples together
+    frozen: Work    # eps without a gradient; SAMPLES samples together
     step: Work      # eps with the prefix, and the gradient; the samples of a step together
     encode: Work    # a picture to a latent; IMAGES_AT_ONCE together
     decode: Work    # a latent to a picture; DRAWN_AT_ONCE together
@@ -79,7 +79,7 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str) -> Cost
         def encode() -> None:
             model.encode_first_stage(torch.randn(IMAGES_AT_ONCE, 3, 8 * side, 8 * side))
 
-        return Cost(weights, frozen=_work(lambda: eps(LOOK_AHEAD), LOOK_AHEAD, model),
+        return Cost(weights, frozen=_work(lambda: eps(SAMPLES), SAMPLES, model),
                     step=_work(lambda: eps(batch_size, gradient=True), batch_size, model),
                     encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(DRAWN_AT_ONCE), DRAWN_AT_ONCE, model))
 

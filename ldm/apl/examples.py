@@ -1,4 +1,4 @@
-"""Training samples as the U-Net sees them: latents and frozen text contexts, each computed once (paper section 3.5)."""
+"""Training samples as the U-Net sees them: pictures and texts through the frozen encoders, each once (paper section 3.5)."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -10,21 +10,23 @@ from tqdm import tqdm
 
 from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
-from ldm.data.images import load_image
+from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import Mixture, Sample, normal
 from ldm.data.templates import fill
+from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
 
 IMAGES_AT_ONCE = 8     # through the autoencoder
-CONTEXTS_KEPT = 4096   # 30 kB each for the miniature, 240 kB for Stable Diffusion v1
+TEXTS_KEPT = 4096      # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B samples; the first `n_identity` are from S_ID, the others from S_Reg with c1 = c2."""
+class Samples:
+    """What B samples are, without their pictures; the first `n_identity` are from S_ID, the others from S_Reg with c1 = c2."""
 
-    noisy_latent: Tensor          # z_t, (B, 4, h, w)
-    timestep: Tensor              # t, (B,)
+    numbers: list[int]            # in the mixture
+    timesteps: list[int]          # t
     name_prompts: list[str]       # c1
     attribute_prompts: list[str]  # c2
     n_identity: int
@@ -46,6 +48,12 @@ class TrainingSet:
         self.identities, self.captions, self.templates = identities, captions, templates
         self._moments: dict[tuple[bool, int], Tensor] = {}  # mean and log-variance, (8, h, w), on the CPU
 
+    def sources(self, numbers: Iterable[int]) -> dict[tuple[bool, int], ImageSource]:
+        """Where the different pictures lie that the samples of these numbers need, by set and index into it."""
+        drawn = (self.mixture.sample(i) for i in numbers)
+        keys = sorted({(sample.is_identity, sample.item) for sample in drawn})
+        return {key: self._item(*key).source for key in keys}
+
     @torch.no_grad()
     def encode(self, numbers: Iterable[int], *, show_progress: bool = False) -> None:
         """Posteriors of every picture that the samples of these numbers need.
@@ -53,27 +61,30 @@ class TrainingSet:
         Raises:
             UserError: a picture cannot be decoded.
         """
-        drawn = (self.mixture.sample(i) for i in numbers)
-        missing = sorted({(sample.is_identity, sample.item) for sample in drawn} - set(self._moments))
+        missing = [(key, source) for key, source in self.sources(numbers).items() if key not in self._moments]
         size = 8 * self.model.image_size
         groups = range(0, len(missing), IMAGES_AT_ONCE)
         for start in tqdm(groups, "encoding images", unit_scale=IMAGES_AT_ONCE, disable=not show_progress, leave=False):
-            keys = missing[start:start + IMAGES_AT_ONCE]
-            images = torch.stack([load_image(self._item(*key).source, size) for key in keys])
+            keys, sources = zip(*missing[start:start + IMAGES_AT_ONCE], strict=True)
+            images = torch.stack([load_image(source, size) for source in sources])
             posterior = self.model.encode_first_stage(images.to(self.model.device))
             moments = torch.cat([posterior.mean, posterior.logvar], dim=1).cpu()  # (B, 8, h, w)
             self._moments |= zip(keys, moments.unbind(), strict=True)
 
-    def batch(self, numbers: Iterable[int]) -> Batch:
-        """The samples of these numbers, S_ID first; their pictures must be encoded."""
-        samples = sorted((self.mixture.sample(i) for i in numbers), key=lambda sample: not sample.is_identity)
-        device = self.model.device
-        latent = torch.stack([self._latent(sample) for sample in samples]).to(device)
-        noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in samples]).to(device)
-        timestep = torch.tensor([sample.timestep for sample in samples], device=device)
-        prompts = [self._prompts(sample) for sample in samples]
-        return Batch(self.model.q_sample(latent, timestep, noise), timestep, [c1 for c1, _ in prompts],
-                     [c2 for _, c2 in prompts], sum(sample.is_identity for sample in samples))
+    def samples(self, numbers: Iterable[int]) -> Samples:
+        """The samples of these numbers, S_ID first."""
+        drawn = sorted(((i, self.mixture.sample(i)) for i in numbers), key=lambda one: not one[1].is_identity)
+        prompts = [self._prompts(sample) for _, sample in drawn]
+        return Samples([i for i, _ in drawn], [sample.timestep for _, sample in drawn], [c1 for c1, _ in prompts],
+                       [c2 for _, c2 in prompts], sum(sample.is_identity for _, sample in drawn))
+
+    def noisy_latent(self, samples: Samples) -> Tensor:
+        """z_t of the samples, (B, 4, h, w) on the model's device; a picture that was not encoded yet is now."""
+        self.encode(samples.numbers)
+        drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
+        latent = torch.stack([self._latent(sample) for sample in drawn])
+        noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in drawn])
+        return self.model.q_sample(latent.to(device), torch.tensor(samples.timesteps, device=device), noise.to(device))
 
     def _item(self, is_identity: bool, number: int) -> IdentityImage | CaptionImage:
         return (self.identities if is_identity else self.captions)[number]
@@ -92,16 +103,27 @@ class TrainingSet:
         return fill(template, item.name), fill(template, item.attributes)
 
 
-class FrozenContexts:
-    """tau(c) without the prefix; each text is encoded once, and alone, so that its last bit depends on nothing else."""
+class Texts:
+    """What never changes about a text: tau(c) without the prefix, and the token ids of [AP] + c.
 
-    def __init__(self, model: LatentDiffusion):
-        def encode(text: str) -> Tensor:
-            with torch.no_grad():
-                return model.get_learned_conditioning([text])[0]
+    Each text is encoded once, and alone, so that the last bit of its context depends on nothing else.
+    """
 
-        self._context = functools.lru_cache(CONTEXTS_KEPT)(encode)
+    def __init__(self, model: LatentDiffusion, prefix: EmbeddingManager):
+        @torch.no_grad()
+        def context(text: str) -> Tensor:
+            return model.get_learned_conditioning([text])[0]
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Contexts (B, 77, d) of B texts."""
+        def token_ids(text: str) -> Tensor:
+            return model.cond_stage_model.tokenize(with_prefix([text], prefix), prefix.extra_length)[0]
+
+        self._device = model.device
+        self._context, self._token_ids = functools.lru_cache(TEXTS_KEPT)(context), functools.lru_cache(TEXTS_KEPT)(token_ids)
+
+    def contexts(self, texts: Sequence[str]) -> Tensor:
+        """tau(c), (B, 77, d), of B texts."""
         return torch.stack([self._context(text) for text in texts])
+
+    def token_ids(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (B, 77) of B texts with the placeholder in front, on the model's device."""
+        return torch.stack([self._token_ids(text) for text in texts]).to(self._device)

@@ -51,6 +51,9 @@ def devices_of(devices: str) -> tuple[str, int | list[int], int]:
 
 
 def set_precision(model: LatentDiffusion, precision: str) -> None:
-    """The U-Net in bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32."""
-    if precision == "bf16":
-        model.model.to(torch.bfloat16)
+    """The U-Net in bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32.
+
+    Its weights lie channels last, as the convolutions want them, and as its transformers read pixels without a copy.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model.model.to(dtype, memory_format=torch.channels_last)

@@ -35,6 +35,7 @@ class Logbook:
         self.out_dir, self.arguments = Path(out_dir), dict(arguments)
         self.state = _read_state(self.out_dir / "state.pt") if resume else None
         self.first_step = self.state["step"] if self.state else 0
+        self.steps_ahead = self.state["steps_ahead"] if self.state else None  # as the run was started, whatever memory is free now
         if self.state:
             _refuse_others(self.out_dir, self.state, self.arguments)
         self._saved_at = time.monotonic()
@@ -71,7 +72,7 @@ class Logbook:
     def save_state(self, step: int, prefix: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """state.pt, as a whole or not at all."""
         state = {"step": step, "prefix": prefix.state_dict(), "optimizer": optimizer.state_dict(),
-                 "log_bytes": self._log.tell(), "arguments": json.dumps(self.arguments)}
+                 "log_bytes": self._log.tell(), "steps_ahead": self.steps_ahead, "arguments": json.dumps(self.arguments)}
         write_atomically(self.out_dir / "state.pt", lambda path: torch.save(state, path))
         self._saved_at = time.monotonic()
 
@@ -85,9 +86,9 @@ def _read_state(path: Path) -> dict | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: state[key] for key in ("step", "prefix", "optimizer", "log_bytes", "arguments")}
+        return {key: state[key] for key in ("step", "prefix", "optimizer", "log_bytes", "steps_ahead", "arguments")}
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"the training state {path} is damaged; start anew with --no-resume") from error
+        raise UserError(f"the training state {path} is damaged or of an older version; start anew with --no-resume") from error
 
 
 def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -22,7 +22,8 @@ def anonymized_target(eps_name: Tensor, eps_attributes: Tensor, alpha: float) ->
     return (eps_attributes + alpha * (eps_attributes - eps_name)).detach()
 
 
-def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alpha: float = 1.0) -> Tensor:
+def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alpha: float = 1.0, *,
+             reduction: str = "mean") -> Tensor:
     """L_ID (Eq. 6), or L_Reg (Eq. 7) when c1 = c2; scalar, mean over batch, channels and pixels.
 
     The paper writes a squared norm; the mean differs by a constant factor that Adam cancels.
@@ -32,21 +33,23 @@ def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alp
         eps_name: eps(x, tau(c1), t), same shape.
         eps_attributes: eps(x, tau(c2), t), same shape.
         alpha: strength of the anonymization (Eq. 5).
+        reduction: "none" gives the loss of each sample, (B,).
 
     Raises:
         ValueError: the shapes differ.
     """
     _same_shape(eps_prefixed=eps_prefixed, eps_attributes=eps_attributes)
-    return F.mse_loss(eps_prefixed, anonymized_target(eps_name, eps_attributes, alpha))
+    losses = F.mse_loss(eps_prefixed, anonymized_target(eps_name, eps_attributes, alpha), reduction="none").mean(dim=(1, 2, 3))
+    return losses if reduction == "none" else losses.mean()
 
 
-def released_loss(eps_prefixed: Tensor, eps_attributes: Tensor, alpha: float = 1.0) -> Tensor:
-    """Objective of the released code: Eq. 5 with c1 predicted *with* the prefix; scalar, shapes as in `apl_loss`.
+def released_loss(eps_prefixed: Tensor, eps_attributes: Tensor, alpha: float = 1.0, *, reduction: str = "mean") -> Tensor:
+    """Objective of the released code: Eq. 5 with c1 predicted *with* the prefix; shapes and `reduction` as in `apl_loss`.
 
     The target is eps_attributes + alpha * (eps_attributes - eps_prefixed), so prediction and target differ by
     (1 + alpha) * (eps_prefixed - eps_attributes): alpha scales the gradient, which Adam cancels, and moves nothing.
     """
-    return apl_loss(eps_prefixed, eps_prefixed.detach(), eps_attributes, alpha)
+    return apl_loss(eps_prefixed, eps_prefixed.detach(), eps_attributes, alpha, reduction=reduction)
 
 
 def _same_shape(**predictions: Tensor) -> None:

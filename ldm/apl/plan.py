@@ -1,23 +1,34 @@
-"""From the flags of train.py to what will be trained on what, before any model is loaded (paper section 4.1)."""
+"""From the flags of train.py to what will be trained on what (paper section 4.1)."""
 
 import argparse
 import hashlib
-from dataclasses import dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
+
+from ldm.apl.examples import Texts, TrainingSet
+from ldm.apl.logbook import Logbook
+from ldm.apl.look_ahead import LookAhead, Share, steps_ahead
+from ldm.apl.target_cache import TargetCache
 from ldm.apl.trainer import Settings
 from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
 from ldm.loading import file_hash
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import versions, write_json
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
-LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "devices", "ddim_steps", "mix", "alpha", "placeholder",
-                "num_vectors", "init", "initializer_words", "seed", "log_every")
+LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "devices", "ddim_steps", "mix", "alpha",
+                "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing", "compile",
+                "cuda_graphs", "log_every")
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     identities = identity_images(_needed(args, "identity_images"), people) if mix > 0 else []
     captions = caption_images(_needed(args, "caption_images")) if mix < 1 else []
     templates = read_templates(args.templates) if args.templates else ["{}"]
-    mixture = Mixture(args.seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
+    mixture = Mixture(args.data_seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     return Plan(people, identities, captions, templates, mixture, settings)
 
@@ -60,6 +71,34 @@ def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[s
     return {name: getattr(args, name) for name in LEARNED_FROM} | {
         "precision": precision, "data": hashlib.sha256(repr((data, plan.templates)).encode()).hexdigest()[:16],
         "config": file_hash(args.config_path), "base_model": file_hash(args.ckpt_path)}
+
+
+def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
+    """Everything that the targets depend on which one device computes; equal keys, equal bits."""
+    pictures = [(str(source), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns)
+                for source in (image.source for image in [*plan.identities, *plan.captions])]
+    computed_by = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {name: arguments[name] for name in ("base_model", "config", "precision", "data", "compile")} | {
+        "pictures": hashlib.sha256(repr(pictures).encode()).hexdigest()[:16], "mixture": asdict(plan.mixture), "share": asdict(share),
+        "with_names": plan.settings.train_method != "apl-released", "computed_by": computed_by, "torch": torch.__version__}
+
+
+def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Fabric, model: LatentDiffusion,
+               prefix: EmbeddingManager, logbook: Logbook) -> LookAhead:
+    """The batches of the steps that are left, with their pictures encoded."""
+    data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
+    ahead = logbook.steps_ahead or args.lookahead or steps_ahead(model, args.batch_size, fabric.world_size)
+    logbook.steps_ahead = fabric.broadcast(ahead)
+    share = Share(args.batch_size, logbook.steps_ahead, fabric.global_rank, fabric.world_size)
+    cache = None
+    if args.target_cache:
+        side = model.image_size
+        cache = TargetCache(args.target_cache, target_key(plan, arguments, share, model.device), limit=1e9 * args.target_cache_gb,
+                            shape=(model.channels, side, side), dtype=model.model.diffusion_model.dtype, device=model.device)
+    batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=args.iterations,
+                        with_names=plan.settings.train_method != "apl-released", cache=cache)
+    batches.encode(show_progress=fabric.is_global_zero)
+    return batches
 
 
 def describe(args: argparse.Namespace, plan: Plan) -> str:

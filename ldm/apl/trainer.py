@@ -1,6 +1,6 @@
-"""Training of the anonymization prompt (paper section 3.5): the frozen predictions, and one step after another."""
+"""Training of the anonymization prompt (paper section 3.5): one step after another on frozen predictions made ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,14 +9,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.apl.examples import Batch, FrozenContexts, TrainingSet
-from ldm.apl.logbook import Logbook
+from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
-from ldm.generation import with_prefix
+from ldm.apl.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
-
-LOOK_AHEAD = 16  # samples whose frozen predictions are made at once; they do not depend on the prefix
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,7 @@ class Settings:
 
     iterations: int
     batch_size: int  # of all devices together
+    grad_accum: int  # parts in which a device takes its samples of a step
     lr: float
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
     train_method: str  # "apl", "apl-released" or "apl-no-reg"; the last differs in the mixture alone
@@ -34,40 +32,49 @@ class Settings:
     val_every: int  # 0: never
 
 
-def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, data: TrainingSet, *,
+Step = Callable[[Batch], Tensor]  # one optimizer step on a batch; see `training_step`
+
+
+def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, batches: Iterator[Batch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
-                 draw: Callable[[], Image.Image]) -> None:
+                 draw: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
     """Trains the prefix in place, from where the logbook's state ends to the last iteration.
 
     Args:
         prefix: the same vectors on every device.
-        data: with every picture that is needed encoded.
+        batches: of each step that is left.
         save: writes the prefix of a step to its file.
         draw: pictures with and without the prefix, for the logbook.
+        recorded: makes a step that replays another on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
     """
-    optimizer = torch.optim.Adam(prefix.embedding_parameters(), lr=settings.lr)
+    lr = settings.lr if recorded is None else torch.tensor(settings.lr, device=model.device)  # a replay reads it anew
+    optimizer = torch.optim.Adam(prefix.embedding_parameters(), lr=lr,
+                                 capturable=recorded is not None and model.device.type == "cuda")
     if logbook.state:
         prefix.load_state_dict(logbook.state["prefix"])
         optimizer.load_state_dict(logbook.state["optimizer"])
+        optimizer.param_groups[0]["lr"] = lr
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
             save(settings.iterations)  # again, for the file of a finished run may have been moved away
-    losses, counts = torch.zeros(2, device=model.device), torch.zeros(2)  # of S_ID and S_Reg since the last log
+
+    def one_step(batch: Batch) -> Tensor:
+        return training_step(fabric, model, prefix, optimizer, batch, settings)
+
+    run = one_step if recorded is None else recorded(one_step, optimizer)
+    losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
     bar = tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
                disable=not fabric.is_global_zero)
-    steps = look_ahead(fabric, model, data, settings, logbook.first_step)
-    for step, (batch, eps_name, eps_attributes) in enumerate(steps, start=logbook.first_step + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        losses += training_step(fabric, model, prefix, optimizer, batch, eps_name, eps_attributes, settings)
-        counts += torch.tensor([batch.n_identity, len(batch.timestep) - batch.n_identity])
+    for step, batch in enumerate(batches, start=logbook.first_step + 1):
+        set_learning_rate(optimizer, learning_rate(step, settings))
+        losses += run(batch)
         bar.update()
         last = step == settings.iterations
         logged = step % settings.log_every == 0 or last
         if logged:
-            sums = fabric.all_reduce(torch.cat([losses, counts.to(losses)]), reduce_op="sum").tolist()
-            losses, counts = torch.zeros_like(losses), torch.zeros_like(counts)
+            sums = fabric.all_reduce(losses, reduce_op="sum").tolist()  # the only place where the host waits for the device
+            losses = torch.zeros_like(losses)
         if not fabric.is_global_zero:
             continue
         if logged:
@@ -85,6 +92,15 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
         logbook.close()
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of the next step; a recorded step reads it from a tensor."""
+    group, = optimizer.param_groups
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
 def learning_rate(step: int, settings: Settings) -> float:
     """Learning rate of a step, 1 .. iterations: constant, then on a straight line that reaches 0 after the last step."""
     left = (settings.iterations - step + 1) / settings.iterations
@@ -92,94 +108,33 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def training_step(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,
-                  batch: Batch, eps_name: Tensor, eps_attributes: Tensor, settings: Settings) -> Tensor:
-    """One optimizer step on the m vectors of the prefix (Eq. 6 and 7).
-
-    Args:
-        eps_name, eps_attributes: the frozen model's predictions for the batch, see `frozen_predictions`.
+                  batch: Batch, settings: Settings) -> Tensor:
+    """One optimizer step on the m vectors of the prefix (Eq. 6 and 7); the host never waits for the device in it.
 
     Returns:
-        (2,), detached: the sum of the samples' losses over S_ID and over S_Reg.
+        (4,), detached: the sum of the samples' losses over S_ID and over S_Reg, and the number of samples of each.
     """
-    context = model.get_learned_conditioning(with_prefix(batch.name_prompts, prefix), prefix)  # tau_AP(c1)
-    eps_prefixed = model.apply_model(batch.noisy_latent, batch.timestep, context)
-
-    size, losses = len(eps_prefixed), []
-    for rows in (slice(0, batch.n_identity), slice(batch.n_identity, size)):  # L_ID, then L_Reg
-        predictions = eps_prefixed[rows], eps_name[rows], eps_attributes[rows]
-        count = len(predictions[0])
-        losses.append(count * objective(*predictions, settings) if count else eps_name.new_zeros(()))
-
     optimizer.zero_grad()
-    fabric.backward(sum(losses) / size)
+    losses = []
+    for part in batch.parts(settings.grad_accum):
+        context = model.cond_stage_model.transformer(part.token_ids, prefix)  # tau_AP(c1)
+        eps_prefixed = model.apply_model(part.noisy_latent, part.timestep, context)
+        loss = objective(eps_prefixed, part.eps_name, part.eps_attributes, settings)  # (B,)
+        fabric.backward(loss.sum() / len(batch.timestep))
+        losses.append(loss.detach())
     for vectors in prefix.embedding_parameters():
         vectors.grad = fabric.all_reduce(vectors.grad, reduce_op="mean")
     optimizer.step()
-    return torch.stack(losses).detach()
+    of_identity, of_caption = batch.is_identity, 1.0 - batch.is_identity
+    loss = torch.cat(losses)
+    return torch.stack([(loss * of_identity).sum(), (loss * of_caption).sum(), of_identity.sum(), of_caption.sum()])
 
 
 def objective(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, settings: Settings) -> Tensor:
-    """L_ID or L_Reg as the training method has it; scalar, mean over the batch."""
+    """L_ID or L_Reg of each sample, (B,), as the training method has it."""
     if settings.train_method == "apl-released":
-        return released_loss(eps_prefixed, eps_attributes, settings.alpha)
-    return apl_loss(eps_prefixed, eps_name, eps_attributes, settings.alpha)
-
-
-def look_ahead(fabric: Fabric, model: LatentDiffusion, data: TrainingSet, settings: Settings,
-               first_step: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-    """Batch, eps_name and eps_attributes of each step after `first_step`.
-
-    The frozen predictions of a few steps are made at once. Which steps belong together does not depend on `first_step`,
-    so that a run that goes on computes the same bits.
-    """
-    contexts = FrozenContexts(model)
-    together = steps_together(fabric, settings)
-    for start in range(first_step // together * together, settings.iterations, together):
-        steps = range(start, min(start + together, settings.iterations))
-        batches = [data.batch(sample_numbers(step, settings.batch_size, fabric.global_rank, fabric.world_size))
-                   for step in steps]
-        predictions = frozen_predictions(model, batches, contexts, with_names=settings.train_method != "apl-released")
-        for step, batch, (eps_name, eps_attributes) in zip(steps, batches, predictions, strict=True):
-            if step >= first_step:
-                yield batch, eps_name, eps_attributes
-
-
-def samples_of(fabric: Fabric, settings: Settings, first_step: int) -> Iterator[int]:
-    """Numbers of all samples that this device will take in the steps after `first_step`."""
-    together = steps_together(fabric, settings)
-    for step in range(first_step // together * together, settings.iterations):
-        yield from sample_numbers(step, settings.batch_size, fabric.global_rank, fabric.world_size)
-
-
-def steps_together(fabric: Fabric, settings: Settings) -> int:
-    """Steps whose frozen predictions are made at once."""
-    return max(1, LOOK_AHEAD * fabric.world_size // settings.batch_size)
-
-
-def sample_numbers(step: int, batch_size: int, rank: int, world_size: int) -> range:
-    """Numbers in the mixture of the samples that one device takes in one step (from 0)."""
-    return range(step * batch_size + rank, (step + 1) * batch_size, world_size)
-
-
-@torch.no_grad()
-def frozen_predictions(model: LatentDiffusion, batches: Sequence[Batch], contexts: FrozenContexts, *,
-                       with_names: bool = True) -> list[tuple[Tensor, Tensor]]:
-    """eps_name and eps_attributes of Eq. 5 for each batch, (B, 4, h, w) both, from one call of the U-Net.
-
-    Where c1 = c2 one prediction serves for both. Without `with_names` eps_name is eps_attributes everywhere.
-    """
-    counts = [batch.n_identity if with_names else 0 for batch in batches]
-    latents = [batch.noisy_latent for batch in batches]
-    timesteps = [batch.timestep for batch in batches]
-    named = list(zip(batches, counts, strict=True))
-    texts = [c2 for batch in batches for c2 in batch.attribute_prompts]
-    texts += [c1 for batch, count in named for c1 in batch.name_prompts[:count]]
-    eps = model.apply_model(torch.cat(latents + [batch.noisy_latent[:count] for batch, count in named]),
-                            torch.cat(timesteps + [batch.timestep[:count] for batch, count in named]), contexts(texts))
-    parts = eps.split([len(latent) for latent in latents] + counts)
-    attributes, names = parts[:len(batches)], parts[len(batches):]
-    return [(torch.cat([name, attribute[len(name):]]), attribute)
-            for name, attribute in zip(names, attributes, strict=True)]
+        return released_loss(eps_prefixed, eps_attributes, settings.alpha, reduction="none")
+    return apl_loss(eps_prefixed, eps_name, eps_attributes, settings.alpha, reduction="none")
 
 
 def _means(identity: float, regular: float, n_identity: float, n_regular: float) -> dict[str, float]:

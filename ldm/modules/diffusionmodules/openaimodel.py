@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
@@ -94,6 +95,7 @@ class UNetModel(nn.Module):
             raise UserError(f"UNetModel is asked for transformer_depth={depths} with channel_mult={list(channel_mult)}; "
                             "give one number, or one for each level")
         self.model_channels = model_channels
+        self.checkpointing = False  # True: a gradient takes the time of another forward pass, and a fraction of the memory
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
                                         nn.Linear(emb_channels, emb_channels))
@@ -166,9 +168,14 @@ class UNetModel(nn.Module):
         h, context = x.to(self.dtype), context.to(self.dtype)
         skips = []
         for block in self.input_blocks:
-            h = block(h, emb, context)
+            h = self._through(block, h, emb, context)
             skips.append(h)
-        h = self.middle_block(h, emb, context)
+        h = self._through(self.middle_block, h, emb, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+            h = self._through(block, torch.cat([h, skips.pop()], dim=1), emb, context)
         return self.out(h).to(x.dtype)
+
+    def _through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # frozen: nothing in it is random
+        return block(*inputs)

@@ -1,0 +1,92 @@
+"""Frozen predictions on disk (train.py --target_cache): sweeps over alpha, m, lr, init and seed compute them once.
+
+    <folder>/<hash of the key>/key.json                    everything that the numbers depend on
+    <folder>/<hash of the key>/<first step>-<last>.safetensors   z_t, eps_attributes and eps_name of steps that look ahead together
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.run_folder import write_json
+from ldm.util import UserError, write_atomically
+
+
+class TargetCache:
+    """The targets of one training set, seed and frozen model, as one device computes them.
+
+    Args:
+        folder: may hold those of other keys, and be used by several runs at the same time.
+        key: everything that the targets depend on, JSON values; runs with equal keys share them.
+        limit: bytes that all files of `folder` together may take; what does not fit is computed each time.
+        shape: of a noisy latent without the batch, (4, h, w).
+        dtype: in which the U-Net computes. What it reads and predicts has no more digits, so nothing is lost.
+        device: of the tensors that come back.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], *, limit: float, shape: tuple[int, ...], dtype: torch.dtype,
+                 device: torch.device):
+        self.root, self.limit, self.shape, self.dtype, self.device = folder, limit, tuple(shape), dtype, device
+        text = json.dumps(key, sort_keys=True, default=str)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._is_full = False
+        write_json(self.folder / "key.json", key)
+
+    def has(self, steps: range) -> bool:
+        """Whether the targets of these steps are kept."""
+        return self._path(steps).exists()
+
+    def load(self, steps: range, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
+        """The targets of these steps, float32 (rows[name], 4, h, w) by name; None where there are none.
+
+        Raises:
+            UserError: the file is damaged, or holds something else.
+        """
+        path = self._path(steps)
+        try:
+            targets = load_file(path)
+        except FileNotFoundError:
+            return None
+        except SafetensorError as error:
+            raise UserError(f"the stored targets {path} are damaged ({error}); delete the file, and they are computed again") from None
+        expected = {name: (count, *self.shape) for name, count in rows.items()}
+        if {name: tuple(tensor.shape) for name, tensor in targets.items()} != expected:
+            raise UserError(f"{path} holds no targets of this training; delete the file, and they are computed again")
+        return {name: tensor.to(self.device, torch.float32) for name, tensor in targets.items()}
+
+    def save(self, steps: range, targets: Mapping[str, Tensor]) -> None:
+        """Keeps the targets of these steps, in a whole file, while there is room."""
+        kept = {name: tensor.to("cpu", self.dtype).contiguous() for name, tensor in targets.items()}
+        size = sum(tensor.nbytes for tensor in kept.values())
+        if self._is_full or self._used() + size > self.limit:
+            return self._stop(f"its {self.limit / 1e9:g} GB are used up (--target_cache_gb)")
+        try:
+            write_atomically(self._path(steps), lambda path: save_file(kept, path))
+        except (OSError, SafetensorError) as error:  # a full disk
+            self._stop(str(error))
+
+    def _used(self) -> int:
+        total = 0
+        for path in self.root.rglob("*.safetensors"):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:  # of another run, which has just renamed it
+                continue
+        return total
+
+    def _stop(self, reason: str) -> None:
+        if not self._is_full:
+            print(f"warning: the target cache {self.root} takes no more ({reason}); further targets are computed each time",
+                  file=sys.stderr)
+        self._is_full = True
+
+    def _path(self, steps: range) -> Path:
+        return self.folder / f"{steps.start:07d}-{steps[-1]:07d}.safetensors"
