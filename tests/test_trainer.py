@@ -12,8 +12,8 @@ from PIL import Image
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.launch import launch
 from ldm.apl.logbook import Logbook, _refuse_others
-from ldm.apl.prefix import build_prefix
 from ldm.apl.look_ahead import LookAhead, Share, frozen_predictions
+from ldm.apl.prefix import build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
 from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
@@ -46,7 +46,8 @@ def fabric():
 
 
 def settings(**changes) -> Settings:
-    return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0, "log_every": 1,
+    return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0,
+                       "log_every": 1,
                        "save_every": 3, "val_every": 0} | changes)
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.apl.logbook import Logbook
 from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
-from ldm.apl.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 

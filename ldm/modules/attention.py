@@ -1,11 +1,15 @@
 """Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the text, gated feed-forward."""
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.modules.diffusionmodules.util import normalization, zero_module
+
+NARROW = 40  # channels of an attention head, as Stable Diffusion v1's narrowest have
 
 
 class CrossAttention(nn.Module):
@@ -25,8 +29,32 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (projection.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n or k, dim_head)
                    for projection in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, n, dim_head)
+        out = attention(q, k, v)  # (B, heads, n, dim_head)
         return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: (B, heads, n, d), (B, heads, k, d) twice -> (B, heads, n, d)."""
+    if torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] < NARROW:
+        return _NarrowAttention.apply(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class _NarrowAttention(torch.autograd.Function):
+    """The same in bfloat16 on a CPU, with a gradient in float32, which is twice to ten times faster there for heads this narrow."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        *tensors, logsumexp = ctx.saved_tensors
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient.float(), *(tensor.float() for tensor in tensors), logsumexp, 0.0, False)
+        return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, tensors, strict=False))
 
 
 class GEGLU(nn.Module):
