@@ -37,6 +37,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--prompt '{args.prompt}' names files; give letters, digits, '-', '_' or '.'")
     if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
         parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
+    if args.grad_accum > args.batch_size:
+        parser.error(f"--grad_accum {args.grad_accum} parts cannot be made of --batch_size {args.batch_size} samples; give a larger batch")
     check_devices(parser, args)
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
+from ldm.apl.launch import launch
+from ldm.data.captions import CaptionImage
+from ldm.data.identities import IdentityImage
+from ldm.data.images import ImageSource
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 
@@ -42,3 +48,20 @@ def tiny_files(tiny_model, tmp_path_factory) -> tuple[Path, Path]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}), encoding="utf-8")
     save_file({key: value.clone() for key, value in tiny_model.state_dict().items()}, folder / "tiny.safetensors")
     return folder / "tiny.yaml", folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Two pictures of S_ID and two of S_Reg."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    sources = [ImageSource(folder / f"{number}.png") for number in range(4)]
+    return ([IdentityImage(sources[0], "Ada Stone", "A female pilot"), IdentityImage(sources[1], "Ben Wood", "A male chef")],
+            [CaptionImage(sources[2], "a red car"), CaptionImage(sources[3], "two blue boats")])
+
+
+@pytest.fixture(scope="session")
+def fabric():
+    return launch("cpu", 1)

@@ -4,7 +4,6 @@ import copy
 import csv
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,9 +14,6 @@ from ldm.apl.logbook import Logbook, _refuse_others
 from ldm.apl.look_ahead import LookAhead, Share, frozen_predictions
 from ldm.apl.prefix import build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
-from ldm.data.captions import CaptionImage
-from ldm.data.identities import IdentityImage
-from ldm.data.images import ImageSource
 from ldm.data.mixture import Mixture
 from ldm.util import UserError
 
@@ -28,27 +24,9 @@ class Killed(Exception):
     """Stands for the signal that ends a run at once."""
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two pictures of S_ID and two of S_Reg."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    sources = [ImageSource(folder / f"{number}.png") for number in range(4)]
-    return ([IdentityImage(sources[0], "Ada Stone", "A female pilot"), IdentityImage(sources[1], "Ben Wood", "A male chef")],
-            [CaptionImage(sources[2], "a red car"), CaptionImage(sources[3], "two blue boats")])
-
-
-@pytest.fixture(scope="module")
-def fabric():
-    return launch("cpu", 1)
-
-
 def settings(**changes) -> Settings:
-    return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl", "alpha": 1.0,
-                       "log_every": 1,
-                       "save_every": 3, "val_every": 0} | changes)
+    return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl",
+                       "alpha": 1.0, "log_every": 1, "save_every": 3, "val_every": 0} | changes)
 
 
 def training_set(model, pictures, mix=0.5) -> TrainingSet:

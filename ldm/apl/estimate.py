@@ -119,12 +119,12 @@ def _context_shape(model: LatentDiffusion) -> tuple[int, int]:
 
 def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:
     """Of a run on `count` samples or pictures."""
-    with FlopCounterMode(display=False) as flops, _LiveBytes(model) as live:
+    with FlopCounterMode(display=False) as flops, LiveBytes(model) as live:
         run()
     return Work(flops.get_total_flops() / count, live.peak)
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that are alive, those of the model left out."""
 
     def __init__(self, model: torch.nn.Module):

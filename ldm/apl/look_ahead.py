@@ -29,8 +29,8 @@ class Batch:
     is_identity: Tensor     # 1 for S_ID, 0 for S_Reg; (B,) float32
 
     def parts(self, count: int) -> Iterator["Batch"]:
-        """The samples in `count` parts of nearly equal size, in order."""
-        pieces = [tensor.tensor_split(count) for tensor in vars(self).values()]
+        """The samples in `count` parts of nearly equal size, in order; none is empty, so there may be fewer."""
+        pieces = [tensor.tensor_split(min(count, len(self.timestep))) for tensor in vars(self).values()]
         return (Batch(*piece) for piece in zip(*pieces, strict=True))
 
 

@@ -95,25 +95,17 @@ class BasicTransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class LinearOverChannels(nn.Linear):
-    """What SDXL has for a 1 x 1 convolution, with a weight (out, in): (B, in, h, w) -> (B, out, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = x.flatten(2).transpose(1, 2)  # (B, h * w, in)
-        return super().forward(pixels).transpose(1, 2).unflatten(-1, x.shape[-2:])
-
-
 class SpatialTransformer(nn.Module):
     """Transformer over the pixels of a feature map x (B, C, h, w) that reads the text context (B, 77, context_dim).
 
     Args:
         depth: transformer blocks in a row.
-        linear: project in and out by linear layers, as SDXL does, and not by 1 x 1 convolutions; the same sums, other shapes of weights.
+        linear: weights of proj_in and proj_out as linear layers have them (SDXL), not as 1 x 1 convolutions (v1).
     """
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False):
         super().__init__()
-        projection = LinearOverChannels if linear else partial(nn.Conv2d, kernel_size=1)
+        projection = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
         self.norm = normalization(channels, eps=1e-6)
         self.proj_in = projection(channels, channels)
         self.transformer_blocks = nn.ModuleList(
@@ -121,10 +113,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(projection(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = self.proj_in(self.norm(x))
-        height, width = h.shape[-2:]
-        h = h.flatten(2).transpose(1, 2)  # (B, h * w, C)
+        h = _over_pixels(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, h * w, C)
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = h.transpose(1, 2).unflatten(-1, (height, width))  # (B, C, h, w)
-        return x + self.proj_out(h)
+        h = _over_pixels(self.proj_out, h)
+        return x + h.transpose(1, 2).unflatten(-1, x.shape[-2:])  # (B, C, h, w)
+
+
+def _over_pixels(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
+    """A 1 x 1 convolution is a linear layer over pixels (B, n, C), and faster as one."""
+    return F.linear(pixels, projection.weight.flatten(1), projection.bias)
