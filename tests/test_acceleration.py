@@ -21,6 +21,7 @@ from ldm.apl.prefix import build_prefix
 from ldm.apl.trainer import training_step
 from ldm.loading import load_frozen_model
 from ldm.modules.attention import attention
+from ldm.modules.diffusionmodules.util import normalization
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,3 +138,15 @@ def test_narrow_heads_in_bfloat16_keep_the_bits_and_get_the_gradient_of_float32(
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     for ours, theirs in zip(*(torch.autograd.grad(one, (q, k, v), weight.to(one.dtype)) for one in (out, exact)), strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 0.01
+
+
+@pytest.mark.parametrize("side", [8, 40])
+def test_group_normalisation_in_bfloat16_is_torchs(side):
+    x = torch.randn(2, 32, side, side).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    norm = normalization(32).bfloat16()
+    out, expected = norm(x), F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
+    assert out.is_contiguous(memory_format=torch.channels_last) and not out.is_contiguous()
+    torch.testing.assert_close(out.float(), expected, rtol=0.01, atol=0.01)
+    weight = torch.randn(out.shape)
+    ours, theirs = (torch.autograd.grad(one, x, weight.to(one.dtype))[0].float() for one in (out, expected))
+    assert (ours - theirs).norm() / theirs.norm() < 0.01

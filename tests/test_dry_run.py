@@ -1,5 +1,7 @@
 """train.py --dry_run: what is missing and where it comes from, and counts that can be checked in the head."""
 
+from pathlib import Path
+
 import torch
 import yaml
 from conftest import TINY
@@ -11,6 +13,8 @@ import train
 from args.train_args import parse_train_args, train_inputs
 from ldm.apl.dry_run import duration, where_from
 from ldm.apl.estimate import Work, _work, cost_of, drawing_flops, training_flops
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_public_preset_names_every_missing_file_and_its_origin(capsys):
@@ -46,6 +50,20 @@ def test_half_the_precision_takes_half_the_memory_of_the_unet(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
     fp32, bf16 = (cost_of(tmp_path / "tiny.yaml", batch_size=2, precision=precision) for precision in ("fp32", "bf16"))
     assert 0.4 < bf16.frozen.peak / fp32.frozen.peak < 0.75 and bf16.encode == fp32.encode
+
+
+def test_stable_diffusion_trains_in_5_gb_and_draws_16_pictures_in_10():
+    config = ROOT / "configs" / "stable-diffusion" / "v1-inference.yaml"
+    cost = cost_of(config, batch_size=1, precision="bf16")
+    assert cost.peak < 5e9 and cost.weights + max(cost.frozen.peak, cost.decode.peak) < 10e9
+    assert abs(cost.frozen.flops - 0.803e12) < 1e9
+
+
+def test_checkpointing_and_fewer_samples_ahead_take_less_memory(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
+    plain, spare = (cost_of(tmp_path / "tiny.yaml", batch_size=8, precision="fp32", samples_ahead=ahead, checkpointing=checkpointing)
+                    for ahead, checkpointing in ((64, False), (16, True)))
+    assert spare.step.peak < 0.5 * plain.step.peak and spare.frozen.peak < 0.4 * plain.frozen.peak
 
 
 def test_steps_and_pictures_are_sums_of_calls(tmp_path):

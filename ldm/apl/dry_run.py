@@ -9,6 +9,7 @@ import torch
 
 from ldm.apl.estimate import cost_of, drawing_flops, speed_of, training_flops
 from ldm.apl.launch import devices_of
+from ldm.apl.look_ahead import SAMPLES
 from ldm.apl.plan import Plan, describe, identity_share, make_plan
 from ldm.device import pick_precision
 from ldm.util import UserError
@@ -59,7 +60,9 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     device = torch.device(accelerator)
     precision = pick_precision(args.precision, device)
     batch_size = max(1, args.batch_size // count)
-    cost = cost_of(args.config_path, batch_size=batch_size, precision=precision)
+    cost = cost_of(args.config_path, batch_size=max(1, batch_size // args.grad_accum), precision=precision,
+                   samples_ahead=args.lookahead * batch_size if args.lookahead else max(SAMPLES, batch_size),
+                   checkpointing=args.checkpointing)
     speed = speed_of(args.config_path, batch_size=batch_size, precision=precision, device=device)
 
     samples = args.iterations * args.batch_size

@@ -38,8 +38,8 @@ class Cost:
     """Of a frozen model in one precision, on one device."""
 
     weights: float  # bytes
-    frozen: Work    # eps without a gradient; SAMPLES samples together
-    step: Work      # eps with the prefix, and the gradient; the samples of a step together
+    frozen: Work    # eps without a gradient; the rows of all samples ahead together, or those of all pictures drawn, if they are more
+    step: Work      # eps with the prefix, and the gradient; the samples of a step, or of one of its parts, together
     encode: Work    # a picture to a latent; IMAGES_AT_ONCE together
     decode: Work    # a latent to a picture; DRAWN_AT_ONCE together
 
@@ -49,15 +49,22 @@ class Cost:
         return self.weights + max(work.peak for work in (self.frozen, self.step, self.encode, self.decode))
 
 
-def cost_of(config_path: str | Path, *, batch_size: int, precision: str) -> Cost:
-    """What the model of a config takes; `batch_size` samples a step on this device, `precision` "fp32" or "bf16".
+def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples_ahead: int = SAMPLES, checkpointing: bool = False) -> Cost:
+    """What the model of a config takes.
+
+    Args:
+        batch_size: samples whose gradient is computed together on this device.
+        precision: "fp32" or "bf16".
+        samples_ahead: whose frozen predictions are made together.
+        checkpointing: inner results are computed again for the gradient.
 
     Raises:
         UserError: the config is not there, or of another architecture.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: LatentDiffusion = instantiate_from_config(read_config(config_path)).eval().requires_grad_(False)
-        side, dtype = model.image_size, DTYPES[precision]
+        side, dtype, rows = model.image_size, DTYPES[precision], 2 * max(samples_ahead, DRAWN_AT_ONCE)  # for c1 and c2, or for guidance
+        model.model.diffusion_model.checkpointing = checkpointing
         for module in model.model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 setattr(module, name, torch.nn.Parameter(weight.to(dtype), requires_grad=False))
@@ -79,7 +86,7 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str) -> Cost
         def encode() -> None:
             model.encode_first_stage(torch.randn(IMAGES_AT_ONCE, 3, 8 * side, 8 * side))
 
-        return Cost(weights, frozen=_work(lambda: eps(SAMPLES), SAMPLES, model),
+        return Cost(weights, frozen=_work(lambda: eps(rows), rows, model),
                     step=_work(lambda: eps(batch_size, gradient=True), batch_size, model),
                     encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(DRAWN_AT_ONCE), DRAWN_AT_ONCE, model))
 
@@ -119,7 +126,9 @@ def _context_shape(model: LatentDiffusion) -> tuple[int, int]:
 
 def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:
     """Of a run on `count` samples or pictures."""
-    with FlopCounterMode(display=False) as flops, LiveBytes(model) as live:
+    with FlopCounterMode(display=False) as flops:
+        run()
+    with LiveBytes(model) as live:  # on its own, for the other counter keeps tensors alive
         run()
     return Work(flops.get_total_flops() / count, live.peak)
 

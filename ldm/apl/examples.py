@@ -18,7 +18,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 
 IMAGES_AT_ONCE = 8     # through the autoencoder
-TEXTS_KEPT = 4096      # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1
+TEXTS_KEPT = 4096      # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1, in the CPU's memory
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Texts:
     def __init__(self, model: LatentDiffusion, prefix: EmbeddingManager):
         @torch.no_grad()
         def context(text: str) -> Tensor:
-            return model.get_learned_conditioning([text])[0]
+            return model.get_learned_conditioning([text])[0].cpu()
 
         def token_ids(text: str) -> Tensor:
             return model.cond_stage_model.tokenize(with_prefix([text], prefix), prefix.extra_length)[0]
@@ -121,8 +121,8 @@ class Texts:
         self._context, self._token_ids = functools.lru_cache(TEXTS_KEPT)(context), functools.lru_cache(TEXTS_KEPT)(token_ids)
 
     def contexts(self, texts: Sequence[str]) -> Tensor:
-        """tau(c), (B, 77, d), of B texts."""
-        return torch.stack([self._context(text) for text in texts])
+        """tau(c), (B, 77, d), of B texts, on the model's device."""
+        return torch.stack([self._context(text) for text in texts]).to(self._device)
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, 77) of B texts with the placeholder in front, on the model's device."""
