@@ -129,10 +129,10 @@ def frozen_predictions(model: LatentDiffusion, samples: Sequence[Samples], noisy
 
 def _named(samples: Sequence[Samples]) -> list[int]:
     """Which of all the samples are from S_ID."""
-    numbers, rows = iter(range(sum(len(one.numbers) for one in samples))), []
+    rows, start = [], 0
     for one in samples:
-        of_step = [next(numbers) for _ in one.numbers]
-        rows += of_step[:one.n_identity]
+        rows += range(start, start + one.n_identity)
+        start += len(one.numbers)
     return rows
 
 
