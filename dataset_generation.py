@@ -40,28 +40,29 @@ def attributes(args: argparse.Namespace) -> None:
 
 def faces(args: argparse.Namespace) -> None:
     """Pictures x^i of S_ID, drawn by the frozen model from the names."""
-    from ldm.apl.launch import set_precision
+    from ldm.apl.launch import launch, set_precision
     from ldm.data.identities import read_people
     from ldm.data.templates import read_templates
-    from ldm.device import pick_device, pick_precision
+    from ldm.device import pick_precision
     from ldm.evaluation.faces import FaceAnalyzer
     from ldm.loading import file_hash, load_frozen_model
-    from ldm.paper.face_images import Recipe, draw_identity_images
+    from ldm.paper.face_images import IdentityImages, Recipe
     from ldm.run_folder import RunFolder
 
     names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
-    device = pick_device(args.device)
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type) if args.one_face else None
+    fabric = launch(args.devices, num_nodes=args.num_nodes)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(fabric.device)) if args.one_face else None
     hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
     recipe = Recipe(*hashes, read_templates(args.templates), args.negative_prompt, args.seed, args.scale, args.ddim_steps,
-                    pick_precision(args.precision, device), analyzer and analyzer.fingerprint())
-    folder = RunFolder(args.out_dir, asdict(recipe), resume=args.resume)
-    folder.write_arguments(vars(args))
-    model = load_frozen_model(args.config_path, args.ckpt_path, device)
+                    pick_precision(args.precision, fabric.device), analyzer and analyzer.fingerprint())
+    folder = RunFolder.shared(fabric, args.out_dir, asdict(recipe), {"none": None}, resume=args.resume, arguments=vars(args))
+    model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
     set_precision(model, recipe.precision)
-    summary = draw_identity_images(model, folder, names, recipe, n_samples=args.n_samples, max_redraws=args.max_redraws,
-                                   batch_size=args.batch_size, count_faces=analyzer and analyzer.count)
-    print(f"{args.out_dir} holds {summary}")
+    images = IdentityImages(fabric, model, folder, names, recipe, n_samples=args.n_samples, batch_size=args.batch_size,
+                            count_faces=analyzer and analyzer.count)
+    summary = images.draw(args.max_redraws)
+    if fabric.is_global_zero:
+        print(f"{args.out_dir} holds {summary}")
 
 
 def gallery(args: argparse.Namespace) -> None:
@@ -73,7 +74,7 @@ def gallery(args: argparse.Namespace) -> None:
 
     names = list(read_people(args.people)) if args.people else []
     people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None)
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=pick_device(args.device).type)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
     rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos, arguments=vars(args))
     print(describe(rows, names, args.out_dir))
 

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.paper.identity import load_prefixes
     from ldm.paper.table2 import QualityTable, papers_table
 
-    fabric = launch(args.devices)
+    fabric = launch(args.devices, num_nodes=args.num_nodes)
     table = QualityTable(args, fabric.device)
     if args.images:
         rows = table.existing(*args.images)

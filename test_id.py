@@ -22,9 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.paper.table1 import identity_table
 
     rows = identity_table(args)
-    write_results(rows, args.out_dir)
-    print(console_table(rows, SHOWN))
-    print(f"written to {args.out_dir}")
+    if rows:
+        write_results(rows, args.out_dir)
+        print(console_table(rows, SHOWN))
+        print(f"written to {args.out_dir}")
 
 
 if __name__ == "__main__":

@@ -46,13 +46,13 @@ def train(args: argparse.Namespace) -> None:
     from ldm.paper.training_report import TrainingReport, summary, write_before_after
 
     plan = make_plan(args)
-    fabric = launch(args.devices, args.batch_size)
+    fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     if fabric.is_global_zero:
         print(describe(args, plan), flush=True)
     precision = pick_precision(args.precision, fabric.device)
     arguments = arguments_of(args, plan, precision)
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
-    report = TrainingReport(args, plan.people, fabric.device)
+    report = TrainingReport(args, plan.people, fabric)
     if fabric.is_global_zero:
         write_arguments(args, arguments)
 
@@ -68,9 +68,9 @@ def train(args: argparse.Namespace) -> None:
                  save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
                  draw=lambda: before_after.grid(prefix), recorded=recorded)
 
+    final = prefix_path(args, args.iterations)
+    rows = report.measure(model, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
-        final = prefix_path(args, args.iterations)
-        rows = report.measure(model, final, precision=precision, arguments=vars(args))
         write_before_after(args.out_dir / "before-after.png", before_after, prefix)
         print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
 

@@ -100,16 +100,27 @@ def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag of the devices that share the work; see `check_devices`."""
+    """The flags of the devices that share the work; see `check_devices`."""
     parser.add_argument("--devices", metavar="LIST", default="auto",
-                        help="auto, cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1")
+                        help="auto (the first GPU, or else the CPU), cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1,2,3")
+    parser.add_argument("--num_nodes", metavar="N", type=number(int, 1), default=1,
+                        help="machines, each with these devices; torchrun or srun starts the command on each")
 
 
 def check_devices(parser: Parser, args: argparse.Namespace) -> None:
-    """Ends the program unless --devices has one of its forms; a GPU named twice ("0,0" of the released code) counts once."""
-    if not re.fullmatch(r"auto|cpu(:[1-9]\d*)?|\d+(,\d+)*", args.devices):
+    """Ends the program unless --devices has one of its forms; "cpu,cpu" becomes cpu:2, but a GPU named twice counts once.
+
+    The released code's command names one GPU as "0,0".
+    """
+    if not re.fullmatch(r"auto|cpu(:[1-9]\d*|(,cpu)+)?|\d+(,\d+)*", args.devices):
         parser.error(f"--devices '{args.devices}' is none of auto, cpu, cpu:2 (two processes), or GPU numbers: 0,1")
-    args.devices = ",".join(dict.fromkeys(args.devices.split(",")))
+    names = args.devices.split(",")
+    args.devices = f"cpu:{len(names)}" if names[1:] and names[0] == "cpu" else ",".join(dict.fromkeys(names))
+
+
+def take_one_device(args: argparse.Namespace) -> None:
+    """The first of --devices alone, for what is not shared."""
+    args.devices, args.num_nodes = re.split("[:,]", args.devices)[0], 1
 
 
 def number(kind: Callable[[str], int | float], low: float, high: float = math.inf, *, above: bool = False) -> Callable:

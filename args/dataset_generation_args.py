@@ -1,19 +1,21 @@
 """Command line of dataset_generation.py: one set of flags for each of its four subcommands."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from args.common import (
     Parser,
+    add_devices_argument,
     add_face_pack_arguments,
     add_model_arguments,
     add_preset_argument,
+    check_devices,
     check_paths,
     number,
     parse_with_preset,
+    take_one_device,
 )
 
 COMMANDS = {
@@ -43,8 +45,10 @@ def parse_dataset_generation_args(argv: list[str] | None = None) -> argparse.Nam
     if command == "faces" and not args.one_face:
         args.face_pack = None
     check_paths(parser, args, NEEDED[command] + (("face_pack",) if command == "faces" and args.one_face else ()))
-    if getattr(args, "device", None) and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        parser.error(f"--device '{args.device}' is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if command in ("faces", "gallery"):
+        check_devices(parser, args)
+    if command == "gallery":
+        take_one_device(args)
     if command == "attributes" and args.base_url:
         _check_endpoint(parser, args)
     if command == "captions" and args.out_dir.resolve().is_relative_to(args.images.resolve()):
@@ -80,7 +84,7 @@ def _add_attributes(parser: Parser) -> None:
 
 def _add_faces(parser: Parser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_devices_argument(parser)
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
     group.add_argument("--group", choices=("train", "test", "all"), default="train", help="people of S_ID, of S_test, or both")
@@ -91,7 +95,7 @@ def _add_faces(parser: Parser) -> None:
     group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
     group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the images' noise and templates")
-    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=4, help="images at once")
+    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=4, help="images at once, on each device")
     group = parser.add_argument_group("what is kept")
     group.add_argument("--one_face", action=argparse.BooleanOptionalAction, default=True,
                        help="draw again what does not show exactly one face")
@@ -105,7 +109,7 @@ def _add_gallery(parser: Parser) -> None:
     parser.add_argument("--people", metavar="CSV", type=Path, help="people whom the gallery should have, under these names")
     parser.add_argument("--identity_meta", metavar="CSV", type=Path, help="VGGFace2's identity_meta.csv: names of its folders")
     parser.add_argument("--max_photos", metavar="N", type=number(int, 1), help="the first photos of each person (default: all)")
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_devices_argument(parser)
     add_face_pack_arguments(parser)
 
 

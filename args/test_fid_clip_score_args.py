@@ -1,7 +1,6 @@
 """Command line of test_fid_clip_score.py."""
 
 import argparse
-import re
 from pathlib import Path
 
 from args.common import (
@@ -14,6 +13,7 @@ from args.common import (
     check_paths,
     number,
     parse_with_preset,
+    take_one_device,
 )
 
 PROTOCOLS = ("clean", "tf", "torchmetrics", "clip")
@@ -31,7 +31,8 @@ def parse_test_fid_clip_score_args(argv: list[str] | None = None) -> argparse.Na
         parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
     args.half = ["non_id", "id"] if args.half == "both" else [args.half]
     if args.images:
-        args.half, args.devices = args.half[:1], re.split("[:,]", args.devices)[0]  # one half, on one device
+        args.half = args.half[:1]
+        take_one_device(args)
     drawn, prompts, faces = args.images is None, "non_id" in args.half, "id" in args.half
     features = args.attribute_features if faces else "none"
     needed = {"config_path": drawn, "ckpt_path": drawn, "embedding": drawn and args.anonymize, "benchmark": drawn and prompts,

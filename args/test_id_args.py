@@ -1,18 +1,20 @@
 """Command line of test_id.py."""
 
 import argparse
-import re
 from pathlib import Path
 
 from args.common import (
     Parser,
     add_attribute_arguments,
+    add_devices_argument,
     add_face_arguments,
     add_model_arguments,
     add_preset_argument,
+    check_devices,
     check_paths,
     number,
     parse_with_preset,
+    take_one_device,
 )
 
 NEEDED = ("people", "face_pack", "gallery")
@@ -26,13 +28,13 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = build_parser()
     args = parse_with_preset(parser, argv)
+    check_devices(parser, args)
     if args.images:
         vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
+        take_one_device(args)
     check_paths(parser, args, NEEDED if args.images else (*NEEDED, "config_path", "ckpt_path"))
     if "{name}" not in args.prompt:
         parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        parser.error(f"--device '{args.device}' is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
     return args
 
 
@@ -41,7 +43,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="test_id.py", description="Identity accuracy of generated faces, with and without a prefix.")
     add_preset_argument(parser)
     add_model_arguments(parser)
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_devices_argument(parser)
 
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
@@ -55,7 +57,7 @@ def build_parser() -> Parser:
     group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
     group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the images' noise")
-    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=16, help="images at once")
+    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=16, help="images at once, on each device")
     group.add_argument("--images", metavar="DIR", type=Path, help="score these images instead; no model is loaded")
 
     group = parser.add_argument_group("how it is scored")

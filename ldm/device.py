@@ -1,20 +1,31 @@
-"""Where a command draws: the device of a flag, and the arithmetic that suits it."""
+"""Where a command computes: the devices of its flag, and the arithmetic that suits them."""
 
 import torch
 
 from ldm.util import UserError
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called "auto" (a GPU, or else the CPU), "cpu", "cuda" or "cuda:N"; UserError if it is not there."""
+def devices_of(devices: str) -> tuple[str, int | list[int], int]:
+    """Fabric's accelerator and devices for the flag --devices, and their number; UserError if a GPU is not there."""
     there = torch.cuda.device_count()
-    if name == "auto":
-        name = "cuda" if there else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= there:
-        has = f"the GPUs 0 to {there - 1}" if there else "no GPU that torch can use"
-        raise UserError(f"--device {name} is not there, this machine has {has}; give another, or --device cpu")
-    return device
+    if devices == "auto":
+        return ("cuda", [0], 1) if there else ("cpu", 1, 1)
+    if devices.startswith("cpu"):
+        count = int(devices.partition(":")[2] or 1)
+        return "cpu", count, count
+    numbers = [int(number) for number in devices.split(",")]
+    missing = [number for number in numbers if number >= there]
+    if missing:
+        has = f"only the GPUs 0 to {there - 1}" if there else "no GPU that torch can use"
+        raise UserError(f"--devices {devices} asks for GPU {missing[0]}, but this machine has {has}; give other "
+                        "numbers, or --devices cpu")
+    return "cuda", numbers, len(numbers)
+
+
+def pick_device(devices: str) -> torch.device:
+    """The first device of the flag --devices; UserError if it is not there."""
+    accelerator, chosen, _ = devices_of(devices)
+    return torch.device("cpu") if accelerator == "cpu" else torch.device("cuda", chosen[0])
 
 
 def pick_precision(precision: str, device: torch.device) -> str:

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.sharing import Devices, gather, share
 
 Job = tuple[str, int]  # prompt, number of the sample
 
@@ -51,6 +53,24 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         latent, _ = sampler.sample(ddim_steps, len(batch), shape, context, verbose=False, x_T=noise.to(model.device),
                                    unconditional_guidance_scale=scale, unconditional_conditioning=unconditional)
         yield from zip(batch, to_uint8(model.decode_first_stage(latent)), strict=True)
+
+
+def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, batch_size: int = 16, **drawing) -> list[np.ndarray]:
+    """The image of each job, in order, on every device; each draws every n-th of the batches that one device would draw.
+
+    Args:
+        label: of the progress bar.
+        drawing: further arguments of `generate`.
+    """
+    mine = share(fabric, lambda: batches_of(jobs, batch_size))
+    drawn = [[image for _, image in generate(model, batch, batch_size=batch_size, **drawing)]
+             for batch in tqdm(mine, label, unit="batch", disable=not fabric.is_global_zero)]
+    return list(chain(*gather(fabric, drawn)))
+
+
+def batches_of(jobs: Sequence[Job], batch_size: int) -> list[Sequence[Job]]:
+    """The jobs, `batch_size` at a time."""
+    return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
 
 
 def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:

@@ -1,7 +1,9 @@
 """Pictures on disk and side by side: RGB files in and out, and the labelled grid that every command shows."""
 
 import struct
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from ldm.util import UserError, write_atomically
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # of PIL, for a file that is no picture
+WAITING = 64  # images that wait to be written
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
@@ -26,6 +29,31 @@ def read_image(path: str | Path) -> np.ndarray:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) uint8 RGB to a file whose suffix names the format; whole or not at all."""
     write_atomically(path, lambda target: Image.fromarray(image).save(target))
+
+
+class ImageWriter:
+    """Writes images in a thread while the next ones are drawn; at the end of `with`, whatever ends it, all are written.
+
+    Raises, from `write` or at the end of `with`, the error because of which a file could not be written.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future] = deque()
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def write(self, path: str | Path, image: np.ndarray) -> None:
+        """As `write_image`, soon; the images are written in the order given."""
+        self._waiting.append(self._thread.submit(write_image, path, image))
+        while self._waiting and (len(self._waiting) > WAITING or self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        for written in self._waiting if kind is None else ():
+            written.result()
 
 
 def picture_files(folder: str | Path) -> list[Path]:

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ldm.sharing import Devices
 from ldm.util import UserError, write_atomically
 
 VERSIONS_OF = ("torch", "transformers", "insightface", "onnxruntime", "pillow", "numpy")
@@ -49,6 +50,19 @@ class RunFolder:
         self._manifest = manifest or {"settings": dict(settings), "prefixes": {}}
         self._refuse_others("other settings", self._manifest["settings"], dict(settings))
         self._write_manifest()
+
+    @classmethod
+    def shared(cls, fabric: Devices, path: str | Path, settings: Mapping[str, Any], prefixes: Mapping[str, str | None], *,
+               resume: bool = True, arguments: Mapping[str, Any] | None = None) -> "RunFolder":
+        """The folder for every device of a run, made by the first one, with prefixes (hash by label) that are all announced."""
+        folder = None
+        if fabric.is_global_zero:
+            folder = cls(path, settings, resume=resume)
+            for label, prefix_hash in prefixes.items():
+                folder.add_prefix(label, prefix_hash)
+            if arguments is not None:
+                folder.write_arguments(arguments)
+        return fabric.broadcast(folder)
 
     def add_prefix(self, label: str, prefix_hash: str | None) -> None:
         """Announce images that are made with a prefix (or "none", hash None), before the first of them is written.

@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ ONLY_VALUE: dict[str, Any] = {
     "double_z": True, "attn_resolutions": [], "attn_type": "vanilla", "tanh_out": False, "ckpt_path": None,
     "ignore_keys": [], "cond_stage_forward": None, "concat_mode": True, "version": "openai/clip-vit-large-patch14",
 }
+
+PATIENCE = 3.0  # seconds in which the first process of a run has said what is wrong, if it has met with the same mistake
 
 
 class UserError(ValueError):
@@ -75,15 +78,23 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130."""
+    """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
+
+    A process with LOCAL_RANK 1 or more ends with the first one, and speaks only if that has not ended.
+    """
+    def say(sentence: str) -> None:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE)
+        print(sentence, file=sys.stderr)
+
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return main(*args, **kwargs)
         except (UserError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            say(f"error: {' '.join(str(error).split())}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("stopped by the user", file=sys.stderr)
+            say("stopped by the user")
             raise SystemExit(130) from None
     return wrapped

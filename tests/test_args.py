@@ -163,7 +163,7 @@ def test_wrong_train_flags_end_with_a_sentence(world, capsys, flags, message):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--prompt", "A portrait"], "has no place for the name"),
     (["--embedding", "e.pt", "none.pt"], "--embedding none.pt is not there"),
-    (["--device", "tpu"], "auto, cpu, cuda"),
+    (["--devices", "tpu"], "none of auto, cpu, cpu:2"),
     (["--group", "both"], "train"),
     (["--threshold", "2"], "from -1 to 1"),
     (["--det_size", "0"], "--det_size"),
@@ -196,6 +196,8 @@ def test_no_table_needs_no_face_pack(world):
 
 
 @pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ("cpu", "cpu"), ("cpu:2", "cpu:2"), ("0,1", "0,1"),
-                                             ("1,1", "1")])
-def test_devices(given, kept):
-    assert train("--devices", given).devices == kept
+                                             ("1,1", "1"), ("cpu,cpu", "cpu:2"), ("cpu,cpu,cpu", "cpu:3")])
+@pytest.mark.parametrize("command", [train, test_id])
+def test_devices(command, given, kept):
+    args = command("--devices", given, "--num_nodes", "2")
+    assert (args.devices, args.num_nodes) == (kept, 2)

@@ -1,9 +1,9 @@
-"""The device and the arithmetic of a flag."""
+"""The devices and the arithmetic of a flag."""
 
 import pytest
 import torch
 
-from ldm.device import pick_device, pick_precision
+from ldm.device import devices_of, pick_device, pick_precision
 from ldm.util import UserError
 
 
@@ -16,18 +16,25 @@ def gpus(monkeypatch):
     return there
 
 
-@pytest.mark.parametrize(("name", "count", "expected"), [
-    ("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1")])
-def test_auto_prefers_a_gpu(gpus, name, count, expected):
+@pytest.mark.parametrize(("flag", "count", "expected"), [
+    ("auto", 0, ("cpu", 1, 1)), ("auto", 2, ("cuda", [0], 1)), ("cpu", 2, ("cpu", 1, 1)), ("cpu:3", 0, ("cpu", 3, 3)),
+    ("1", 2, ("cuda", [1], 1)), ("0,1", 2, ("cuda", [0, 1], 2))])
+def test_auto_prefers_a_gpu(gpus, flag, count, expected):
     gpus(count)
-    assert pick_device(name) == torch.device(expected)
+    assert devices_of(flag) == expected
 
 
-@pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:1", 1), ("cuda:7", 2)])
-def test_a_gpu_that_is_not_there_is_refused(gpus, name, count):
+@pytest.mark.parametrize(("flag", "expected"), [("auto", "cuda:0"), ("cpu:2", "cpu"), ("1,0", "cuda:1")])
+def test_what_is_not_shared_takes_the_first_device(gpus, flag, expected):
+    gpus(2)
+    assert pick_device(flag) == torch.device(expected)
+
+
+@pytest.mark.parametrize(("flag", "count"), [("0", 0), ("1", 1), ("0,7", 2)])
+def test_a_gpu_that_is_not_there_is_refused(gpus, flag, count):
     gpus(count)
-    with pytest.raises(UserError, match=f"--device {name} .*--device cpu"):
-        pick_device(name)
+    with pytest.raises(UserError, match=f"--devices {flag} .*--devices cpu"):
+        devices_of(flag)
 
 
 @pytest.mark.parametrize(("asked", "device", "cpu", "expected"), [

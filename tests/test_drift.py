@@ -6,6 +6,7 @@ import pytest
 from ldm.apl.prefix import build_prefix
 from ldm.paper.before_after import BeforeAfter
 from ldm.paper.drift import drift_rows, pixel_mse, recognised
+from ldm.sharing import OneDevice
 
 DRAWING = {"ddim_steps": 2, "scale": 2.0, "seed": 0, "batch_size": 2}
 BLACK, WHITE = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
@@ -23,7 +24,7 @@ def test_recognised_is_the_share_of_images_that_show_their_own_prompt(answer, ex
 
 def test_rows_compare_the_prefix_with_other_noise(tiny_model):
     prefix = build_prefix(tiny_model, num_vectors=2)
-    rows = drift_rows(tiny_model, ["a car", "a boat"], {"apl.pt": prefix}, name="scenes", model_name="tiny",
+    rows = drift_rows(OneDevice(), tiny_model, ["a car", "a boat"], {"apl.pt": prefix}, name="scenes", model_name="tiny",
                       recognise=lambda images, captions: [0, 1], **DRAWING)
     assert [(row["model"], row["prefix"], row["prompts"], row["recognised"]) for row in rows] == [
         ("tiny", "none", "scenes", 1.0), ("tiny", "none, other noise", "scenes", 1.0), ("tiny", "apl.pt", "scenes", 1.0)]

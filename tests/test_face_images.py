@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
+from as_script import run_script
 from PIL import Image
 from refusals import refusal
 
@@ -49,14 +51,20 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def command(inputs, tiny_files):
-    """Runs the command on the tiny model: command(out_dir, *more)."""
-    def run(out_dir, *more):
-        flags = {"config_path": tiny_files[0], "ckpt_path": tiny_files[1], "people": inputs / "people.csv", "face_pack": inputs / "faces",
+def flags(inputs, tiny_files):
+    """Flags for the tiny model: flags(out_dir, *more)."""
+    def given(out_dir, *more):
+        values = {"config_path": tiny_files[0], "ckpt_path": tiny_files[1], "people": inputs / "people.csv", "face_pack": inputs / "faces",
                  "templates": inputs / "templates.txt", "out_dir": out_dir, "ddim_steps": 2, "scale": 2, "n_samples": 3, "batch_size": 2,
-                 "device": "cpu"}
-        dataset_generation.main(["faces", *(f"--{flag}={value}" for flag, value in flags.items()), *map(str, more)])
-    return run
+                 "devices": "cpu"}
+        return ["faces", *(f"--{flag}={value}" for flag, value in values.items()), *map(str, more)]
+    return given
+
+
+@pytest.fixture(scope="module")
+def command(flags):
+    """Runs the command on the tiny model: command(out_dir, *more)."""
+    return lambda out_dir, *more: dataset_generation.main(flags(out_dir, *more))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +147,19 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, command, tmp_path, monk
     assert bytes_below(tmp_path) == bytes_below(finished) and rows_in(tmp_path) == rows_in(finished)
 
 
+def test_two_processes_go_on_where_one_was_killed_and_make_the_same_bytes(finished, flags, tmp_path):
+    log, folder = "images/drawn.jsonl", tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    (folder / log).write_text("".join((folder / log).read_text().splitlines(keepends=True)[:1]))
+    for picture in bytes_below(folder):
+        (folder / picture).unlink()
+    run_script("dataset_generation", flags(folder, "--devices", "cpu,cpu"))
+    assert bytes_below(folder) == bytes_below(finished)
+    assert (folder / "metadata.jsonl").read_bytes() == (finished / "metadata.jsonl").read_bytes()
+    noted = [line for file in (folder, finished) for line in dict.fromkeys((file / log).read_text().splitlines())]
+    assert noted[:len(noted) // 2] == noted[len(noted) // 2:]
+
+
 def test_a_log_that_was_cut_within_a_letter_is_read_to_the_line_before(tmp_path):
     log, drawn = tmp_path / "drawn.jsonl", {"name": "Zoë", "number": 0, "attempt": 0}
     ldm.paper.face_images._note(log, drawn)
@@ -150,7 +171,7 @@ def test_a_log_that_was_cut_within_a_letter_is_read_to_the_line_before(tmp_path)
 def test_a_finished_run_draws_nothing_again(command, tmp_path, monkeypatch):
     command(tmp_path)
     before = rows_in(tmp_path)
-    monkeypatch.setattr(ldm.paper.face_images, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
+    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
     command(tmp_path)
     assert rows_in(tmp_path) == before
 
@@ -180,7 +201,7 @@ def test_people_whom_nobody_asked_for_are_refused(command, inputs, tmp_path, cap
 
 
 def test_wrong_flags_end_with_a_sentence(command, tmp_path, capsys):
-    assert "--device 'tpu'" in sentence(capsys, command, tmp_path, "--device=tpu")
+    assert "--devices 'tpu'" in sentence(capsys, command, tmp_path, "--devices=tpu")
     assert "--face_pack none is not there" in sentence(capsys, command, tmp_path, "--face_pack=none")
     assert "--templates none is not there" in sentence(capsys, command, tmp_path, "--templates=none")
     assert "--n_samples" in sentence(capsys, command, tmp_path, "--n_samples=0")

@@ -2,9 +2,12 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import insightface.app
 import numpy as np
+import onnxruntime
 import pytest
 
 from ldm.evaluation.faces import FaceAnalyzer, aligned_crop
@@ -119,6 +122,16 @@ def test_a_pack_that_cannot_be_used_says_where_to_put_one(files, said, tmp_path)
     with pytest.raises(UserError, match=said) as raised:
         FaceAnalyzer(pack)
     assert "right into that folder" in str(raised.value) and str(pack) in str(raised.value)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda:1", "1"), ("cuda", "0"), ("cpu", None)])
+def test_onnxruntime_is_told_the_number_of_the_gpu(monkeypatch, device, told):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(insightface.app, "FaceAnalysis", lambda *_, **options: SimpleNamespace(
+        models={"recognition": None}, prepare=lambda *_, **__: None, **options))
+    used = dict(FaceAnalyzer(MINI / "faces", device=device)._app.providers)
+    assert used.pop("CPUExecutionProvider") == {} and used == ({"CUDAExecutionProvider": {"device_id": told}} if told else {})
 
 
 def test_alignment_undoes_a_turn_and_a_scale():

@@ -69,7 +69,7 @@ def folder() -> Iterator[Path]:
 def identity_images(folder) -> Path:
     """S_ID: one picture, drawn by dataset_generation.py."""
     run(folder, "dataset_generation.py", "faces", "--people", folder / "people.csv", "--templates", folder / "templates.txt",
-        "--no-one_face", "--n_samples", 1, "--ddim_steps", 2, "--device", "cpu", *model(folder), out_dir="s_id")
+        "--no-one_face", "--n_samples", 1, "--ddim_steps", 2, "--devices", "cpu", *model(folder), out_dir="s_id")
     return folder / "s_id"
 
 
@@ -98,7 +98,7 @@ def test_one_step_moves_every_number_of_the_prefix_by_the_learning_rate(folder, 
 
 def test_a_portrait_is_drawn_without_and_with_the_prefix_and_scored(folder, prefix):
     run(folder, "test_id.py", "--people", folder / "people.csv", "--group", "train", "--embedding", prefix, "--n_samples", 1,
-        "--ddim_steps", 2, "--face_pack", MINI / "faces", "--gallery", MINI / "gallery.npz", "--device", "cpu", *model(folder),
+        "--ddim_steps", 2, "--face_pack", MINI / "faces", "--gallery", MINI / "gallery.npz", "--devices", "cpu", *model(folder),
         out_dir="id")
     without, with_prefix = (folder / "id" / "images" / label / PERSON / "0.png" for label in ("none", prefix.stem))
     assert is_picture(without) and is_picture(with_prefix) and without.read_bytes() != with_prefix.read_bytes()

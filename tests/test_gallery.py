@@ -59,7 +59,7 @@ def photos(tmp_path):
 
 
 def command(photos, out_dir, *flags):
-    dataset_generation.main(["gallery", "--preset", "mini", "--photos", str(photos), "--out_dir", str(out_dir), "--device", "cpu",
+    dataset_generation.main(["gallery", "--preset", "mini", "--photos", str(photos), "--out_dir", str(out_dir), "--devices", "cpu",
                              *map(str, flags)])
 
 

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from as_script import run_script
 from refusals import refusal
 
-import ldm.paper.identity
+import ldm.pictures
 import test_id
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.mini.people import named_people, sample_view
@@ -72,7 +73,7 @@ def command(inputs, tiny_files):
             "--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--people", inputs / "people.csv",
             "--gallery", inputs / "gallery.npz", "--face_pack", inputs / "faces", "--embedding", inputs / "apl.pt",
             "--out_dir", out_dir, "--ddim_steps", 2, "--scale", 2, "--n_samples", 2, "--batch_size", 3,
-            "--device", "cpu", "--precision", "fp32", *more)]
+            "--devices", "cpu", "--precision", "fp32", *more)]
     return flags
 
 
@@ -166,7 +167,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(finished, copied, command):
 
 
 def test_a_finished_run_draws_nothing_again(copied, command, monkeypatch):
-    monkeypatch.setattr(ldm.paper.identity, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
+    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
     before = rows_in(copied)
     test_id.main(command(copied))
     assert rows_in(copied) == before
@@ -178,7 +179,7 @@ def test_a_run_that_is_killed_between_pictures_goes_on(finished, command, tmp_pa
             raise KeyboardInterrupt
         write_image(path, image)
 
-    monkeypatch.setattr(ldm.paper.identity, "write_image", killed)
+    monkeypatch.setattr(ldm.pictures, "write_image", killed)
     with pytest.raises(SystemExit) as stopped:
         test_id.main(command(tmp_path))
     assert stopped.value.code == 130 and len(bytes_below(tmp_path)) == 4
@@ -186,6 +187,16 @@ def test_a_run_that_is_killed_between_pictures_goes_on(finished, command, tmp_pa
     monkeypatch.setattr(table1, "FaceAnalyzer", PixelAnalyzer)
     test_id.main(command(tmp_path))
     assert bytes_below(tmp_path) == bytes_below(finished)
+
+
+def test_two_processes_go_on_where_one_was_killed_and_make_the_same_bytes(finished, copied, command):
+    shutil.rmtree(copied / "images" / "apl")
+    for picture in copied.glob("images/none/Zo*/*.png"):
+        picture.unlink()
+    run_script("test_id", command(copied, "--devices", "cpu,cpu"))
+    assert bytes_below(copied) == bytes_below(finished)
+    for table in ("images.csv", "identities.csv", "results.json"):
+        assert (copied / table).read_bytes() == (finished / table).read_bytes(), table
 
 
 @pytest.mark.parametrize(("flag", "value"),
@@ -312,7 +323,7 @@ def test_two_prefixes_of_one_name_are_refused(command, inputs, tmp_path, capsys)
 
 
 def test_a_device_that_is_not_there_is_refused(command, tmp_path, capsys):
-    assert "--device cuda:77" in sentence(capsys, *command(tmp_path, "--device", "cuda:77"))
+    assert "asks for GPU 977" in sentence(capsys, *command(tmp_path, "--devices", "977"))
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(command, tmp_path, capsys):

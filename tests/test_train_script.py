@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from as_script import run_script
 from PIL import Image
 from refusals import refusal
 from safetensors.torch import save_file
@@ -45,7 +46,7 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(inputs, tiny_files):
     """Flags of train.py for the tiny model: command(*more)."""
     def flags(*more: object) -> list[str]:
@@ -118,12 +119,15 @@ def test_a_run_killed_by_a_signal_ends_with_the_same_bytes(command, tmp_path):
 
 
 def test_two_processes_train_one_prefix(command, tmp_path):
-    run(command("--devices", "cpu:2", "--eval_names", 0, "--val_every", 0, "--out_dir", "two"))
-    train.main(command("--eval_names", 0, "--val_every", 0, "--out_dir", "one"))
-    two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-4.pt").vectors["*"] for folder in ("two", "one"))
-    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
+    run_script("train", command("--devices", "cpu,cpu", "--iterations", 8, "--val_every", 0, "--out_dir", "two"))
+    train.main(command("--iterations", 8, "--val_every", 0, "--out_dir", "one"))
+    two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-8.pt").vectors["*"] for folder in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
     rows = list(csv.DictReader((tmp_path / "two" / "log.csv").open()))
-    assert [float(row["samples_id"]) + float(row["samples_reg"]) for row in rows] == [4, 4]
+    assert [float(row["samples_id"]) + float(row["samples_reg"]) for row in rows] == [4] * 4
+    two, one = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("two", "one"))
+    assert [row["prompts" if "mse" in row else "group"] for row in two] == ["train", "test", "train", "test", *["prompts"] * 3]
+    assert [row for row in two if "none" in row["prefix"]] == [row for row in one if "none" in row["prefix"]]
 
 
 def run(argv: list[str]) -> None:

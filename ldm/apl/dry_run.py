@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from ldm.apl.estimate import cost_of, drawing_flops, speed_of, training_flops
-from ldm.apl.launch import devices_of
 from ldm.apl.look_ahead import SAMPLES
 from ldm.apl.plan import Plan, describe, identity_share, make_plan
-from ldm.device import pick_precision
+from ldm.device import devices_of, pick_precision
 from ldm.util import UserError
 
 SOURCES = Path(__file__).resolve().parents[2] / "data" / "README.md"
@@ -57,6 +56,7 @@ def where_from(path: Path) -> str:
 def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     """Lines on memory and time; without a plan every sample is taken to need a picture that no other needs."""
     accelerator, _, count = devices_of(args.devices)
+    count *= args.num_nodes
     device = torch.device(accelerator)
     precision = pick_precision(args.precision, device)
     batch_size = max(1, args.batch_size // count)
@@ -72,7 +72,7 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
     names = 0.0 if args.train_method == "apl-released" else identity_share(args)
     parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,
              f"encoding {pictures} pictures": pictures * cost.encode.flops / count,
-             f"drawing {faces} faces for the table": drawing_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps)}
+             f"drawing {faces} faces for the table": drawing_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps) / count}
     computed = cost.peak - cost.weights
     return [f"memory    {cost.peak / 1e9:.1f} GB on {'each ' * (count > 1)}{accelerator}: {cost.weights / 1e9:.1f} GB of weights, U-Net in "
             f"{precision}, and at most {computed / 1e9:.1f} GB of what they compute;",

@@ -1,53 +1,49 @@
-"""Where and how a training runs: devices, precision and repeatable arithmetic."""
+"""Where and how a command runs: devices, precision and repeatable arithmetic."""
 
 import os
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
+from ldm.apl.workers import start_workers
+from ldm.device import devices_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
 
-def launch(devices: str, batch_size: int | None = None) -> Fabric:
+def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -> Fabric:
     """A launched Fabric on "auto" (a GPU, or else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
 
-    With several devices this script is started again for each of them, unless torchrun has done so.
+    With several devices this script is started again for each of them, unless torchrun or SLURM has done so.
 
     Args:
         batch_size: of a step that the devices share; None where each takes batches of its own.
+        num_nodes: machines, each with these devices.
 
     Raises:
-        UserError: a GPU that is not there, or a batch that the devices cannot share evenly.
+        UserError: a GPU that is not there, a batch that the devices cannot share evenly, or torchrun or SLURM have started
+            other processes.
     """
     accelerator, chosen, count = devices_of(devices)
-    if batch_size is not None and batch_size % count:
-        raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count} devices of --devices "
-                        f"{devices}; give a multiple of {count}")
+    if batch_size is not None and batch_size % (count * num_nodes):
+        raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count * num_nodes} devices of --devices "
+                        f"{devices} and --num_nodes {num_nodes}; give a multiple of {count * num_nodes}")
+    if not _are_started(count, num_nodes):
+        raise UserError(f"--devices {devices} with --num_nodes {num_nodes} means {count} processes on each of {num_nodes} machines, and "
+                        f"others were started; use torchrun --nnodes {num_nodes} --nproc_per_node {count}, or srun --nodes {num_nodes} "
+                        f"--ntasks-per-node {count}")
     # A killed run must end with the same bytes, so nothing may depend on the order in which threads finish.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    fabric = Fabric(accelerator=accelerator, devices=chosen, strategy="ddp" if count > 1 else "auto")
+    if count * num_nodes == 1:
+        fabric = Fabric(accelerator=accelerator, devices=chosen)
+    else:
+        fabric = Fabric(accelerator=accelerator, devices=chosen, num_nodes=num_nodes, strategy="ddp")
+        start_workers(fabric.strategy.cluster_environment, count)
     fabric.launch()
     return fabric
-
-
-def devices_of(devices: str) -> tuple[str, int | list[int], int]:
-    """Fabric's accelerator and devices for the flag --devices, and their number; UserError if a GPU is not there."""
-    there = torch.cuda.device_count()
-    if devices == "auto":
-        return ("cuda", [0], 1) if there else ("cpu", 1, 1)
-    if devices.startswith("cpu"):
-        count = int(devices.partition(":")[2] or 1)
-        return "cpu", count, count
-    numbers = [int(number) for number in devices.split(",")]
-    missing = [number for number in numbers if number >= there]
-    if missing:
-        has = f"only the GPUs 0 to {there - 1}" if there else "no GPU that torch can use"
-        raise UserError(f"--devices {devices} asks for GPU {missing[0]}, but this machine has {has}; give other "
-                        "numbers, or --devices cpu")
-    return "cuda", numbers, len(numbers)
 
 
 def set_precision(model: LatentDiffusion, precision: str) -> None:
@@ -57,3 +53,15 @@ def set_precision(model: LatentDiffusion, precision: str) -> None:
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model.model.to(dtype, memory_format=torch.channels_last)
+
+
+def _are_started(count: int, num_nodes: int) -> bool:
+    """Whether torchrun or SLURM have started `count` processes on each node; without them, whether we can do so."""
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            try:
+                environment().validate_settings(count, num_nodes)
+                return environment().world_size() == count * num_nodes
+            except (RuntimeError, ValueError):  # of SLURM variables that contradict these numbers, or each other
+                return False
+    return num_nodes == 1 or "NODE_RANK" in os.environ

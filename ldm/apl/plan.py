@@ -26,9 +26,9 @@ from ldm.run_folder import versions, write_json
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
-LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "devices", "ddim_steps", "mix", "alpha",
-                "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing", "compile",
-                "cuda_graphs", "log_every")
+LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "devices", "num_nodes", "ddim_steps", "mix",
+                "alpha", "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
+                "compile", "cuda_graphs", "log_every")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class FaceAnalyzer:
         det_sizes: the picture is shown to the detector at these sizes in pixels until a face is found: detectors miss close-ups
             that fill a large input.
         det_thresh: smallest detector score of a face.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
 
     Raises:
         UserError: the folder is not there, is empty, or its models cannot be used; nothing is ever downloaded.
@@ -122,8 +122,10 @@ def _load(pack_dir: Path, device: str) -> object:
     """insightface.app.FaceAnalysis on a local folder; what it prints is dropped."""
     import onnxruntime
 
-    wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    options = onnxruntime.SessionOptions()
+    kind, _, number = device.partition(":")
+    wanted = {} if kind == "cpu" else {"CUDAExecutionProvider": {"device_id": number or "0"}}
+    wanted["CPUExecutionProvider"] = {}
+    options, available = onnxruntime.SessionOptions(), onnxruntime.get_available_providers()
     options.intra_op_num_threads = THREADS
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +133,7 @@ def _load(pack_dir: Path, device: str) -> object:
 
         try:
             app = FaceAnalysis(str(pack_dir.resolve()), allowed_modules=["detection", "recognition"], sess_options=options,
-                               providers=[name for name in wanted if name in onnxruntime.get_available_providers()])
+                               providers=[(name, set_to) for name, set_to in wanted.items() if name in available])
         except Exception as error:      # assertions without a text, and ONNX Runtime's own classes, which share no other base
             raise UserError(f"the face pack {pack_dir} cannot be loaded ({str(error) or 'it has no face detector'}); {EXPECTED}") from error
     if "recognition" not in app.models:

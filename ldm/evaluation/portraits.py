@@ -14,6 +14,7 @@ from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, ima
 from ldm.evaluation.tables import write_csv
 from ldm.pictures import picture_files, picture_grid, read_image
 from ldm.run_folder import names_by_folder
+from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # of each group
@@ -29,14 +30,16 @@ class Analyzer(Protocol):
 
 @dataclass
 class IdentityTable:
-    """Rows of identity accuracy; behind each of them its pictures and its people.
+    """Rows of identity accuracy; behind each of them its pictures and its people: the same on every device.
 
     Args:
+        fabric: its devices share the pictures.
         gallery: the true face of everybody, see `load_gallery`.
         threshold: cosine from which a face counts as the person.
         out_dir: paths in the table are relative to it.
     """
 
+    fabric: Devices
     analyzer: Analyzer
     gallery: Mapping[str, np.ndarray]
     threshold: float
@@ -52,18 +55,20 @@ class IdentityTable:
         firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
         self._shown.setdefault(prefix, {}).update(firsts)
         seen = []
-        jobs = [(name, path) for name, paths in portraits.items() for path in paths]
-        for name, path in tqdm(jobs, desc=f"recognising {group}, {prefix}", unit="image"):
+        jobs = share(self.fabric, lambda: [(name, path) for name, paths in portraits.items() for path in paths])
+        for name, path in tqdm(jobs, f"recognising {group}, {prefix}", unit="image", disable=not self.fabric.is_global_zero):
             face = self.analyzer.analyze(read_image(path))
             embedding = None if face is None else face.embedding
             seen.append(Observation(name, os.path.relpath(path, self.out_dir), embedding))
-        scores = image_scores(seen, self.gallery)
+        scores = image_scores(gather(self.fabric, seen), self.gallery)
         self.pictures += [what | row for row in scores]
         self.people += [what | row for row in identity_scores(scores)]
         self.rows.append(what | id_acc(scores, threshold=self.threshold))
 
     def write_details(self) -> None:
-        """images.csv (a row a picture), identities.csv (a row a person) and grid.png (a row a prefix) in `out_dir`."""
+        """images.csv (a row a picture), identities.csv (a row a person) and grid.png (a row a prefix) in `out_dir`, once."""
+        if not self.fabric.is_global_zero:
+            return
         write_csv(self.pictures, self.out_dir / "images.csv")
         write_csv(self.people, self.out_dir / "identities.csv")
         write_atomically(self.out_dir / "grid.png", self.grid().save)

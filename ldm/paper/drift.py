@@ -8,27 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ldm.generation import generate
+from ldm.generation import generate_shared
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.sharing import Devices
 
 Row = dict[str, Any]
 Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[int]]
 
 
-def drift_rows(model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping[str, EmbeddingManager], *, name: str,
+def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping[str, EmbeddingManager], *, name: str,
                model_name: str, recognise: Recogniser | None = None, **drawing: Any) -> list[Row]:
     """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each prefix.
 
     Args:
+        fabric: its devices share the drawing; each returns all rows.
         prompts: different texts; one image each.
         prefixes: prefix by the name of its file.
         name: of the set of prompts, for the rows.
         recognise: images and captions -> the index of the caption that fits each image best; None leaves
             `recognised` empty.
-        drawing: ddim_steps, scale, seed and batch_size for `generate`.
+        drawing: ddim_steps, scale, seed and batch_size for `generate_shared`.
 
     Returns:
         mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
@@ -38,8 +39,7 @@ def drift_rows(model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping
     images = {}
     for label, (sample, prefix) in cases.items():
         jobs = [(prompt, sample) for prompt in prompts]
-        made = generate(model, jobs, embedding_manager=prefix, **drawing)
-        images[label] = [image for _, image in tqdm(made, f"drawing {name}, {label}", len(jobs), unit="image")]
+        images[label] = generate_shared(fabric, model, jobs, label=f"drawing {name}, {label}", embedding_manager=prefix, **drawing)
     return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, images["none"]),
              "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
             for prefix, drawn in images.items()]

@@ -1,7 +1,7 @@
 """Table 1: identity accuracy of people in S_ID and S_test, without and with prefixes (paper sections 4.1 and 4.2)."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from tqdm import tqdm
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
-from ldm.generation import Job, generate
+from ldm.generation import Job, batches_of, generate
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import read_image, write_image
+from ldm.pictures import ImageWriter, read_image
 from ldm.run_folder import RunFolder
+from ldm.sharing import Devices, gather, share
 from ldm.util import UserError
 
 C2 = "c2"           # label of pictures whose prompt has the attributes where the others have the name
@@ -65,7 +66,7 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]
     return prefixes
 
 
-def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[str, np.ndarray],
+def identity_rows(fabric: Devices, model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[str, np.ndarray],
                   people: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix], *, model_name: str, drawing: Drawing,
                   n_samples: int, batch_size: int, threshold: float, out_dir: Path, resume: bool = True,
                   arguments: Mapping[str, Any] | None = None, attributes: Mapping[str, str] | None = None,
@@ -73,6 +74,7 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
     """A row for each group and prefix; pictures, per-image and per-person CSV and a picture grid in `out_dir`.
 
     Args:
+        fabric: its devices share drawing and scoring; each returns all rows.
         gallery: the true face of everybody in `people`, and of whom else rank-1 should choose from.
         people: group ("train", "test") -> names.
         prefixes: see `load_prefixes`.
@@ -91,34 +93,34 @@ def identity_rows(model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[s
     unknown = [name for names in people.values() for name in names if attributes is not None and not attributes.get(name)]
     if unknown:
         raise UserError(f"there are no attributes (c2) for {', '.join(unknown[:3])}; add them to --people, or leave out --c2")
-    folder = RunFolder(out_dir, asdict(drawing), resume=resume)
-    folder.write_arguments(arguments or {})
-    table = IdentityTable(analyzer, gallery, threshold, folder.path)
     shown = [*prefixes, Prefix(C2, C2)] if attributes else list(prefixes)
+    folder = RunFolder.shared(fabric, out_dir, asdict(drawing), {prefix.label: prefix.hash for prefix in shown}, resume=resume,
+                              arguments=arguments)
+    table = IdentityTable(fabric, analyzer, gallery, threshold, folder.path)
     base: dict[str, np.ndarray] = {}  # group -> attribute features of the first prefix's pictures
     for prefix in shown:
-        folder.add_prefix(prefix.label, prefix.hash)
         for group, names in people.items():
             described = {name: attributes[name] if prefix.label == C2 else name for name in names}
-            portraits = draw_portraits(model, folder, prefix, described, drawing=drawing, n_samples=n_samples,
+            portraits = draw_portraits(fabric, model, folder, prefix, described, drawing=drawing, n_samples=n_samples,
                                        batch_size=batch_size, label=f"drawing {group}, {prefix.label}")
             table.add(portraits, model=model_name, prefix=prefix.file, group=group)
             if features_of and n_samples > 1 and len(names) > 1:
-                features = portrait_features(portraits, features_of)
+                features = portrait_features(fabric, portraits, features_of)
                 kept, random = attributes_kept(features, base.setdefault(group, features))
                 table.rows[-1] |= {"attr_kept": kept, "attr_random": random}
     table.write_details()
     return table.rows
 
 
-def portrait_features(portraits: Mapping[str, Sequence[Path]], features_of: FeaturesOf) -> np.ndarray:
+def portrait_features(fabric: Devices, portraits: Mapping[str, Sequence[Path]], features_of: FeaturesOf) -> np.ndarray:
     """Attribute features of the pictures of each person, (people, samples, D)."""
-    return np.stack([np.asarray(features_of([read_image(path) for path in paths])) for paths in portraits.values()])
+    people = share(fabric, lambda: list(portraits.values()))
+    return np.stack(gather(fabric, [np.asarray(features_of([read_image(path) for path in paths])) for paths in people]))
 
 
-def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, described: Mapping[str, str], *,
+def draw_portraits(fabric: Devices, model: LatentDiffusion, folder: RunFolder, prefix: Prefix, described: Mapping[str, str], *,
                    drawing: Drawing, n_samples: int, batch_size: int, label: str) -> dict[str, list[Path]]:
-    """Files of `n_samples` pictures of each person; those that are not there yet are drawn, each written when finished.
+    """Files of `n_samples` pictures of each person; those that are not there yet are drawn, by all devices together.
 
     `described` says by which words the prompt calls each name: by the name itself, or by attributes.
     """
@@ -128,28 +130,30 @@ def draw_portraits(model: LatentDiffusion, folder: RunFolder, prefix: Prefix, de
         for sample, path in enumerate(files):  # people with equal attributes take further samples of the same prompt
             prompt = drawing.prompt.replace("{name}", described[name])
             paths[prompt, next(number for number in itertools.count(sample) if (prompt, number) not in paths)] = path
-    jobs = unfinished_jobs(list(paths), lambda job: paths[job].exists(), batch_size)
-    with tqdm(total=len(paths), initial=len(paths) - len(jobs), desc=label, unit="image") as bar:
-        draw_jobs(model, jobs, paths, prefix, drawing=drawing, batch_size=batch_size, bar=bar)
+    mine = list(itertools.chain(*share(fabric, lambda: unfinished_batches(list(paths), lambda job: paths[job].exists(), batch_size))))
+    with tqdm(total=len(mine), desc=label, unit="image", disable=not fabric.is_global_zero) as bar, ImageWriter() as writer:
+        for _ in draw_jobs(model, mine, paths, prefix, drawing=drawing, batch_size=batch_size, writer=writer, bar=bar):
+            pass
+    fabric.barrier()
     return portraits
 
 
-def unfinished_jobs(jobs: Sequence[Job], is_finished: Callable[[Job], bool], batch_size: int) -> list[Job]:
+def unfinished_batches(jobs: Sequence[Job], is_finished: Callable[[Job], bool], batch_size: int) -> list[Sequence[Job]]:
     """Which pictures to draw, in batches of `batch_size`, because they are not finished yet.
 
     With one unfinished picture its whole batch is drawn again, so that a resumed run ends with the same bytes: the last
     bit of an image can depend on the batch that it is computed in.
     """
-    batches = [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
-    return [job for batch in batches if not all(map(is_finished, batch)) for job in batch]
+    return [batch for batch in batches_of(jobs, batch_size) if not all(map(is_finished, batch))]
 
 
 def draw_jobs(model: LatentDiffusion, jobs: Sequence[Job], paths: Mapping[Job, Path], prefix: Prefix, *, drawing: Drawing,
-              batch_size: int, bar: tqdm) -> None:
-    """Draw pictures into their files, each written when finished, unless it is there."""
+              batch_size: int, writer: ImageWriter, bar: tqdm) -> Iterator[tuple[Job, np.ndarray]]:
+    """The pictures that are not there yet, each on its way into its file."""
     images = generate(model, jobs, embedding_manager=prefix.manager, ddim_steps=drawing.ddim_steps, scale=drawing.scale,
                       seed=drawing.seed, batch_size=batch_size)
     for job, image in images:
-        if not paths[job].exists():
-            write_image(paths[job], image)
         bar.update()
+        if not paths[job].exists():
+            writer.write(paths[job], image)
+            yield job, image

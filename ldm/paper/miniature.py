@@ -24,6 +24,7 @@ from ldm.mini.face_pack import DET_SIZE, DET_THRESH, face_figures
 from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, Prefix, identity_rows
 from ldm.paper.training_report import PORTRAIT
+from ldm.sharing import OneDevice
 from ldm.util import write_atomically
 
 SAMPLES, DDIM_STEPS, BATCH_SIZE = 4, 20, 16
@@ -38,14 +39,14 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
     analyzer, gallery = FaceAnalyzer(data_dir / "faces", DET_SIZE, DET_THRESH, device=device), load_gallery(data_dir / "gallery.npz")
     drawing = Drawing(file_hash(checkpoint), file_hash(config), PORTRAIT, 0, scale, DDIM_STEPS, precision)
-    rows = identity_rows(model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
+    rows = identity_rows(OneDevice(), model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
                          n_samples=SAMPLES, batch_size=BATCH_SIZE, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
     clip = ClipScorer(str(data_dir / "mini-clip.json"), data_dir / "mini-clip.safetensors", device)
     prompts = different_prompts(data_dir / "prompts.txt")
-    scenes = drift_rows(model, prompts, {}, name="scenes", model_name="mini-sd", recognise=clip.recognise, ddim_steps=DDIM_STEPS,
-                        scale=scale, seed=0, batch_size=BATCH_SIZE)
+    scenes = drift_rows(OneDevice(), model, prompts, {}, name="scenes", model_name="mini-sd", recognise=clip.recognise,
+                        ddim_steps=DDIM_STEPS, scale=scale, seed=0, batch_size=BATCH_SIZE)
     true = face_figures(data_dir)
     mean = {key: (base["train"][key] + base["test"][key]) / 2 for key in ("detection_rate", "rank1")}
     return [

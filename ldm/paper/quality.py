@@ -16,6 +16,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from ldm.data.images import write_metadata
 from ldm.evaluation.quality import Scorer, Scores
 from ldm.generation import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.paper.identity import Drawing, Prefix, draw_jobs, unfinished_jobs
-from ldm.pictures import picture_grid, read_image
+from ldm.paper.identity import Drawing, Prefix, draw_jobs, unfinished_batches
+from ldm.pictures import ImageWriter, picture_grid, read_image
 from ldm.run_folder import RunFolder, write_json
+from ldm.sharing import share
 from ldm.util import write_atomically
 
 CHUNK = 64      # pictures that are scored, and let go, together
@@ -74,22 +76,18 @@ class HalfFolder:
         self.path = out_dir / half.name
         settings = json.dumps(half.scored_with, sort_keys=True)
         self.scores = self.path / "scores" / hashlib.sha256(settings.encode()).hexdigest()[:16]
-        if fabric.is_global_zero:  # the others find everything announced
-            if not resume:
-                shutil.rmtree(self.path / "scores", ignore_errors=True)
-            folder = RunFolder(self.path, asdict(half.drawing), resume=resume)
-            for prefix in prefixes:
-                folder.add_prefix(prefix.label, prefix.hash)
+        if fabric.is_global_zero and not resume:
+            shutil.rmtree(self.path / "scores", ignore_errors=True)
+        announced = {prefix.label: prefix.hash for prefix in prefixes}
+        self.folder = RunFolder.shared(fabric, self.path, asdict(half.drawing), announced, resume=resume)
+        if fabric.is_global_zero:
             write_json(self.scores / "settings.json", half.scored_with)
-        fabric.barrier()
-        self.folder = folder if fabric.is_global_zero else RunFolder(self.path, asdict(half.drawing))
 
     def draw_and_score(self, model: LatentDiffusion, batch_size: int) -> None:
         """Finish every picture of every prefix; ends on all devices together."""
         starts = range(0, len(self.half.texts), CHUNK)
         for prefix in self.prefixes:
-            unfinished = self.fabric.broadcast([start for start in starts if not self._finished(prefix, start)])
-            mine = unfinished[self.fabric.global_rank::self.fabric.world_size]
+            mine = share(self.fabric, lambda prefix=prefix: [start for start in starts if not self._finished(prefix, start)])
             with tqdm(total=sum(len(self._chunk(start)) for start in mine), desc=f"{self.half.name}, {prefix.label}", unit="image",
                       disable=not self.fabric.is_global_zero) as bar:  # the share of the first device, which ends with the others
                 for start in mine:
@@ -126,12 +124,14 @@ class HalfFolder:
         files = [self._image_path(prefix, text) for text in chunk]
         jobs: list[Job] = [(drawing.prompt.replace("{name}", text), sample) for text, sample in chunk]
         paths = dict(zip(jobs, files, strict=True))
-        unfinished = unfinished_jobs(jobs, lambda job: paths[job].exists(), batch_size)
+        unfinished = list(chain(*unfinished_batches(jobs, lambda job: paths[job].exists(), batch_size)))
         bar.update(len(jobs) - len(unfinished))
-        draw_jobs(model, unfinished, paths, prefix, drawing=drawing, batch_size=batch_size, bar=bar)
-        if not self._scores_path(prefix, start).exists():
-            scores = self.half.scorer([read_image(file) for file in files], [text for text, _ in chunk])
-            write_atomically(self._scores_path(prefix, start), lambda path: np.savez(path, **scores))
+        with ImageWriter() as writer:
+            drawn = dict(draw_jobs(model, unfinished, paths, prefix, drawing=drawing, batch_size=batch_size, writer=writer, bar=bar))
+            if not self._scores_path(prefix, start).exists():
+                images = [drawn[job] if job in drawn else read_image(paths[job]) for job in jobs]
+                scores = self.half.scorer(images, [text for text, _ in chunk])
+                write_atomically(self._scores_path(prefix, start), lambda path: np.savez(path, **scores))
         for file in files[max(0, self.kept - start):]:
             file.unlink()
 

@@ -7,11 +7,15 @@ from ldm.device import pick_device, pick_precision
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.portraits import IdentityTable, portraits_in
+from ldm.sharing import OneDevice
 from ldm.util import UserError
 
 
 def identity_table(args: argparse.Namespace) -> list[Row]:
     """Rows of the people asked for, a row for each group and prefix; pictures, CSV files and grid in --out_dir.
+
+    Returns:
+        None but on the first of the devices that share the work.
 
     Raises:
         UserError: a file is not what it should be, or --images shows nobody of the people asked for.
@@ -30,15 +34,15 @@ def people_asked_for(args: argparse.Namespace) -> dict[str, list[str]]:
 def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
     """Rows of portraits that the model draws, without a prefix and with each --embedding."""
     # Imported here because pictures that exist need no diffusion model.
-    from ldm.apl.launch import set_precision
+    from ldm.apl.launch import launch, set_precision
     from ldm.evaluation.clip_score import ClipScorer, clip_model_of
     from ldm.loading import file_hash, load_frozen_model
     from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
     gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
+    fabric = launch(args.devices, num_nodes=args.num_nodes)
+    device, precision = fabric.device, pick_precision(args.precision, fabric.device)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
     model = load_frozen_model(args.config_path, args.ckpt_path, device)
     set_precision(model, precision)
     prefixes = load_prefixes(model, args.embedding or [])
@@ -46,10 +50,11 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     attributes = {person.name: person.attributes for person in read_people(args.people).values()}
     hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
     drawing = Drawing(*hashes, args.prompt, args.seed, args.scale, args.ddim_steps, precision)
-    return identity_rows(model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,
+    rows = identity_rows(fabric, model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,
                          n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
                          out_dir=args.out_dir, resume=args.resume, arguments=vars(args),
                          attributes=attributes if args.c2 else None, features_of=clip.image_features if clip else None)
+    return rows if fabric.is_global_zero else []
 
 
 def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
@@ -59,8 +64,8 @@ def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     if not any(shown.values()):
         raise UserError(f"{args.images} shows nobody of the people asked for; give another --group or --n_names")
     gallery = load_gallery(args.gallery, [name for names in shown.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=pick_device(args.device).type)
-    table = IdentityTable(analyzer, gallery, args.threshold, args.out_dir)
+    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
+    table = IdentityTable(OneDevice(), analyzer, gallery, args.threshold, args.out_dir)
     for group, names in shown.items():
         if names:
             table.add({name: portraits[name] for name in names}, model=str(args.images), prefix="unknown", group=group)

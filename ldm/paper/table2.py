@@ -66,7 +66,7 @@ class QualityTable:
         if "non_id" in args.half:
             self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, apl_compat=args.apl_compat)
         if "id" in args.half:
-            analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
+            analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
             self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device))
 
     def drawn(self, fabric: Fabric, model: LatentDiffusion, prefixes: Sequence[Prefix], precision: str) -> list[Row]:

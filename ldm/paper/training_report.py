@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning_fabric import Fabric
 
 from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, Person
@@ -35,14 +35,14 @@ class TrainingReport:
     Args:
         args: flags of train.py, of the group "final table".
         people: of both groups.
-        device: "cpu" or "cuda".
+        fabric: its devices share what is drawn and scored.
 
     Raises:
         UserError: a file is not what it should be.
     """
 
-    def __init__(self, args: argparse.Namespace, people: Mapping[str, Person], device: torch.device):
-        self.args = args
+    def __init__(self, args: argparse.Namespace, people: Mapping[str, Person], fabric: Fabric):
+        self.args, self.fabric = args, fabric
         everybody = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
         self.shown = {group: names[:SHOWN] for group, names in everybody.items()}
         self.attributes = {person.name: person.attributes for person in people.values()}
@@ -53,9 +53,9 @@ class TrainingReport:
         self.analyzer = self.clip = None
         if args.eval_names and args.face_pack and args.gallery:
             self.gallery = load_gallery(args.gallery, [name for names in self.names.values() for name in names])
-            self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=device.type)
+            self.analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(fabric.device))
         if args.eval_names and args.clip:
-            self.clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device)
+            self.clip = ClipScorer(clip_model_of(args.clip, None), args.clip, fabric.device)
 
     def before_after(self, model: LatentDiffusion) -> BeforeAfter:
         """People of both groups and other prompts, as pictures without and with the prefix."""
@@ -66,26 +66,28 @@ class TrainingReport:
 
     def measure(self, model: LatentDiffusion, prefix_file: Path, *, precision: str,
                 arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Rows of identity accuracy, then of drift; written to --out_dir as results.json, .csv and .md."""
+        """Rows of identity accuracy, then of drift, on every device; written to --out_dir as results.json, .csv and .md."""
+        self.fabric.barrier()  # the first device may still be writing the file
         args, name = self.args, self.args.ckpt_path.stem
         prefixes = load_prefixes(model, [prefix_file])
         identity, drift = [], []
         if self.analyzer:
             hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
             drawing = Drawing(*hashes, PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
-            identity = identity_rows(model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
+            identity = identity_rows(self.fabric, model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
                                      drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,
                                      threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
                                      arguments=arguments, attributes=self.attributes if args.c2 else None,
                                      features_of=self.clip.image_features if self.clip else None)
         managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
         for label, prompts in self.prompts.items() if args.eval_names else ():
-            drift += drift_rows(model, prompts, managers, name=label, model_name=name,
+            drift += drift_rows(self.fabric, model, prompts, managers, name=label, model_name=name,
                                 recognise=self.clip.recognise if self.clip else None, **self.drawing)
         rows = [*identity, *drift]
-        write_results(rows, args.out_dir)
-        tables = [markdown_table(part) for part in (identity, drift) if part]
-        write_atomically(args.out_dir / "results.md", lambda path: path.write_text("\n".join(tables), encoding="utf-8"))
+        if self.fabric.is_global_zero:
+            write_results(rows, args.out_dir)
+            tables = [markdown_table(part) for part in (identity, drift) if part]
+            write_atomically(args.out_dir / "results.md", lambda path: path.write_text("\n".join(tables), encoding="utf-8"))
         return rows
 
 
