@@ -55,7 +55,7 @@ def sentence(capsys, parse, *flags):
     return output.err
 
 
-@pytest.mark.parametrize("module", ["train_args", "test_id_args", "test_fid_clip_score_args"])
+@pytest.mark.parametrize("module", ["train_args", "test_id_args", "test_fid_clip_score_args", "benchmark_args"])
 def test_help_answers_at_once_without_torch(module):
     script = (f"import sys\nfrom args.{module} import *\ntry:\n    parse_{module}(['--help'])\n"
               "except SystemExit as stop:\n    assert stop.code == 0\n"
@@ -129,7 +129,7 @@ def test_a_wrong_preset_is_refused(world, capsys, content, message):
 
 
 def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
-    assert "no preset 'tiny'; give one of mini, realistic" in sentence(capsys, train, "--preset", "tiny")
+    assert "no preset 'tiny'; give one of mini, narrow, realistic" in sentence(capsys, train, "--preset", "tiny")
 
 
 @pytest.mark.parametrize(("flags", "message"), [

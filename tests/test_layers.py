@@ -14,7 +14,7 @@ FLOORS = {
     "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.pictures": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
     "ldm.data": 3, "ldm.mini": 3,
     "ldm.apl": 4, "ldm.baselines": 4, "ldm.evaluation": 4, "ldm.export": 4,
-    "ldm.paper": 5,
+    "ldm.paper": 5, "ldm.benchmark": 5,
 }
 FLOORS = {"ldm.mini.__main__": 6} | FLOORS  # a script: it rebuilds the miniature and measures it
 SCRIPTS = {"train", "test_id", "test_fid_clip_score", "dataset_generation", "tests"}

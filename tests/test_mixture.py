@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from ldm.apl.trainer import sample_numbers
+from ldm.apl.look_ahead import Share
 from ldm.data.mixture import Mixture, normal
 
 
@@ -26,7 +26,7 @@ def test_sample_seven_never_changes():
 @pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 1), (4, 2), (12, 3)])
 def test_batch_size_and_devices_share_the_same_samples(batch_size, world_size):
     drawn = [i for step in range(24 // batch_size) for rank in range(world_size)
-             for i in sample_numbers(step, batch_size, rank, world_size)]
+             for i in Share(batch_size, 1, rank, world_size).numbers(step)]
     assert sorted(drawn) == list(range(24))
 
 

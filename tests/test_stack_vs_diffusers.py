@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from compvis_to_diffusers import SIZE_CHANNELS, diffusers_unet, diffusers_vae, randomise, relative_error, unet_state, vae_state
+from compvis_to_diffusers import randomise, relative_error
 from diffusers import DDIMScheduler, PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.benchmark.diffusers_twin import SIZE_CHANNELS, diffusers_unet, diffusers_vae, unet_state, vae_state
 from ldm.loading import read_config
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler

@@ -81,7 +81,7 @@ class LookAhead:
     def __iter__(self) -> Iterator[Batch]:
         for steps in self.share.groups(self.first_step, self.iterations):
             samples = [self.data.samples(self.share.numbers(step)) for step in steps]
-            batches = _batches(samples, self._targets(steps, samples), self.texts)
+            batches = training_batches(samples, self._targets(steps, samples), self.texts)
             for step, batch in zip(steps, batches, strict=True):
                 if step >= self.first_step:
                     yield batch
@@ -136,7 +136,13 @@ def _named(samples: Sequence[Samples]) -> list[int]:
     return rows
 
 
-def _batches(samples: Sequence[Samples], targets: dict[str, Tensor], texts: Texts) -> Iterator[Batch]:
+def training_batches(samples: Sequence[Samples], targets: dict[str, Tensor], texts: Texts) -> Iterator[Batch]:
+    """The batch of each step.
+
+    Args:
+        samples: of each step.
+        targets: noisy_latent of all of them, and what `frozen_predictions` returns.
+    """
     device = targets["noisy_latent"].device
     eps_name = targets["eps_attributes"].clone()
     if len(targets["eps_name"]):

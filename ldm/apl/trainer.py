@@ -47,13 +47,12 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
         draw: pictures with and without the prefix, for the logbook.
         recorded: makes a step that replays another on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
     """
-    lr = settings.lr if recorded is None else torch.tensor(settings.lr, device=model.device)  # a replay reads it anew
-    optimizer = torch.optim.Adam(prefix.embedding_parameters(), lr=lr,
-                                 capturable=recorded is not None and model.device.type == "cuda")
+    optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     if logbook.state:
+        lr = optimizer.param_groups[0]["lr"]
         prefix.load_state_dict(logbook.state["prefix"])
         optimizer.load_state_dict(logbook.state["optimizer"])
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = lr  # on its device
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
@@ -90,6 +89,13 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
     bar.close()
     if fabric.is_global_zero:
         logbook.close()
+
+
+def adam(prefix: EmbeddingManager, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:
+    """Adam on the vectors, in float32; for steps that are `recorded`, all that it reads lies on the device."""
+    device = next(prefix.embedding_parameters()).device
+    rate = torch.tensor(lr, device=device) if recorded else lr
+    return torch.optim.Adam(prefix.embedding_parameters(), lr=rate, capturable=recorded and device.type == "cuda")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,0 +1,80 @@
+"""What is measured: a model of a config with random weights, a fresh prefix, and samples to train on; nothing is read but the config."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.util import instantiate_from_config
+
+NAMES = ("Alden Dunwick", "Alina Brunfield", "Bram Ashton", "Calla Cormond")
+ATTRIBUTES = ("a woman with long red hair", "a man with a grey beard", "a young man with black hair", "an old woman with glasses")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample of a training, as a loop of batch 1 gets it."""
+
+    image: Tensor            # (1, 3, H, W) in [-1, 1]
+    latent: Tensor           # z_0, (1, 4, h, w), drawn from the image's posterior with `posterior_noise`
+    posterior_noise: Tensor  # as `latent`
+    noise: Tensor            # as `latent`
+    t: int                   # timestep
+    name_prompt: str         # c1
+    attribute_prompt: str    # c2; c1 in a regularising step
+
+    @property
+    def timestep(self) -> Tensor:
+        """(1,)"""
+        return torch.tensor([self.t], device=self.latent.device)
+
+
+class SizedUNet(UNetModel):
+    """SDXL's U-Net under one vector y for all pictures, so that it can be measured like one that reads no y."""
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        y = x.new_zeros(len(x), self.label_emb[0][0].in_features)
+        return super().forward(x, timesteps, context, y)
+
+
+def random_model(config: Mapping[str, Any], *, seed: int, device: torch.device) -> LatentDiffusion:
+    """Frozen model of a config; no weight is zero, for then some input would not matter and its gradient be nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: LatentDiffusion = instantiate_from_config(config)
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def twin(model: LatentDiffusion) -> LatentDiffusion:
+    """The same model with a U-Net of its own; text encoder and autoencoder are shared."""
+    shared = (model.cond_stage_model, model.first_stage_model)
+    return copy.deepcopy(model, {id(part): part for part in shared})
+
+
+@torch.no_grad()
+def random_examples(model: LatentDiffusion, count: int, *, regularising: bool, seed: int) -> list[Example]:
+    """Samples with random pictures, noise and timesteps; the prompts repeat, as those of a training do."""
+    generator = torch.Generator().manual_seed(seed)
+    side, device, examples = model.image_size, model.device, []
+    for number in range(count):
+        image = (torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1).to(device)
+        posterior_noise, noise = (torch.randn(1, model.channels, side, side, generator=generator).to(device) for _ in range(2))
+        name = f"A portrait of {NAMES[number % len(NAMES)]}"
+        attributes = name if regularising else f"A portrait of {ATTRIBUTES[number % len(ATTRIBUTES)]}"
+        t = int(torch.randint(model.num_timesteps, (1,), generator=generator))
+        examples.append(Example(image, draw_latent(model, image, posterior_noise), posterior_noise, noise, t, name, attributes))
+    return examples
+
+
+def draw_latent(model: LatentDiffusion, image: Tensor, posterior_noise: Tensor) -> Tensor:
+    """z_0 (B, 4, h, w) of an image (B, 3, H, W): the posterior's draw with this noise."""
+    posterior = model.encode_first_stage(image)
+    return model.get_first_stage_encoding(posterior.mean + posterior.std * posterior_noise)
