@@ -15,6 +15,7 @@ from args.benchmark_args import parse_benchmark_args
 from ldm.apl.launch import launch
 from ldm.apl.prefix import build_prefix
 from ldm.benchmark import naive as naive_module
+from ldm.benchmark import parts
 from ldm.benchmark.__main__ import main
 from ldm.benchmark.clock import Variant, paired, ratios
 from ldm.benchmark.diffusers_twin import diffusers_unet, unet_state
@@ -178,8 +179,9 @@ def test_nothing_to_draw_draws_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_its_files(config_path, tmp_path, capsys):
+def test_the_command_writes_its_files(config_path, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.setitem(parts.STEP_BATCHES, "cpu", (1, 16))  # as on a GPU
     main(["--config_path", str(config_path), "--parts", "step", "memory", "sampling", "--kinds", "regularising",
           "--precision", "fp32", "--repeats", "1", "--devices", "cpu", "--out_dir", str(out)])
     rows = json.loads((out / "results.json").read_text())
@@ -187,7 +189,7 @@ def test_the_command_writes_its_files(config_path, tmp_path, capsys):
     assert all({"what", "variant", "ratio", "low", "high", "unit", "seconds", "peak_mb"} == set(row) for row in rows)
     found = {(row["what"], row["variant"]): row for row in rows}
     assert {what for what, _ in found} == {"step regularising", "memory regularising", "sampling"}
-    assert found["step regularising", "naive fp32"]["ratio"] == 1.0
+    assert found["step regularising", "naive fp32"]["ratio"] == 1.0 and ("step regularising", "ours fp32, batch 16") in found
     assert found["memory regularising", "naive fp32"]["peak_mb"] > found["memory regularising", "ours fp32"]["peak_mb"] > 0
     assert all(row["ratio"] > 0 for row in rows) and "no redundant forward" in capsys.readouterr().out
     arguments = json.loads((out / "arguments.json").read_text())

@@ -25,7 +25,8 @@ from ldm.util import UserError
 
 BATCHES = (1, 2, 4, 8, 16)
 LENGTHS = (1, 5, 10, 20, 40)  # m
-DRAWN_TOGETHER = (1, 4)
+STEP_BATCHES = {"cpu": (1,), "cuda": (1, 16)}    # of our steps beside the naive one, which is of batch 1
+DRAWN_TOGETHER = {"cpu": (1, 4), "cuda": (1, 16)}
 DRAWN_GROWTH = (1, 2, 4, 8)
 
 Row = dict[str, Any]
@@ -95,7 +96,7 @@ class Benchmark:
         rows = []
         for precision, model in self.ours.items():
             theirs = their_drawing(model, self.config) if beside_diffusers else None
-            for count in DRAWN_TOGETHER:
+            for count in DRAWN_TOGETHER[self.device.type]:
                 variants = {"ours": Variant(lambda model=model, count=count: draw_ours(model, count), count)}
                 if theirs:
                     variants["diffusers"] = Variant(lambda draw=theirs, count=count: draw(count), count)
@@ -139,9 +140,9 @@ class Benchmark:
             steps = NaiveSteps(model, build_prefix(model), kind, wastes)
             return Variant(lambda: steps.run(examples[:count]), count)
 
-        def ours(model: torch.nn.Module, *, recorded: bool = False) -> Variant:
+        def ours(model: torch.nn.Module, *, batch: int = 1, recorded: bool = False) -> Variant:
             steps = OurSteps(self.fabric, model, build_prefix(model), kind, recorded=recorded)
-            return Variant(lambda: steps.run(examples), len(examples))
+            return Variant(lambda: steps.run(examples, batch), len(examples))
 
         others = {}
         if not alone:
@@ -150,6 +151,8 @@ class Benchmark:
                 others["bf16 weights, channels last"] = naive(Wastes(), self.ours["bf16"])
         others |= {f"ours {precision}": ours(model) for precision, model in self.ours.items()}
         if not alone:
+            others |= {f"ours {precision}, batch {batch}": ours(model, batch=batch) for precision, model in self.ours.items()
+                       for batch in STEP_BATCHES[self.device.type] if batch > 1}
             others |= {name: ours(model, recorded=recorded) for name, (model, recorded) in self._accelerated().items()}
         return naive(Wastes(), count=2 if alone else 1), others  # two, for the first step has no gradients to add to
 
