@@ -3,14 +3,18 @@
 Batch 1, float32. In each step it encodes the picture and three prompts again, asks the U-Net three times, one sample at a time,
 holds the attention's probabilities in memory, and computes gradients of the U-Net's weights that nothing uses. Each waste can
 be switched off alone; none of them changes the gradient of the prefix.
+
+On a CPU up to half of its time is the system's, which maps and clears memory for the probabilities again and again: glibc keeps
+no block above 32 MB. With MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment it is not.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ldm.modules.attention
@@ -31,12 +35,14 @@ class Wastes:
     encodes_texts: bool = True
     weight_gradients: bool = True
     eager_attention: bool = True
+    convolves_pixels: bool = True  # 1 x 1 convolutions around the transformers, which are linear layers
     one_by_one: bool = True  # the frozen predictions in separate calls of the U-Net
     asks_twice: bool = True  # for a prediction that it has: c1 = c2, or the released objective's own
 
 
 REMEDIES = {"encodes_images": "cached latents", "encodes_texts": "cached text", "weight_gradients": "no weight gradients",
-            "eager_attention": "fused attention", "one_by_one": "frozen forwards batched", "asks_twice": "no redundant forward"}
+            "eager_attention": "fused attention", "convolves_pixels": "linear layers",
+            "one_by_one": "frozen forwards batched", "asks_twice": "no redundant forward"}
 
 
 def wastes_of(kind: str) -> tuple[str, ...]:
@@ -56,7 +62,7 @@ class NaiveSteps:
     def run(self, examples: Sequence[Example]) -> None:
         """A step on each example; the prefix moves."""
         unet = self.model.model.requires_grad_(self.wastes.weight_gradients)
-        with eager_attention(self.model, self.wastes.eager_attention):
+        with eager_attention(self.model, self.wastes.eager_attention), convolutions(self.wastes.convolves_pixels):
             for example in examples:
                 self._step(example)
         unet.requires_grad_(False)
@@ -121,6 +127,26 @@ def eager_attention(model: LatentDiffusion, wanted: bool = True) -> Iterator[Non
     finally:
         F.scaled_dot_product_attention, ldm.modules.attention.attention = fused, ours
         text_model.set_attn_implementation(implementation)
+
+
+@contextmanager
+def convolutions(wanted: bool = True) -> Iterator[None]:
+    """In here the U-Net's transformers project in and out by convolutions, where v1's weights are those of one."""
+    linear = ldm.modules.attention.over_pixels
+    if wanted:
+        ldm.modules.attention.over_pixels = _convolved
+    try:
+        yield
+    finally:
+        ldm.modules.attention.over_pixels = linear
+
+
+def _convolved(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
+    """(B, n, C) of a square feature map -> (B, n, C)."""
+    side = math.isqrt(pixels.shape[1])
+    if projection.weight.dim() == 2:
+        return projection(pixels)
+    return projection(pixels.transpose(1, 2).unflatten(-1, (side, side)).contiguous()).flatten(2).transpose(1, 2).contiguous()
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

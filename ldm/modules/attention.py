@@ -113,13 +113,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(projection(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = _over_pixels(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, h * w, C)
+        h = over_pixels(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, h * w, C)
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = _over_pixels(self.proj_out, h)
+        h = over_pixels(self.proj_out, h)
         return x + h.transpose(1, 2).unflatten(-1, x.shape[-2:])  # (B, C, h, w)
 
 
-def _over_pixels(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
+def over_pixels(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
     """A 1 x 1 convolution is a linear layer over pixels (B, n, C), and faster as one."""
     return F.linear(pixels, projection.weight.flatten(1), projection.bias)
