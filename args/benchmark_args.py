@@ -14,6 +14,9 @@ def parse_benchmark_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parse_with_preset(parser, argv)
     check_devices(parser, args)
+    if args.num_nodes != 1:
+        parser.error(f"--num_nodes {args.num_nodes} has no use here, for one machine is measured; leave it out")
+    args.parts, args.kinds = list(dict.fromkeys(args.parts)), list(dict.fromkeys(args.kinds))
     if args.devices.startswith("cpu:"):
         parser.error(f"--devices {args.devices} names processes, which the part 'devices' starts by itself; give cpu")
     check_paths(parser, args, ("config_path",))

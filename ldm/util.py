@@ -64,6 +64,12 @@ def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
                             "configs/stable-diffusion/v1-inference.yaml")
 
 
+def warn(sentence: str) -> None:
+    """One line of warning on stderr, from the first process of a machine alone."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, then rename it: at `path` there is the whole new file or the old one."""
     path = Path(path)

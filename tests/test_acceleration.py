@@ -113,6 +113,18 @@ def test_a_recorded_step_learns_the_same_prefix(fabric, tiny_model, pictures, tm
     torch.testing.assert_close(next(plain.embedding_parameters()), next(replayed.embedding_parameters()), rtol=0, atol=1e-6)
 
 
+def test_a_step_that_cannot_be_recorded_is_made_as_it_is(fabric, tiny_model, pictures, tmp_path, capsys):
+    def fails(run):
+        run()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    plain, other = (train(fabric, tiny_model, pictures, tmp_path / name, recorded=how)
+                    for name, how in (("plain", None), ("failed", functools.partial(RecordedStep, record=fails))))
+    torch.testing.assert_close(next(plain.embedding_parameters()), next(other.embedding_parameters()), rtol=0, atol=1e-6)
+    said = capsys.readouterr().err
+    assert "cannot be recorded (operation not permitted when stream is capturing)" in said and "and more" not in said
+
+
 @pytest.mark.parametrize(("device", "batch_size", "world_size", "reason"), [
     ("cpu", 1, 1, "needs a GPU"), ("cuda", 1, 2, "exchange their gradients"), ("cuda", 8, 1, "up to 4 samples"), ("cuda", 4, 1, "")])
 def test_steps_are_recorded_only_where_that_pays(capsys, device, batch_size, world_size, reason):
@@ -138,6 +150,14 @@ def test_narrow_heads_in_bfloat16_keep_the_bits_and_get_the_gradient_of_float32(
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     for ours, theirs in zip(*(torch.autograd.grad(one, (q, k, v), weight.to(one.dtype)) for one in (out, exact)), strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 0.01
+
+
+def test_any_other_layout_is_left_to_torch():
+    q, k, v = (torch.randn(2, 4, 8, 8, dtype=torch.bfloat16).transpose(2, 3).requires_grad_() for _ in range(3))
+    assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    x = torch.randn(2, 8, 32).bfloat16().transpose(1, 2)
+    norm = normalization(32).bfloat16()
+    assert torch.equal(norm(x), F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
 
 
 @pytest.mark.parametrize("side", [8, 40])

@@ -1,16 +1,22 @@
 """Frozen predictions made ahead, and kept on disk: the same prefix as without, and never another run's."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from test_trainer import train, training_set
 
+from args.train_args import parse_train_args
 from ldm.apl.examples import Texts
 from ldm.apl.look_ahead import LookAhead, Share
+from ldm.apl.plan import arguments_of, make_plan, target_key
 from ldm.apl.prefix import build_prefix
 from ldm.apl.target_cache import TargetCache
-from ldm.util import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -95,14 +101,55 @@ def test_a_full_cache_takes_no_more_and_says_so_once(fabric, tiny_model, picture
     assert torch.equal(vectors(prefix), vectors(train(fabric, tiny_model, pictures, tmp_path / "alone")))
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"\x00" * 20, "are damaged"), (None, "holds no targets of this training")])
-def test_a_wrong_file_in_the_cache_is_named(cache, content, message):
+@pytest.mark.parametrize(("content", "message"), [(b"\x00" * 20, "cannot be read"), (None, "holds no targets of this training")])
+def test_a_wrong_file_in_the_cache_is_named_and_made_again(cache, content, message, capsys):
     there = cache()
     there.save(range(4), {"eps_attributes": torch.ones(2, 4, 4, 4)})
     if content is not None:
         there._path(range(4)).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        there.load(range(4), {"eps_attributes": 4})
+    assert there.load(range(4), {"eps_attributes": 4}) is None
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    """The key of the miniature's targets under flags of train.py: key(*flags, share=...)."""
+    def make(*flags, share=None):
+        args = parse_train_args(["--preset", "mini", *flags])
+        plan = make_plan(args)
+        return target_key(plan, arguments_of(args, plan, "fp32"), share or Share(args.batch_size, 4), torch.device("cpu"))
+    return make
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("flags", [["--alpha", "3"], ["--num_vectors", "20"], ["--lr", "0.1"], ["--init", "uniform01"], ["--lr_decay", "0"],
+                                   ["--iterations", "9"], ["--seed", "5", "--data_seed", "0"], ["--prompt", "other"]])
+def test_a_sweep_shares_its_targets(key, flags):
+    assert key(*flags) == key()
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("flags", [["--seed", "5"], ["--data_seed", "5"], ["--ddim_steps", "9"], ["--mix", "0.4"], ["--batch_size", "2"],
+                                   ["--train_method", "apl-released"], ["--train_method", "apl-no-reg"], ["--compile"],
+                                   ["--templates", "data/templates.txt"], ["--ckpt_path", "data/mini/mini-clip.safetensors"],
+                                   ["--config_path", "configs/stable-diffusion/narrow-inference.yaml"]])
+def test_another_training_has_targets_of_its_own(key, flags):
+    assert key(*flags) != key()
+
+
+@pytest.mark.weights
+def test_every_device_and_every_picture_counts(key, tmp_path):
+    shares = [Share(4, 4), Share(4, 2), Share(4, 4, 0, 2), Share(4, 4, 1, 2)]
+    assert len({repr(key(share=share)) for share in shares}) == 4
+    shutil.copytree(ROOT / "data" / "mini" / "s_reg", tmp_path / "s_reg")
+    before = key("--caption_images", str(tmp_path / "s_reg"))
+    picture = next(path for path in sorted((tmp_path / "s_reg").rglob("*")) if path.is_file())
+    os.utime(picture, ns=(1, 1))
+    assert key("--caption_images", str(tmp_path / "s_reg")) != before
+
+
+def test_a_finished_run_computes_nothing():
+    assert list(Share(batch_size=4, steps=4).groups(first_step=6, iterations=6)) == []
 
 
 def test_every_device_takes_its_samples_of_each_step(tiny_model, pictures):

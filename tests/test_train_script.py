@@ -153,7 +153,9 @@ def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--ckpt_path", "absent.ckpt"], "absent.ckpt is not there"), (["--devices", "977"], "asks for GPU 977"),
-    (["--iterations", "-5"], "'-5'"), (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"),
+    (["--iterations", "-5"], "'-5'"), (["--lookahead", "0"], "'0'"), (["--grad_accum", "3"], "cannot be made of --batch_size 2"),
+    (["--target_cache", "/proc/targets"], "/proc/targets cannot be written"), (["--data_seed", "-1"], "'-1'"),
+    (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"),
     (["--caption_images", "empty"], "empty folder"), (["--out_dir", "/proc/run"], "/proc/run cannot be written"),
     (["--placeholder", "anonymization"], "one ordinary token"), (["--init", "absent.pt"], "'absent.pt' is neither")])
 def test_wrong_flags_end_with_a_sentence(command, capsys, tmp_path, flags, message):
@@ -172,6 +174,19 @@ def test_training_starts_from_a_prefix_file(command, tmp_path):
     write_embedding_file("first.pt", {"alz": vectors}, {"alz": 41128})
     train.main(command("--init", "first.pt", "--iterations", 1, "--eval_names", 0, "--lr", 1e-6))
     torch.testing.assert_close(read_embedding_file("embeddings/apl-1.pt").vectors["*"], vectors, rtol=0, atol=1e-5)
+
+
+def test_a_sweep_shares_a_target_cache_from_the_command_line(command, tmp_path, monkeypatch):
+    argv = command("--eval_names", 0, "--val_every", 0, "--lookahead", 2)
+    train.main([*argv, "--out_dir", "alone", "--alpha", "2"])
+    train.main([*argv, "--out_dir", "first", "--target_cache", "targets"])
+    kept = sorted(path.name for path in (tmp_path / "targets").rglob("*.safetensors"))
+    monkeypatch.setattr("ldm.apl.look_ahead.frozen_predictions", None)
+    train.main([*argv, "--out_dir", "sweep", "--target_cache", "targets", "--alpha", "2", "--seed", "1", "--data_seed", "0"])
+    train.main([*argv, "--out_dir", "second", "--target_cache", "targets", "--alpha", "2"])
+    assert kept == ["0000000-0000001.safetensors", "0000002-0000003.safetensors"] and len(list((tmp_path / "targets").iterdir())) == 1
+    alone, second, sweep = ((tmp_path / name / "embeddings/apl-4.pt").read_bytes() for name in ("alone", "second", "sweep"))
+    assert alone == second != sweep
 
 
 def test_a_truncated_checkpoint_is_refused(command, capsys, tmp_path, tiny_files):

@@ -1,7 +1,6 @@
 """What makes the same step faster on a GPU, each part optional: compiled blocks, and the whole step as one CUDA graph."""
 
 import copy
-import sys
 from collections.abc import Callable
 
 import torch
@@ -12,6 +11,7 @@ from ldm.apl.trainer import Step
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import ResBlock
+from ldm.util import warn
 
 SHAPES = 64          # compiled versions of one block: a U-Net has up to 13 sizes of it, with and without gradient
 WARM_UP = 3          # steps before a recording, in which libraries choose their algorithms
@@ -40,7 +40,8 @@ def compile_blocks(model: LatentDiffusion) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.zeros(2, device=model.device))
     except Exception as error:  # whatever the compiler's tool chain raises
-        return _warn(f"--compile has no effect, for torch.compile fails here ({_first_line(error)})")
+        return warn(f"--compile has no effect, for torch.compile fails here ({_first_line(error)})")
+    torch._dynamo.config.suppress_errors = True  # a block that cannot be compiled runs as it is
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     for module in model.model.modules():
         if isinstance(module, ResBlock | BasicTransformerBlock):
@@ -57,7 +58,7 @@ def graphs_are_possible(device: torch.device, *, batch_size: int, world_size: in
         reason = f"it is for batches of up to {SMALL_BATCH} samples"
     else:
         return True
-    _warn(f"--cuda_graphs has no effect: {reason}")
+    warn(f"--cuda_graphs has no effect: {reason}")
     return False
 
 
@@ -83,6 +84,8 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 class RecordedStep:
     """An optimizer step, recorded on its first batch and replayed on all of them, which must have the same shapes.
 
+    Where it cannot be recorded, it is made as it is, with one line of warning.
+
     Args:
         step: whose host never waits for the device.
         optimizer: Adam with capturable=True and a learning rate in a tensor.
@@ -102,21 +105,25 @@ class RecordedStep:
         return self._replay()
 
     def _recorded(self) -> Callable[[], Tensor]:
-        """The replay, with prefix and optimizer as they were before the steps that the recording makes."""
+        """The replay, or else the step itself; prefix and optimizer as they were before the steps that the recording makes."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         vectors = [parameter.detach().clone() for parameter in parameters]
         states = [copy.deepcopy(self.optimizer.state.get(parameter, {})) for parameter in parameters]
-        replay = self.record(lambda: self.step(self._batch))
+
+        def step() -> Tensor:
+            return self.step(self._batch)
+
+        try:
+            replay = self.record(step)
+        except RuntimeError as error:
+            replay = step
+            warn(f"--cuda_graphs has no effect, for the step cannot be recorded ({_first_line(error)})")
         with torch.no_grad():
             for parameter, before, state in zip(parameters, vectors, states, strict=True):
                 parameter.copy_(before)
                 for name, value in self.optimizer.state[parameter].items():
                     value.copy_(state[name]) if state else value.zero_()
         return replay
-
-
-def _warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _first_line(error: Exception) -> str:

@@ -52,7 +52,8 @@ class Share:
 
         Which steps belong together does not depend on `first_step`, so that a run that goes on computes the same bits.
         """
-        for start in range(first_step // self.steps * self.steps, iterations, self.steps):
+        first = first_step // self.steps * self.steps if first_step < iterations else iterations
+        for start in range(first, iterations, self.steps):
             yield range(start, min(start + self.steps, iterations))
 
 

@@ -23,12 +23,14 @@ from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import versions, write_json
+from ldm.sharing import gather
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "devices", "num_nodes", "ddim_steps", "mix",
                 "alpha", "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every")
+TARGETS = 1  # to be raised when this code computes other targets from the same arguments
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,28 @@ def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[s
 
 
 def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
-    """Everything that the targets depend on which one device computes; equal keys, equal bits."""
-    pictures = [(str(source), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns)
+    """Everything that the targets depend on which one device computes; equal keys, equal bits.
+
+    A picture counts as the same while its place, size and time of change are.
+    """
+    pictures = [(str(source), str(source.path.resolve()), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns)
                 for source in (image.source for image in [*plan.identities, *plan.captions])]
-    computed_by = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    computed_by = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+                   f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     return {name: arguments[name] for name in ("base_model", "config", "precision", "data", "compile")} | {
         "pictures": hashlib.sha256(repr(pictures).encode()).hexdigest()[:16], "mixture": asdict(plan.mixture), "share": asdict(share),
-        "with_names": plan.settings.train_method != "apl-released", "computed_by": computed_by, "torch": torch.__version__}
+        "with_names": plan.settings.train_method != "apl-released", "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
 def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Fabric, model: LatentDiffusion,
                prefix: EmbeddingManager, logbook: Logbook) -> LookAhead:
     """The batches of the steps that are left, with their pictures encoded."""
     data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
+    if len(set(gather(fabric, [logbook.first_step]))) > 1:
+        raise UserError(f"the processes of this run found different training states; --out_dir {args.out_dir} must be a folder that "
+                        "all machines share")
     ahead = logbook.steps_ahead or args.lookahead or steps_ahead(model, args.batch_size, fabric.world_size)
-    logbook.steps_ahead = fabric.broadcast(ahead)
+    logbook.steps_ahead = min(gather(fabric, [ahead]))
     share = Share(args.batch_size, logbook.steps_ahead, fabric.global_rank, fabric.world_size)
     cache = None
     if args.target_cache:

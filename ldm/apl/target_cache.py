@@ -6,7 +6,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.run_folder import write_json
-from ldm.util import UserError, write_atomically
+from ldm.util import warn, write_atomically
 
 
 class TargetCache:
@@ -38,6 +37,8 @@ class TargetCache:
         text = json.dumps(key, sort_keys=True, default=str)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._is_full = False
+        files = (path for path in folder.rglob("*.safetensors") if path.name[0] != ".")  # those with a dot are not finished
+        self._used = sum(path.stat().st_size for path in files)  # other runs may add to it; the limit is not exact
         write_json(self.folder / "key.json", key)
 
     def has(self, steps: range) -> bool:
@@ -45,47 +46,34 @@ class TargetCache:
         return self._path(steps).exists()
 
     def load(self, steps: range, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-        """The targets of these steps, float32 (rows[name], 4, h, w) by name; None where there are none.
-
-        Raises:
-            UserError: the file is damaged, or holds something else.
-        """
+        """The targets of these steps, float32 (rows[name], 4, h, w) by name; None where there are none that can be used."""
         path = self._path(steps)
+        if not path.exists():
+            return None
         try:
             targets = load_file(path)
-        except FileNotFoundError:
-            return None
-        except SafetensorError as error:
-            raise UserError(f"the stored targets {path} are damaged ({error}); delete the file, and they are computed again") from None
+        except (OSError, SafetensorError) as error:
+            return warn(f"the stored targets {path} cannot be read ({error}) and are computed again")
         expected = {name: (count, *self.shape) for name, count in rows.items()}
         if {name: tuple(tensor.shape) for name, tensor in targets.items()} != expected:
-            raise UserError(f"{path} holds no targets of this training; delete the file, and they are computed again")
+            return warn(f"{path} holds no targets of this training, and they are computed again")
         return {name: tensor.to(self.device, torch.float32) for name, tensor in targets.items()}
 
     def save(self, steps: range, targets: Mapping[str, Tensor]) -> None:
         """Keeps the targets of these steps, in a whole file, while there is room."""
         kept = {name: tensor.to("cpu", self.dtype).contiguous() for name, tensor in targets.items()}
         size = sum(tensor.nbytes for tensor in kept.values())
-        if self._is_full or self._used() + size > self.limit:
+        if self._is_full or self._used + size > self.limit:
             return self._stop(f"its {self.limit / 1e9:g} GB are used up (--target_cache_gb)")
         try:
             write_atomically(self._path(steps), lambda path: save_file(kept, path))
+            self._used += size
         except (OSError, SafetensorError) as error:  # a full disk
             self._stop(str(error))
 
-    def _used(self) -> int:
-        total = 0
-        for path in self.root.rglob("*.safetensors"):
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:  # of another run, which has just renamed it
-                continue
-        return total
-
     def _stop(self, reason: str) -> None:
         if not self._is_full:
-            print(f"warning: the target cache {self.root} takes no more ({reason}); further targets are computed each time",
-                  file=sys.stderr)
+            warn(f"the target cache {self.root} takes no more ({reason}); further targets are computed each time")
         self._is_full = True
 
     def _path(self, steps: range) -> Path:

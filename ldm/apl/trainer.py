@@ -65,28 +65,28 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
     bar = tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
                disable=not fabric.is_global_zero)
-    for step, batch in enumerate(batches, start=logbook.first_step + 1):
-        set_learning_rate(optimizer, learning_rate(step, settings))
-        losses += run(batch)
-        bar.update()
-        last = step == settings.iterations
-        logged = step % settings.log_every == 0 or last
-        if logged:
-            sums = fabric.all_reduce(losses, reduce_op="sum").tolist()  # the only place where the host waits for the device
-            losses = torch.zeros_like(losses)
-        if not fabric.is_global_zero:
-            continue
-        if logged:
-            means = _means(*sums)
-            logbook.row(step, means | {"prefix_norm": _mean_norm(prefix)})
-            bar.set_postfix({name: f"{value:.3g}" for name, value in means.items() if name.startswith("loss")})
-        if settings.val_every and step % settings.val_every == 0:
-            logbook.picture(step, draw())
-        if step % settings.save_every == 0 or last:
-            save(step)
-        if logged and (last or step % settings.save_every == 0 or logbook.state_is_due()):  # last, for it says: all is done
-            logbook.save_state(step, prefix, optimizer)
-    bar.close()
+    with bar:
+        for step, batch in enumerate(batches, start=logbook.first_step + 1):
+            set_learning_rate(optimizer, learning_rate(step, settings))
+            losses += run(batch)
+            bar.update()
+            last = step == settings.iterations
+            logged = step % settings.log_every == 0 or last
+            if logged:
+                sums = fabric.all_reduce(losses, reduce_op="sum").tolist()  # the only place where the host waits for the device
+                losses = torch.zeros_like(losses)
+            if not fabric.is_global_zero:
+                continue
+            if logged:
+                means = _means(*sums)
+                logbook.row(step, means | {"prefix_norm": _mean_norm(prefix)})
+                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items() if name.startswith("loss")})
+            if settings.val_every and step % settings.val_every == 0:
+                logbook.picture(step, draw())
+            if step % settings.save_every == 0 or last:
+                save(step)
+            if logged and (last or step % settings.save_every == 0 or logbook.state_is_due()):  # last, for it says: all is done
+                logbook.save_state(step, prefix, optimizer)
     if fabric.is_global_zero:
         logbook.close()
 

@@ -20,6 +20,8 @@ STEPS_TOGETHER = SAMPLES
 class OurSteps:
     """Steps of one kind, see `naive.NaiveSteps`; `run` makes the frozen predictions of all its examples at once.
 
+    Latents and frozen contexts are there before, as in a training that has drawn each picture and text once; drawing noise is not timed.
+
     Args:
         recorded: replay the step as one CUDA graph.
     """

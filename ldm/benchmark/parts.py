@@ -26,6 +26,7 @@ from ldm.util import UserError
 BATCHES = (1, 2, 4, 8, 16)
 LENGTHS = (1, 5, 10, 20, 40)  # m
 STEP_BATCHES = {"cpu": (1,), "cuda": (1, 16)}    # of our steps beside the naive one, which is of batch 1
+NAIVE_STEPS = {"cpu": 1, "cuda": 8}              # in a timed call
 DRAWN_TOGETHER = {"cpu": (1, 4), "cuda": (1, 16)}
 DRAWN_GROWTH = (1, 2, 4, 8)
 
@@ -73,7 +74,8 @@ class Benchmark:
             seconds = paired(variants, repeats=self.args.repeats, clock=self.clock, title=f"step {kind}")
             rows += [{"what": f"step {kind}", "variant": name, **ratios(seconds["naive fp32"], taken), "unit": "naive / this",
                       "seconds": statistics.median(taken)} for name, taken in seconds.items()]
-            self.model.zero_grad(set_to_none=True)  # those of the weights, which a naive step adds up and never uses
+            for model in (self.model, *self.ours.values()):  # those of the weights, which a naive step adds up and never uses
+                model.zero_grad(set_to_none=True)
         return rows
 
     def memory(self) -> list[Row]:
@@ -136,7 +138,7 @@ class Benchmark:
         """The naive step, and by name what is set beside it: it with one waste less (not with `alone`), and ours."""
         examples = random_examples(self.model, STEPS_TOGETHER, regularising=kind == "regularising", seed=self.args.seed)
 
-        def naive(wastes: Wastes, model: torch.nn.Module = self.model, count: int = 1) -> Variant:
+        def naive(wastes: Wastes, model: torch.nn.Module = self.model, count: int = NAIVE_STEPS[self.device.type]) -> Variant:
             steps = NaiveSteps(model, build_prefix(model), kind, wastes)
             return Variant(lambda: steps.run(examples[:count]), count)
 

@@ -35,7 +35,8 @@ class CrossAttention(nn.Module):
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: (B, heads, n, d), (B, heads, k, d) twice -> (B, heads, n, d)."""
-    if torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] < NARROW:
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] < NARROW
+    if narrow and torch.is_grad_enabled() and q.numel() and all(tensor.stride(-1) == 1 for tensor in (q, k, v)):
         return _NarrowAttention.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
