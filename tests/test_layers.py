@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "ldm.util": 0,
     "ldm.models": 1, "ldm.modules": 1,
-    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.pictures": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
+    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.fabric": 2, "ldm.pictures": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
     "ldm.data": 3, "ldm.mini": 3,
     "ldm.apl": 4, "ldm.baselines": 4, "ldm.evaluation": 4, "ldm.export": 4,
     "ldm.paper": 5, "ldm.benchmark": 5,
@@ -69,4 +69,9 @@ def test_evaluation_knows_no_model(path):
 def test_the_arguments_need_no_torch():
     modules = [f"args.{path.stem}" for path in ROOT.glob("args/*.py") if path.stem != "__init__"]
     code = f"import sys, args, {', '.join(modules)}; assert not {{'torch', 'numpy', 'PIL', 'ldm'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_no_command_imports_torchmetrics_before_it_needs_it():
+    code = "import sys, ldm.apl.launch, ldm.apl.trainer, ldm.paper.table1; assert 'torchmetrics' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -42,7 +42,7 @@ def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vo
     batches = LookAhead(model, training_set(model, pictures, mix), Texts(model, prefix), Share(chosen.batch_size, steps_ahead),
                         first_step=logbook.first_step, iterations=chosen.iterations,
                         with_names=chosen.train_method != "apl-released", cache=cache)
-    batches.encode()
+    batches.check()
 
     def save(step):
         prefix.save(folder / f"{step}.pt", step=step)

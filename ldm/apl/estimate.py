@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.apl.examples import IMAGES_AT_ONCE
 from ldm.apl.look_ahead import SAMPLES
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -40,7 +39,7 @@ class Cost:
     weights: float  # bytes
     frozen: Work    # eps without a gradient; the rows of all samples ahead together, or those of all pictures drawn, if they are more
     step: Work      # eps with the prefix, and the gradient; the samples of a step, or of one of its parts, together
-    encode: Work    # a picture to a latent; IMAGES_AT_ONCE together
+    encode: Work    # a picture to a latent, alone
     decode: Work    # a latent to a picture; DRAWN_AT_ONCE together
 
     @property
@@ -84,11 +83,11 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples
 
         @torch.no_grad()
         def encode() -> None:
-            model.encode_first_stage(torch.randn(IMAGES_AT_ONCE, 3, 8 * side, 8 * side))
+            model.encode_first_stage(torch.randn(1, 3, 8 * side, 8 * side))
 
         return Cost(weights, frozen=_work(lambda: eps(rows), rows, model),
                     step=_work(lambda: eps(batch_size, gradient=True), batch_size, model),
-                    encode=_work(encode, IMAGES_AT_ONCE, model), decode=_work(lambda: decode(DRAWN_AT_ONCE), DRAWN_AT_ONCE, model))
+                    encode=_work(encode, 1, model), decode=_work(lambda: decode(DRAWN_AT_ONCE), DRAWN_AT_ONCE, model))
 
 
 def training_flops(cost: Cost, *, samples: int, names: float) -> float:

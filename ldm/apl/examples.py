@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 
-IMAGES_AT_ONCE = 8     # through the autoencoder
+READERS = 8            # threads that decode pictures
 TEXTS_KEPT = 4096      # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1, in the CPU's memory
 
 
@@ -54,22 +55,26 @@ class TrainingSet:
         keys = sorted({(sample.is_identity, sample.item) for sample in drawn})
         return {key: self._item(*key).source for key in keys}
 
-    @torch.no_grad()
-    def encode(self, numbers: Iterable[int], *, show_progress: bool = False) -> None:
-        """Posteriors of every picture that the samples of these numbers need.
+    def check(self, numbers: Iterable[int], *, show_progress: bool = False) -> None:
+        """Decodes every picture that the samples of these numbers need, so that a bad one is found before a long training.
 
         Raises:
             UserError: a picture cannot be decoded.
         """
-        missing = [(key, source) for key, source in self.sources(numbers).items() if key not in self._moments]
-        size = 8 * self.model.image_size
-        groups = range(0, len(missing), IMAGES_AT_ONCE)
-        for start in tqdm(groups, "encoding images", unit_scale=IMAGES_AT_ONCE, disable=not show_progress, leave=False):
-            keys, sources = zip(*missing[start:start + IMAGES_AT_ONCE], strict=True)
-            images = torch.stack([load_image(source, size) for source in sources])
-            posterior = self.model.encode_first_stage(images.to(self.model.device))
-            moments = torch.cat([posterior.mean, posterior.logvar], dim=1).cpu()  # (B, 8, h, w)
-            self._moments |= zip(keys, moments.unbind(), strict=True)
+        sources, size = list(self.sources(numbers).values()), 8 * self.model.image_size
+        with ThreadPoolExecutor(READERS) as readers:
+            images = readers.map(lambda source: load_image(source, size).shape, sources)
+            for _ in tqdm(images, "checking images", len(sources), unit="image", disable=not show_progress, leave=False):
+                pass
+
+    @torch.no_grad()
+    def encode(self, numbers: Iterable[int]) -> None:
+        """Posterior of every picture that the samples of these numbers need; each alone, so that its bits depend on no other."""
+        for key, source in self.sources(numbers).items():
+            if key not in self._moments:
+                image = load_image(source, 8 * self.model.image_size)[None].to(self.model.device)
+                posterior = self.model.encode_first_stage(image)
+                self._moments[key] = torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()  # (8, h, w)
 
     def samples(self, numbers: Iterable[int]) -> Samples:
         """The samples of these numbers, S_ID first."""
@@ -79,7 +84,7 @@ class TrainingSet:
                        [c2 for _, c2 in prompts], sum(sample.is_identity for _, sample in drawn))
 
     def noisy_latent(self, samples: Samples) -> Tensor:
-        """z_t of the samples, (B, 4, h, w) on the model's device; a picture that was not encoded yet is now."""
+        """z_t of the samples, (B, 4, h, w) on the model's device; pictures that were not encoded yet are now."""
         self.encode(samples.numbers)
         drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
         latent = torch.stack([self._latent(sample) for sample in drawn])

@@ -3,11 +3,10 @@
 import os
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from ldm.apl.workers import start_workers
 from ldm.device import devices_of
+from ldm.fabric import Fabric, SLURMEnvironment, TorchElasticEnvironment
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 

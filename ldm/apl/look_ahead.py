@@ -72,12 +72,12 @@ class LookAhead:
         self.model, self.data, self.texts, self.share = model, data, texts, share
         self.first_step, self.iterations, self.with_names, self.cache = first_step, iterations, with_names, cache
 
-    def encode(self, *, show_progress: bool = False) -> None:
-        """The pictures of all samples whose targets are not kept, through the autoencoder."""
+    def check(self, *, show_progress: bool = False) -> None:
+        """Whether the pictures of all samples whose targets are not kept can be decoded; UserError if not."""
         groups = self.share.groups(self.first_step, self.iterations)
         missing = (steps for steps in groups if self.cache is None or not self.cache.has(steps))
-        self.data.encode((number for steps in missing for step in steps for number in self.share.numbers(step)),
-                         show_progress=show_progress)
+        self.data.check((number for steps in missing for step in steps for number in self.share.numbers(step)),
+                        show_progress=show_progress)
 
     def __iter__(self) -> Iterator[Batch]:
         for steps in self.share.groups(self.first_step, self.iterations):

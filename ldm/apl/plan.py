@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.logbook import Logbook
@@ -19,6 +18,7 @@ from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
+from ldm.fabric import Fabric
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -91,7 +91,7 @@ def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torc
 
 def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Fabric, model: LatentDiffusion,
                prefix: EmbeddingManager, logbook: Logbook) -> LookAhead:
-    """The batches of the steps that are left, with their pictures encoded."""
+    """The batches of the steps that are left; their pictures are known to be good."""
     data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
     if len(set(gather(fabric, [logbook.first_step]))) > 1:
         raise UserError(f"the processes of this run found different training states; --out_dir {args.out_dir} must be a folder that "
@@ -106,7 +106,7 @@ def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], 
                             shape=(model.channels, side, side), dtype=model.model.diffusion_model.dtype, device=model.device)
     batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=args.iterations,
                         with_names=plan.settings.train_method != "apl-released", cache=cache)
-    batches.encode(show_progress=fabric.is_global_zero)
+    batches.check(show_progress=fabric.is_global_zero)
     return batches
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from ldm.apl.logbook import Logbook
 from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
+from ldm.fabric import Fabric
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 

@@ -11,8 +11,7 @@ import threading
 import time
 from types import TracebackType
 
-from lightning_fabric.plugins.environments import ClusterEnvironment
-
+from ldm.fabric import ClusterEnvironment
 from ldm.util import PATIENCE
 
 STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that was started here: the number of the one that started it

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from lightning_fabric import Fabric
 
 from ldm.apl.acceleration import RecordedStep, compile_blocks
 from ldm.apl.examples import Samples, Texts
@@ -11,6 +10,7 @@ from ldm.apl.launch import set_precision
 from ldm.apl.look_ahead import SAMPLES, Batch, frozen_predictions, training_batches
 from ldm.apl.trainer import Settings, adam, training_step
 from ldm.benchmark.subject import Example, twin
+from ldm.fabric import Fabric
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 

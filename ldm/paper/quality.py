@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning_fabric import Fabric
 from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.images import write_metadata
 from ldm.evaluation.quality import Scorer, Scores
+from ldm.fabric import Fabric
 from ldm.generation import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix, draw_jobs, unfinished_batches

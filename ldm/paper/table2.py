@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from ldm.data.benchmarks import read_benchmark
@@ -25,6 +24,7 @@ from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
+from ldm.fabric import Fabric
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix

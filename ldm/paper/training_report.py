@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
 from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, Person
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import console_table, markdown_table, write_results
+from ldm.fabric import Fabric
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
