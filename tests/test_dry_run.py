@@ -1,7 +1,9 @@
 """train.py --dry_run: what is missing and where it comes from, and counts that can be checked in the head."""
 
+import functools
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from conftest import TINY
@@ -15,6 +17,14 @@ from ldm.apl.dry_run import duration, where_from
 from ldm.apl.estimate import Work, _work, cost_of, drawing_flops, training_flops
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny_cost(tmp_path_factory):
+    """What the tiny model takes: tiny_cost(**arguments of cost_of), counted once."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"model": TINY}))
+    return functools.cache(lambda **given: cost_of(path, **given))
 
 
 def test_the_public_preset_names_every_missing_file_and_its_origin(capsys):
@@ -36,9 +46,8 @@ def test_a_product_of_two_matrices_takes_what_it_takes():
     assert work == Work(flops=2 * 4 * 8 * 2 / 2, peak=4 * (4 * 2 + 1))
 
 
-def test_what_the_fake_model_counts_the_real_one_does(tiny_model, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
-    cost = cost_of(tmp_path / "tiny.yaml", batch_size=2, precision="fp32")
+def test_what_the_fake_model_counts_the_real_one_does(tiny_model, tiny_cost):
+    cost = tiny_cost(batch_size=2, precision="fp32")
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         tiny_model.apply_model(torch.zeros(3, 4, 4, 4), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 77, 32))
     assert cost.frozen.flops == flops.get_total_flops() / 3
@@ -46,9 +55,8 @@ def test_what_the_fake_model_counts_the_real_one_does(tiny_model, tmp_path):
     assert 1.5 < cost.step.flops / cost.frozen.flops < 3  # a gradient of activations, none of weights
 
 
-def test_half_the_precision_takes_half_the_memory_of_the_unet(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
-    fp32, bf16 = (cost_of(tmp_path / "tiny.yaml", batch_size=2, precision=precision) for precision in ("fp32", "bf16"))
+def test_half_the_precision_takes_half_the_memory_of_the_unet(tiny_cost):
+    fp32, bf16 = (tiny_cost(batch_size=2, precision=precision) for precision in ("fp32", "bf16"))
     assert 0.4 < bf16.frozen.peak / fp32.frozen.peak < 0.75 and bf16.encode == fp32.encode
 
 
@@ -59,16 +67,14 @@ def test_stable_diffusion_trains_in_5_gb_and_draws_16_pictures_in_10():
     assert abs(cost.frozen.flops - 0.803e12) < 1e9
 
 
-def test_checkpointing_and_fewer_samples_ahead_take_less_memory(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
-    plain, spare = (cost_of(tmp_path / "tiny.yaml", batch_size=8, precision="fp32", samples_ahead=ahead, checkpointing=checkpointing)
+def test_checkpointing_and_fewer_samples_ahead_take_less_memory(tiny_cost):
+    plain, spare = (tiny_cost(batch_size=8, precision="fp32", samples_ahead=ahead, checkpointing=checkpointing)
                     for ahead, checkpointing in ((64, False), (16, True)))
     assert spare.step.peak < 0.5 * plain.step.peak and spare.frozen.peak < 0.4 * plain.frozen.peak
 
 
-def test_steps_and_pictures_are_sums_of_calls(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}))
-    cost = cost_of(tmp_path / "tiny.yaml", batch_size=1, precision="fp32")
+def test_steps_and_pictures_are_sums_of_calls(tiny_cost):
+    cost = tiny_cost(batch_size=2, precision="fp32")
     assert training_flops(cost, samples=10, names=0.5) == 10 * (1.5 * cost.frozen.flops + cost.step.flops)
     assert drawing_flops(cost, images=3, ddim_steps=5) == 3 * (10 * cost.frozen.flops + cost.decode.flops)
 

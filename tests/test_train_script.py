@@ -105,14 +105,14 @@ def test_the_same_command_again_changes_nothing_and_brings_back_a_lost_prefix(co
 
 def test_a_run_killed_by_a_signal_ends_with_the_same_bytes(command, tmp_path):
     argv = command("--iterations", 60, "--save_every", 20, "--val_every", 0, "--log_every", 1, "--eval_names", 0)
-    run(argv + ["--out_dir", "whole"])
-    killed = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *argv, "--out_dir", "killed"], cwd=tmp_path,
-                              env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    whole, killed = (subprocess.Popen([sys.executable, str(ROOT / "train.py"), *argv, "--out_dir", name], cwd=tmp_path,
+                                      env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                     for name in ("whole", "killed"))
     log = tmp_path / "killed" / "log.csv"
     while killed.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 25):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    assert killed.wait() == -signal.SIGKILL and whole.wait() == 0
     run(argv + ["--out_dir", "killed"])
     for name in ("embeddings/apl-60.pt", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
