@@ -4,6 +4,8 @@ import torch
 
 from ldm.util import UserError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by precision
+
 
 def devices_of(devices: str) -> tuple[str, int | list[int], int]:
     """Fabric's accelerator and devices for the flag --devices, and their number; UserError if a GPU is not there."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, first_line, instantiate_from_config
 
 PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
@@ -78,7 +78,7 @@ def read_config(config_path: str | Path) -> Mapping:
     except FileNotFoundError:
         raise UserError(f"there is no model config {config_path}; {GIVE_CONFIG}") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"the model config {config_path} is no valid YAML ({_first_line(error)}); correct it") from None
+        raise UserError(f"the model config {config_path} is no valid YAML ({first_line(error)}); correct it") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise UserError(f"the model config {config_path} has no entry 'model: {{target, params}}'; {GIVE_CONFIG}")
     return config["model"]
@@ -144,7 +144,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, backend="pread")  # mapped, the whole file would stay beside the model until the last tensor is taken
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({_first_line(error)}); fetch it again") from None
+        raise UserError(f"{path} is damaged or no safetensors file ({first_line(error)}); fetch it again") from None
 
 
 def _pickled(path: Path) -> Mapping[str, object]:
@@ -164,7 +164,3 @@ def _pickled(path: Path) -> Mapping[str, object]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__} and no tensors by name; {GIVE_CHECKPOINT}")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

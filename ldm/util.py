@@ -64,6 +64,11 @@ def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
                             "configs/stable-diffusion/v1-inference.yaml")
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, for a sentence about it; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def warn(sentence: str) -> None:
     """One line of warning on stderr, from the first process of a machine alone."""
     if os.environ.get("LOCAL_RANK", "0") == "0":

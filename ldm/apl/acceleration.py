@@ -11,7 +11,7 @@ from ldm.apl.trainer import Step
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import ResBlock
-from ldm.util import warn
+from ldm.util import first_line, warn
 
 SHAPES = 64          # compiled versions of one block: a U-Net has up to 13 sizes of it, with and without gradient
 WARM_UP = 3          # steps before a recording, in which libraries choose their algorithms
@@ -40,7 +40,7 @@ def compile_blocks(model: LatentDiffusion) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.zeros(2, device=model.device))
     except Exception as error:  # whatever the compiler's tool chain raises
-        return warn(f"--compile has no effect, for torch.compile fails here ({_first_line(error)})")
+        return warn(f"--compile has no effect, for torch.compile fails here ({first_line(error)})")
     torch._dynamo.config.suppress_errors = True  # a block that cannot be compiled runs as it is
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     for module in model.model.modules():
@@ -117,14 +117,10 @@ class RecordedStep:
             replay = self.record(step)
         except RuntimeError as error:
             replay = step
-            warn(f"--cuda_graphs has no effect, for the step cannot be recorded ({_first_line(error)})")
+            warn(f"--cuda_graphs has no effect, for the step cannot be recorded ({first_line(error)})")
         with torch.no_grad():
             for parameter, before, state in zip(parameters, vectors, states, strict=True):
                 parameter.copy_(before)
                 for name, value in self.optimizer.state[parameter].items():
                     value.copy_(state[name]) if state else value.zero_()
         return replay
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

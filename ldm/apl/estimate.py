@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.apl.look_ahead import SAMPLES
+from ldm.device import DTYPES
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 
 DRAWN_AT_ONCE = 16  # as the final table does
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import torch
 
 from ldm.apl.workers import start_workers
-from ldm.device import devices_of
+from ldm.device import DTYPES, devices_of
 from ldm.fabric import Fabric, SLURMEnvironment, TorchElasticEnvironment
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
@@ -50,8 +50,7 @@ def set_precision(model: LatentDiffusion, precision: str) -> None:
 
     Its weights lie channels last, as the convolutions want them, and as its transformers read pixels without a copy.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model.model.to(dtype, memory_format=torch.channels_last)
+    model.model.to(DTYPES[precision], memory_format=torch.channels_last)
 
 
 def _are_started(count: int, num_nodes: int) -> bool:

@@ -47,9 +47,9 @@ class TargetCache:
 
     def load(self, steps: range, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
         """The targets of these steps, float32 (rows[name], 4, h, w) by name; None where there are none that can be used."""
-        path = self._path(steps)
-        if not path.exists():
+        if not self.has(steps):
             return None
+        path = self._path(steps)
         try:
             targets = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ldm.apl.estimate import DTYPES, LiveBytes, cost_of, drawing_flops, training_flops
+from ldm.apl.estimate import LiveBytes, cost_of, drawing_flops, training_flops
 from ldm.benchmark.clock import Clock
 from ldm.benchmark.sampling import DDIM_STEPS
+from ldm.device import DTYPES
 
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # of square matrices
 

@@ -15,7 +15,7 @@ def identity_table(args: argparse.Namespace) -> list[Row]:
     """Rows of the people asked for, a row for each group and prefix; pictures, CSV files and grid in --out_dir.
 
     Returns:
-        None but on the first of the devices that share the work.
+        No rows but on the first of the devices that share the work.
 
     Raises:
         UserError: a file is not what it should be, or --images shows nobody of the people asked for.
