@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_sdxl_file
 from ldm.util import UserError
 
 M, D = 10, 16
@@ -205,3 +205,13 @@ def test_the_bytes_are_those_of_torch_save_but_for_the_storage_key(tmp_path):
     key = str(VECTORS.untyped_storage()._cdata).encode()
     expected = (tmp_path / "b.pt").read_bytes().replace(len(key).to_bytes(4, "little") + key, b"\x01\0\0\0" + b"0")
     assert (tmp_path / "a.pt").read_bytes() == expected
+
+
+def test_vectors_of_sdxl_come_back_with_their_metadata_and_the_same_bytes(tmp_path):
+    clip_l, clip_g = torch.randn(3, 4), torch.randn(3, 6)
+    for name in ("a.safetensors", "b.safetensors"):
+        write_sdxl_file(tmp_path / name, clip_l, clip_g, step=7, metadata={"seed": 1})
+    file = read_embedding_file(tmp_path / "a.safetensors")
+    assert torch.equal(file.vectors["clip_l"], clip_l) and torch.equal(file.vectors["clip_g"], clip_g)
+    assert file.metadata == {"step": 7, "seed": 1}
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

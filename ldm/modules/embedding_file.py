@@ -2,7 +2,7 @@
 
 Read: textual inversion's .pt (ParameterDict or dict, zip or legacy container, fp32 or fp16), AUTOMATIC1111's,
 diffusers' .bin, and .safetensors with emb_params, clip_l / clip_g or the token as key. No file can run code here.
-Written: the form of DESIGN.md, a plain dict in the legacy container.
+Written: the form of DESIGN.md, a plain dict in the legacy container; for SDXL's two text encoders, a .safetensors file.
 """
 
 import json
@@ -15,12 +15,14 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
 from ldm.util import UserError, write_atomically
 
 OWN_KEY = "apl"  # our metadata in the file; other clients pass over it
+SDXL_KEYS = ("clip_l", "clip_g")  # the vectors of SDXL's first and second text encoder, as every client calls them
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,22 @@ def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids
     write_atomically(path, write)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write_sdxl_file(path: str | Path, clip_l: Tensor, clip_g: Tensor, *, step: int | None = None,
+                    metadata: dict[str, Any] | None = None) -> None:
+    """Writes the vectors of SDXL's two text encoders, (m, d_l) and (m, d_g), as .safetensors, with `step` and `metadata` in its header.
+
+    Tensors alone, for AUTOMATIC1111 takes everything else in such a file for a tensor too; equal arguments give equal bytes.
+    """
+    header = {OWN_KEY: json.dumps({"step": step} | (metadata or {}), sort_keys=True)}
+    tensors = {key: vectors.detach().float().cpu().contiguous() for key, vectors in zip(SDXL_KEYS, (clip_l, clip_g), strict=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        metadata = dict(file.metadata() or {})
+        own = json.loads(metadata.pop(OWN_KEY, "{}"))
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata | (own if isinstance(own, dict) else {})
 
 
 def _read_pickle(path: Path) -> object:
