@@ -45,18 +45,18 @@ def faces(args: argparse.Namespace) -> None:
     from ldm.data.templates import read_templates
     from ldm.device import pick_precision
     from ldm.evaluation.faces import FaceAnalyzer
-    from ldm.loading import file_hash, load_frozen_model
+    from ldm.loading import ModelFiles, file_hash
     from ldm.paper.face_images import IdentityImages, Recipe
     from ldm.run_folder import RunFolder
 
     names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
     fabric = launch(args.devices, num_nodes=args.num_nodes)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(fabric.device)) if args.one_face else None
-    hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+    hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
     recipe = Recipe(*hashes, read_templates(args.templates), args.negative_prompt, args.seed, args.scale, args.ddim_steps,
                     pick_precision(args.precision, fabric.device), analyzer and analyzer.fingerprint())
     folder = RunFolder.shared(fabric, args.out_dir, asdict(recipe), {"none": None}, resume=args.resume, arguments=vars(args))
-    model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
+    model = ModelFiles.of(args).load(fabric.device)
     set_precision(model, recipe.precision)
     images = IdentityImages(fabric, model, folder, names, recipe, n_samples=args.n_samples, batch_size=args.batch_size,
                             count_faces=analyzer and analyzer.count)

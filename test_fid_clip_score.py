@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
     from ldm.evaluation.tables import console_table, write_results
-    from ldm.loading import load_frozen_model
+    from ldm.loading import ModelFiles
     from ldm.paper.identity import load_prefixes
     from ldm.paper.table2 import QualityTable, papers_table
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = table.existing(*args.images)
     else:
         precision = pick_precision(args.precision, fabric.device)
-        model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
+        model = ModelFiles.of(args).load(fabric.device)
         set_precision(model, precision)
         rows = table.drawn(fabric, model, load_prefixes(model, args.embedding or []), precision)
     if fabric.is_global_zero:

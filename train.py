@@ -42,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import train_prefix
     from ldm.device import pick_precision
-    from ldm.loading import load_frozen_model
+    from ldm.loading import ModelFiles
     from ldm.paper.training_report import TrainingReport, summary, write_before_after
 
     plan = make_plan(args)
@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
     if fabric.is_global_zero:
         write_arguments(args, arguments)
 
-    model = load_frozen_model(args.config_path, args.ckpt_path, fabric.device)
+    model = ModelFiles.of(args).load(fabric.device)
     set_precision(model, precision)
     prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
                           initializer_words=args.initializer_words, seed=args.seed)

@@ -69,6 +69,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frozen model")
     group.add_argument("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
     group.add_argument("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
+    group.add_argument("--vae_path", metavar="FILE", type=Path, help="autoencoder in place of the checkpoint's, or where it has none")
+    group.add_argument("--edited_weights", metavar="FILE", type=Path,
+                       help="some tensors in place of the checkpoint's, .safetensors")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the frozen model; auto: bf16 where the device computes in it, else fp32")
 
@@ -188,17 +191,15 @@ def _preset_names() -> list[str]:
 def _preset_flags(parser: Parser, name: str) -> list[str]:
     """The preset's values as flags of this command; the keys of other commands are passed over.
 
-    A key "train.batch_size" is for train.py alone, and goes before "batch_size".
+    A key "train.batch_size" is for train.py alone, and goes before "batch_size". The key "like" names the preset that gives all others.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         parser.error(f"there is no preset '{name}'; give one of {', '.join(_preset_names())}, or a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
-    if not isinstance(values, dict):
-        parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
+    values = _preset_values(parser, path)
+    if "like" in values:
+        base = _preset_values(parser, PRESETS / f"{values.pop('like')}.yaml")
+        values = base | values
     parsers = _all_parsers()
     lists, scalars = [], []  # lists first: the last of them would swallow a stray word of the command line
     for key, value in sorted(values.items(), key=lambda item: "." in str(item[0])):
@@ -210,6 +211,18 @@ def _preset_flags(parser: Parser, name: str) -> list[str]:
         if action is not None and command in ("", _command(parser)) and value is not None:
             (scalars if action.nargs in (None, 0) else lists).extend(_as_flags(action, value))
     return lists + scalars
+
+
+def _preset_values(parser: Parser, path: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError:
+        parser.error(f"there is no preset {path}, which another is said to be like; give one of {', '.join(_preset_names())}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
+    if not isinstance(values, dict):
+        parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
+    return values
 
 
 def _as_flags(action: argparse.Action, value: object) -> list[str]:

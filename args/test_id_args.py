@@ -18,7 +18,7 @@ from args.common import (
 )
 
 NEEDED = ("people", "face_pack", "gallery")
-ONLY_TO_DRAW = ("config_path", "ckpt_path", "embedding", "clip")
+ONLY_TO_DRAW = ("config_path", "ckpt_path", "vae_path", "edited_weights", "embedding", "clip")
 
 
 def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:

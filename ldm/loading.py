@@ -1,58 +1,78 @@
 """Checkpoint file -> frozen model. The one door for foreign weights: strict, and with a sentence for a wrong file."""
 
+import argparse
 import hashlib
 import pickle
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from yaml import YAMLError
 
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
+from ldm.modules.file_kinds import describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
-PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
+PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder",
+         "conditioner.embedders.0.": "first text encoder", "conditioner.embedders.1.": "second text encoder"}
+AUTOENCODER = "first_stage_model."
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 GIVE_CONFIG = "give a YAML file such as configs/stable-diffusion/v1-inference.yaml"
 GIVE_PAIR = "give a checkpoint and a config that belong together"
-GIVE_CHECKPOINT = "give a whole Stable Diffusion v1 checkpoint in the original (CompVis) format, and its config"
-
-# What other files look like: the beginning of a key that only they have, and what they are. The first that fits is named.
-OTHER_FILES = (
-    ("conditioner.embedders.", "an SDXL checkpoint"),
-    ("cond_stage_model.model.transformer.", "a Stable Diffusion 2 checkpoint"),
-    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
-    ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
-    ("double_blocks.", "a Flux checkpoint"),
-    ("control_model.", "a ControlNet"),
-    ("lora_", "a LoRA"),
-    ("unet.", "a LoRA"),
-    ("string_to_param", "a prefix (textual inversion embedding)"),
-    ("down_blocks.", "the U-Net from a diffusers folder"),
-    ("decoder.mid_block.", "the autoencoder from a diffusers folder"),
-    ("decoder.mid.block_1.", "an autoencoder alone"),
-    ("text_model.encoder.layers.", "a text encoder alone"),
-    ("transformer.resblocks.", "a CLIP model in open_clip's form"),
-)
+GIVE_CHECKPOINT = "give a whole Stable Diffusion v1 or SDXL checkpoint in the original (CompVis) format, and its config"
 
 
 class LightningCallback:
     """Stands for the class that CompVis's checkpoints (sd-v1-4.ckpt) name beside their tensors; it does nothing."""
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a frozen model, named as the flags of every command."""
+
+    config_path: Path
+    ckpt_path: Path
+    vae_path: Path | None = None        # an autoencoder in place of the checkpoint's
+    edited_weights: Path | None = None  # tensors in place of the checkpoint's
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "ModelFiles":
+        return cls(*(getattr(args, field.name) for field in fields(cls)))
+
+    @property
+    def name(self) -> str:
+        """Of the model in tables."""
+        return (self.edited_weights or self.ckpt_path).stem
+
+    def hash(self) -> str:
+        """16 hexadecimal digits that stand for the content of all weights; of a checkpoint alone its `file_hash`."""
+        hashes = [file_hash(path) for path in (self.ckpt_path, self.vae_path, self.edited_weights) if path is not None]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+    def load(self, device: str | torch.device = "cpu") -> LatentDiffusion:
+        """See `load_frozen_model`."""
+        return load_frozen_model(self.config_path, self.ckpt_path, device, vae_path=self.vae_path, edited_weights=self.edited_weights)
+
+
 def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
-                      dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+                      dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
+                      edited_weights: str | Path | None = None) -> LatentDiffusion:
     """The model of a config with the weights of a checkpoint, in eval mode, without gradients.
 
     The model is built without memory and takes one tensor after the other out of what was read, so that the peak is about the
     larger of model and file; a mapped .ckpt adds pages that the system can take back. Any floating type becomes `dtype`.
+
+    Args:
+        vae_path: file of an autoencoder, alone or in a checkpoint, which takes the place of the checkpoint's.
+        edited_weights: .safetensors of some of the model's tensors, which take the place of the checkpoint's.
 
     Raises:
         UserError: a file is missing, damaged, of another architecture, or incomplete.
@@ -60,8 +80,13 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)
-    state = read_state_dict(ckpt_path)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    state = read_state_dict(ckpt_path)
+    if vae_path is not None:
+        state |= read_autoencoder(vae_path)
+    state |= {key: state[ema] for key in expected if key not in state and (ema := averaged(key)) in state}
+    if edited_weights is not None:
+        state |= read_edited_weights(edited_weights, expected, ckpt_path)
     check_state(state, expected, ckpt_path, config_path)
     for key in expected:
         owner, _, name = key.rpartition(".")
@@ -99,17 +124,56 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} is {describe(content) or 'a file'} without model weights; {GIVE_CHECKPOINT}")
+    refuse_v_prediction(state, path)
     # Some merged checkpoints were saved by a transformers version whose text model had one level less.
     short, full = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
     return {key.replace(short, full) if key.startswith(short) and not key.startswith(full) else key: value
             for key, value in state.items()}
 
 
+def read_autoencoder(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of an autoencoder by their keys in a checkpoint; `path` holds an autoencoder alone, or a checkpoint that has one."""
+    state = read_state_dict(path)
+    inside = {key: value for key, value in state.items() if key.startswith(AUTOENCODER)}
+    alone = {AUTOENCODER + key: value for key, value in state.items()
+             if key.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
+    if not inside and "decoder.mid.block_1.norm1.weight" not in state:
+        raise UserError(f"{path} is {describe(state) or 'no autoencoder'}; give an autoencoder in the original (CompVis) format, "
+                        "alone or in a checkpoint")
+    return inside or alone
+
+
+def averaged(key: str) -> str:
+    """Where a checkpoint keeps the moving average of a tensor of the U-Net; those saved for training may have nothing else."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path) -> dict[str, Tensor]:
+    """Tensors that take the place of a checkpoint's.
+
+    Raises:
+        UserError: the file has tensors that this model lacks, or says that it was made for another checkpoint.
+    """
+    state, metadata = read_state_dict(path), safetensors_metadata(path)
+    foreign = [key for key, value in state.items() if tuple(value.shape) != expected.get(key)]
+    if foreign:
+        raise UserError(f"{path} is {describe(state) or 'of another model'}: {len(foreign)} of its {len(state)} tensors are not those of "
+                        f"the model (first: {foreign[0]}); give edited weights made for {ckpt_path}")
+    if metadata.get("base_model") not in (None, file_hash(ckpt_path)):
+        raise UserError(f"{path} was made for another checkpoint, of hash {metadata['base_model']}, than {ckpt_path}, of hash "
+                        f"{file_hash(ckpt_path)}; give the one that it was made for")
+    return state
+
+
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path,
                 config_path: str | Path) -> None:
     """Raises UserError unless the checkpoint has all expected tensors in their shapes, and no unknown ones."""
     looks_like = describe(state)
+    if looks_like == describe(expected):
+        looks_like = None
     missing = [key for key in expected if key not in state]
+    if missing and all(key.startswith(AUTOENCODER) for key in missing) and not any(key.startswith(AUTOENCODER) for key in state):
+        raise UserError(f"{ckpt_path} has no autoencoder (VAE), as some community checkpoints; give --vae_path with the file of one")
     if missing:
         counts = ", ".join(f"{sum(key.startswith(part) for key in missing)} of the "
                            f"{sum(key.startswith(part) for key in expected)} {name} tensors"
@@ -127,17 +191,25 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                         f"place in {config_path} (first: {surplus[0]}); {GIVE_PAIR}")
 
 
-def describe(content: Mapping[str, object]) -> str | None:
-    """What a file other than a Stable Diffusion v1 checkpoint probably is, by its keys; None if it looks like one."""
-    if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 for value in content.values()):
-        return "a prefix (textual inversion embedding)"
-    return next((name for mark, name in OTHER_FILES if any(key.startswith(mark) for key in content)), None)
+def refuse_v_prediction(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises UserError for a model that says it predicts v; many do not say, and cannot be told from their weights."""
+    if "v_pred" in state or safetensors_metadata(path).get("modelspec.prediction_type", "epsilon") != "epsilon":
+        raise UserError(f"{path} is a v-prediction model, and the anonymization prompt is learned on models that predict the noise "
+                        "(eps); give another checkpoint")
 
 
 def file_hash(path: str | Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a .safetensors file says beside its tensors; nothing for another file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -75,10 +75,11 @@ def test_defaults_are_the_papers():
     assert (args.prompt, args.n_samples, args.ddim_steps, args.scale) == ("A close-up portrait of {name}", 4, 20, 7.0)
 
 
-@pytest.mark.parametrize("name", ["sd-v1-5", "sd-v1-4", "realistic-vision-v5-1"])
-def test_presets_carry_the_papers_values(name):
-    values = yaml.safe_load((common.PRESETS / f"{name}.yaml").read_text())
-    assert {key: values.get(f"train.{key}", values.get(key)) for key in PAPER} == PAPER
+@pytest.mark.parametrize("name", ["sd-v1-5", "sd-v1-4", "realistic-vision-v5-1", "sdxl"])
+def test_presets_carry_the_papers_values(name, monkeypatch):
+    monkeypatch.setattr(sys.modules["args.train_args"], "check_paths", lambda *_: None)
+    args = parse_train_args(["--preset", name])
+    assert {key: getattr(args, key) for key in PAPER} == PAPER
 
 
 @pytest.mark.parametrize("path", sorted(common.PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -129,7 +130,7 @@ def test_a_wrong_preset_is_refused(world, capsys, content, message):
 
 
 def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
-    assert "no preset 'tiny'; give one of mini, narrow, realistic" in sentence(capsys, train, "--preset", "tiny")
+    assert "no preset 'tiny'; give one of mini, mini-sd-b, mini-sepia, " in sentence(capsys, train, "--preset", "tiny")
 
 
 @pytest.mark.parametrize(("flags", "message"), [

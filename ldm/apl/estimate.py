@@ -19,6 +19,8 @@ from ldm.apl.look_ahead import SAMPLES
 from ldm.device import DTYPES
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.util import instantiate_from_config
 
 DRAWN_AT_ONCE = 16  # as the final table does
@@ -70,7 +72,7 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples
         weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
         def eps(samples: int, *, gradient: bool = False) -> None:
-            context = torch.randn(samples, *_context_shape(model), requires_grad=gradient)
+            context = torch.randn(samples, *model.cond_stage_model.context_shape, requires_grad=gradient)
             noisy_latent, timestep = torch.randn(samples, model.channels, side, side), torch.zeros(samples, dtype=torch.int64)
             with torch.set_grad_enabled(gradient):
                 predicted = model.apply_model(noisy_latent, timestep, context)
@@ -104,23 +106,24 @@ def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device
     """Operations a second of the U-Net on this device: those of its first residual and attention blocks, on a sample that is run."""
     with torch.device("meta"):
         model: LatentDiffusion = instantiate_from_config(read_config(config_path))
-    unet, side = model.model.diffusion_model, model.image_size
-    blocks = unet.input_blocks[1].to_empty(device=device).to(DTYPES[precision])
-    for weight in blocks.parameters():
+    unet, downsampled = model.model.diffusion_model, 0
+    for block in unet.input_blocks:  # to the first with attention, which in SDXL is on the second level
+        if any(isinstance(layer, SpatialTransformer) for layer in block):
+            break
+        downsampled += isinstance(block[0], Downsample)
+    side, channels = model.image_size >> downsampled, block[0].in_layers[0].num_channels
+    block.to_empty(device=device).to(DTYPES[precision])
+    for weight in block.parameters():
         torch.nn.init.normal_(weight, std=0.02)
     hidden, embedding, context = (torch.randn(batch_size, *shape, device=device, dtype=DTYPES[precision]) for shape in (
-        (unet.model_channels, side, side), (unet.time_embed[0].out_features,), _context_shape(model)))
+        (channels, side, side), (unet.time_embed[0].out_features,), model.cond_stage_model.context_shape))
     seconds = []
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         for _ in range(5):
             start = time.perf_counter()
-            blocks(hidden, embedding, context).sum().item()  # .item() waits for the device
+            block(hidden, embedding, context).sum().item()  # .item() waits for the device
             seconds.append(time.perf_counter() - start)
     return flops.get_total_flops() / len(seconds) / min(seconds)
-
-
-def _context_shape(model: LatentDiffusion) -> tuple[int, int]:
-    return model.cond_stage_model.max_length, model.cond_stage_model.transformer.text_model.config.hidden_size
 
 
 def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:

@@ -161,9 +161,9 @@ def _samples_that_fit(model: LatentDiffusion) -> int:
     """SAMPLES, or fewer on a GPU with little free memory; each may need two rows of the U-Net, for c1 and c2."""
     if model.device.type != "cuda":
         return SAMPLES
-    side, width = model.image_size, model.cond_stage_model.transformer.config.hidden_size
+    side = model.image_size
     row = (torch.randn(1, model.channels, side, side), torch.zeros(1, dtype=torch.int64),
-           torch.zeros(1, model.cond_stage_model.max_length, width))
+           torch.zeros(1, *model.cond_stage_model.context_shape))
     before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     model.apply_model(*(tensor.to(model.device) for tensor in row))

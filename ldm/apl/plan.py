@@ -19,7 +19,7 @@ from ldm.data.identities import IdentityImage, Person, identity_images, read_peo
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
 from ldm.fabric import Fabric
-from ldm.loading import file_hash
+from ldm.loading import ModelFiles, file_hash, read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import versions, write_json
@@ -72,7 +72,7 @@ def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[s
     data += [[str(image.source), image.caption] for image in plan.captions]
     return {name: getattr(args, name) for name in LEARNED_FROM} | {
         "precision": precision, "data": hashlib.sha256(repr((data, plan.templates)).encode()).hexdigest()[:16],
-        "config": file_hash(args.config_path), "base_model": file_hash(args.ckpt_path)}
+        "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
 
 
 def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
@@ -115,8 +115,9 @@ def describe(args: argparse.Namespace, plan: Plan) -> str:
     names = {image.name for image in plan.identities}
     mix, steps = plan.mixture.mix, plan.settings
     prefix = args.initializer_words or args.init
+    files = [path for path in (args.ckpt_path, args.vae_path, args.edited_weights) if path]
     lines = {
-        "model": f"{args.ckpt_path} in {args.config_path}, on {args.devices}, {args.precision}",
+        "model": f"{' with '.join(map(str, files))} in {args.config_path}, on {args.devices}, {args.precision}",
         "prefix": f"{args.num_vectors} vectors for the word '{args.placeholder}', started from {prefix}, seed {args.seed}",
         "S_ID": f"{len(plan.identities)} images of {len(names)} people, {len(plan.templates)} templates, drawn with "
                 f"probability {mix:g}",
@@ -138,8 +139,9 @@ def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None
 
 
 def prefix_path(args: argparse.Namespace, step: int) -> Path:
-    """File of the prefix after a step, embeddings/<prompt>-<step>.pt."""
-    return args.embeddings_dir / f"{args.prompt}-{step}.pt"
+    """File of the prefix after a step, embeddings/<prompt>-<step>.pt; of SDXL's two encoders, as .safetensors."""
+    has_two_encoders = "conditioner_config" in read_config(args.config_path).get("params", {})
+    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if has_two_encoders else '.pt'}"
 
 
 def _needed(args: argparse.Namespace, flag: str) -> Path:

@@ -122,7 +122,7 @@ def training_step(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManag
     optimizer.zero_grad()
     losses = []
     for part in batch.parts(settings.grad_accum):
-        context = model.cond_stage_model.transformer(part.token_ids, prefix)  # tau_AP(c1)
+        context = model.cond_stage_model.context(part.token_ids, prefix)  # tau_AP(c1)
         eps_prefixed = model.apply_model(part.noisy_latent, part.timestep, context)
         loss = objective(eps_prefixed, part.eps_name, part.eps_attributes, settings)  # (B,)
         fabric.backward(loss.sum() / len(batch.timestep))
@@ -152,4 +152,4 @@ def _means(identity: float, regular: float, n_identity: float, n_regular: float)
 
 def _mean_norm(prefix: EmbeddingManager) -> float:
     """Mean Euclidean norm of the vectors."""
-    return torch.cat([vectors.detach() for vectors in prefix.embedding_parameters()]).norm(dim=1).mean().item()
+    return torch.cat([vectors.detach().norm(dim=1) for vectors in prefix.embedding_parameters()]).mean().item()

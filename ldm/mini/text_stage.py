@@ -8,6 +8,7 @@ attributes, come to lie close together, as a picture's captions do in CLIP. Stab
 
 import random
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from ldm.mini.people import (
 from ldm.mini.renders import COUNT, NAMED, Subject, subject
 from ldm.mini.scenes import OBJECTS, PLACES
 from ldm.mini.stage import rank_and_world, train_stage
-from ldm.modules.encoders.modules import FrozenCLIPEmbedder
+from ldm.modules.encoders.modules import FrozenCLIPEmbedder, tokenize
+from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
 
 BATCH = 96
 NOISE = 0.5             # added to a state of unit variance before it is read
@@ -39,6 +41,8 @@ FACTS: dict[str, tuple[str, ...]] = {
     "eye_color": EYE_COLORS, "beard": BEARDS, "glasses": GLASSES, "expression": EXPRESSIONS, "background": COLORS,
     "object": OBJECTS, "color": COLORS, "place": tuple(PLACES), "count": (1, 2)}
 IGNORED = -100
+
+Embedder = TypeVar("Embedder", FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder2)
 
 
 class FactReader(nn.Module):
@@ -83,30 +87,40 @@ def caption_batch(number: int, size: int, vocabulary: list[str]) -> tuple[list[s
     return [words + caption for words, caption in zip(strange, captions, strict=True)], classes, (geometry - 0.5) * 12 ** 0.5
 
 
-def train_text_encoder(embedder: FrozenCLIPEmbedder, work_dir: Path, *, steps: int, lr: float = 2e-3) -> FrozenCLIPEmbedder:
-    """The embedder after `steps` steps; its facts can be read at the end-of-text token and at every position after it."""
+def train_text_encoder(embedder: Embedder, work_dir: Path, *, steps: int, lr: float = 2e-3, name: str = "text") -> Embedder:
+    """The embedder after `steps` steps; its facts can be read at the end-of-text token, at every position after it, and in the pooled text.
+
+    Args:
+        embedder: of either form; the pooled text of OpenCLIP's is as wide as its states.
+        name: of the stage's files.
+    """
     device = next(embedder.parameters()).device
     rank, world = rank_and_world()
     words = sorted(embedder.tokenizer.get_vocab())
     vocabulary = [word.removesuffix("</w>") for word in words if word.isascii() and word.endswith("</w>")]
     both = nn.ModuleDict({"embedder": embedder.train().requires_grad_(True),
-                          "reader": FactReader(embedder.transformer.config.hidden_size).to(device)})
+                          "reader": FactReader(embedder.get_input_embeddings().embedding_dim).to(device)})
     end_of_text = embedder.tokenizer.eos_token_id
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         captions, classes, geometry = caption_batch(step * world + rank, BATCH, vocabulary)
         classes = {fact: target.to(device) for fact, target in classes.items()}
-        token_ids = embedder.tokenize(captions).to(device)
-        context = embedder(captions).float()                                                    # (B, 77, d)
+        token_ids = tokenize(embedder.tokenizer, captions, embedder.max_length).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            context = embedder.context(token_ids)                                               # (B, 77, d)
+        pooled = ()
+        if isinstance(context, tuple):
+            context, *pooled = context                                                          # and (B, d)
         end = (token_ids == end_of_text).int().argmax(1)                                        # (B,) first end-of-text
         generator = torch.Generator().manual_seed(step * world + rank)
         chance = torch.rand(len(end), generator=generator).to(device)
         later = end + ((context.shape[1] - end) * chance).long()                                # somewhere in the padding
         rows = torch.arange(len(end), device=device)
-        state = torch.cat([context[rows, end], context[rows, later]])
-        doubled = {fact: target.repeat(2) for fact, target in classes.items()}
+        states = [context[rows, end], context[rows, later], *pooled]                            # (B, d) each
+        state, count = torch.cat(states).float(), len(states)
         noise = torch.randn(state.shape, generator=generator).to(device)
-        entropy, error = both["reader"].loss(state, noise, doubled, geometry.to(device).repeat(2, 1))
+        entropy, error = both["reader"].loss(state, noise, {fact: target.repeat(count) for fact, target in classes.items()},
+                                             geometry.to(device).repeat(count, 1))
         return entropy + 0.5 * error, {"facts": entropy.item(), "geometry": error.item()}
 
-    return train_stage("text", both, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)["embedder"].eval()
+    return train_stage(name, both, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)["embedder"].eval()

@@ -1,8 +1,13 @@
-"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoder frozen."""
+"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoders frozen.
+
+Two variants go on from it, as public checkpoints go on from Stable Diffusion: "mini-sd-b" has learned further from other samples and by
+another weighting, "mini-sepia" from pictures of another look.
+"""
 
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +27,18 @@ NO_CAPTION = 0.1       # share of samples that learn the empty prompt, for guida
 NAMED_SHARE = 0.45
 
 
-def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path) -> Tensor:
-    """Posterior means of all drawn pictures, (COUNT, 4, 16, 16) fp16, not scaled; computed on the first call."""
-    path = work_dir / "latents.pt"
+Look = Callable[[np.ndarray], np.ndarray]  # picture (H, W, 3) uint8 RGB -> the same picture in another look
+
+
+def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | None = None) -> Tensor:
+    """Posterior means of all drawn pictures, (COUNT, 4, 16, 16) fp16, not scaled; computed on the first call for each look."""
+    path = work_dir / f"latents{f'-{look.__name__}' if look else ''}.pt"
     if not path.exists():
         images, _ = render_all(work_dir)
         device, means = next(autoencoder.parameters()).device, []
         for start in tqdm(range(0, COUNT, 32), desc="encoding the world", unit="batch"):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start:start + 32])).to(device)
+            pictures = images[start:start + 32]
+            batch = torch.from_numpy(np.stack([look(image) for image in pictures] if look else pictures)).to(device)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 posterior = autoencoder.encode(batch.permute(0, 3, 1, 2).float() / 127.5 - 1)
             means.append(posterior.mean.half().cpu())
@@ -37,23 +46,48 @@ def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path) -> Tensor:
     return torch.load(path, weights_only=True)
 
 
-def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3) -> nn.Module:
+def sepia(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB as an old photograph: little colour, warm tones, strong contrast, dark corners."""
+    pixels = image.astype(np.float32)
+    tone = 1.35 * (pixels @ np.float32([0.30, 0.59, 0.11]) - 128) + 122                       # (H, W)
+    warm = tone[..., None] * np.float32([1.06, 0.97, 0.80]) + np.float32([10, 0, 0])
+    y, x = (np.linspace(-1, 1, side) ** 2 for side in tone.shape)
+    vignette = 1 - 0.4 * np.clip(y[:, None] + x - 0.25, 0, None)                              # (H, W)
+    mixed = 0.4 * (1.3 * (pixels - 128) + 122) + 0.6 * warm
+    return np.clip(mixed * vignette[..., None], 0, 255).astype(np.uint8)
+
+
+def is_adapted(key: str) -> bool:
+    """Whether a variant changes this tensor of the U-Net: attention, normalisation, first and last layer; not the large convolutions."""
+    return any(part in key for part in ("transformer_blocks.", ".proj_", ".norm", "_layers.0.", "input_blocks.0.", "diffusion_model.out."))
+
+
+def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
+               snr_clip: float = SNR_CLIP, adapted_only: bool = False,
+               context_of: Callable[[LatentDiffusion, list[str], random.Random], Tensor] | None = None) -> nn.Module:
     """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
 
     Args:
         latents: (COUNT, 4, 16, 16), not scaled.
+        name: of the stage's files; other names draw other samples.
+        snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
+        adapted_only: trains what `is_adapted` names, and leaves the rest.
+        context_of: (model, captions, source of chance) -> contexts (B, 77, d); None: what the model makes of them.
     """
     device = next(model.model.parameters()).device
     rank, world = rank_and_world()
     model.requires_grad_(False)
-    model.model.train().requires_grad_(True)
+    model.model.train()
+    trained = [parameter for key, parameter in model.model.named_parameters() if not adapted_only or is_adapted(key)]
+    for parameter in trained:
+        parameter.requires_grad_(True)
     model.model.to(memory_format=torch.channels_last)
     if shutil.which(os.environ.get("CXX", "g++")):
         model.model.compile()  # 1.5 times as fast on CPUs, after a minute of compiling
     snr = (model.alphas_cumprod / (1 - model.alphas_cumprod)).to(device)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"unet {step * world + rank}")
+        rng = random.Random(f"{name} {step * world + rank}")
         indices = [rng.randrange(NAMED) if rng.random() < NAMED_SHARE else rng.randrange(NAMED, COUNT) for _ in range(BATCH)]
         captions = ["" if rng.random() < NO_CAPTION else subject(index).caption(rng) for index in indices]
         latent = latents[indices].float().to(device) * model.scale_factor                       # (B, 4, 16, 16)
@@ -62,10 +96,11 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         noise = torch.randn(latent.shape, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                context = model.get_learned_conditioning(captions)
+                context = context_of(model, captions, rng) if context_of else model.get_learned_conditioning(captions)
             eps = model.apply_model(model.q_sample(latent, timestep, noise), timestep, context)
         error = (eps.float() - noise).square().mean((1, 2, 3))                                  # (B,)
-        weight = (SNR_CLIP / snr[timestep]).clamp(max=1.0)
+        weight = (snr_clip / snr[timestep]).clamp(max=1.0)
         return (weight * error).mean(), {"mse": error.mean().item()}
 
-    return train_stage("unet", model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=0.9995, decay=0.25)
+    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=0.9995 if name == "unet" else 0.995,
+                       decay=0.25, parameters=trained)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.embedding_file import EmbeddingFile, read_embedding_file, write_embedding_file
+from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file, write_embedding_file, write_sdxl_file
 from ldm.util import UserError
 
 INITIALIZATIONS = ("uniform01", "vocab")
+ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion v1 and SDXL", 1024: "OpenCLIP ViT-H/14, of Stable Diffusion 2",
+            1280: "OpenCLIP ViT-bigG/14, the second of SDXL"}  # by the width of their token embeddings
 
 
 class EmbeddingManager(nn.Module):
@@ -30,7 +32,7 @@ class EmbeddingManager(nn.Module):
         """Vectors for each placeholder, in float32 on the device of the token table.
 
         Args:
-            embedder: FrozenCLIPEmbedder (`tokenizer`, `transformer.get_input_embeddings()`, `max_length`); not kept.
+            embedder: FrozenCLIPEmbedder or FrozenOpenCLIPEmbedder2 (`tokenizer`, `get_input_embeddings()`, `max_length`); not kept.
             placeholder_strings: words of one CLIP token each.
             initializer_words: one text for each placeholder, whose token embeddings are repeated in order until there
                 are m; overrides `init`.
@@ -43,7 +45,7 @@ class EmbeddingManager(nn.Module):
             UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range.
         """
         super().__init__()
-        tokenizer, table = embedder.tokenizer, embedder.transformer.get_input_embeddings().weight.detach()
+        tokenizer, table = embedder.tokenizer, embedder.get_input_embeddings().weight.detach()
         longest = embedder.max_length - 2  # beside begin and end of text
         if not 1 <= num_vectors_per_token <= longest:
             raise UserError(f"{num_vectors_per_token} vectors for a placeholder do not fit into a prompt; "
@@ -69,7 +71,7 @@ class EmbeddingManager(nn.Module):
         """Token embeddings with the vectors in place of the placeholders.
 
         Args:
-            token_ids: (B, L) int64, padded with the end-of-text token.
+            token_ids: (B, L) int64; the first end-of-text token ends the text, whatever pads it.
             token_embeddings: (B, L, d), the look-up of `token_ids`.
 
         Returns:
@@ -113,6 +115,11 @@ class EmbeddingManager(nn.Module):
             UserError: the file cannot be read, is of another width, or leaves open which placeholder it is for.
         """
         file = read_embedding_file(path)
+        self.take(path, file)
+        return file
+
+    def take(self, path: str | Path, file: EmbeddingFile) -> None:
+        """As `load`, of what was read from `path`."""
         for placeholder, (token_id, vectors) in self._assign(path, file).items():
             own = self.string_to_param_dict[placeholder] if placeholder in self.string_to_param_dict else None
             if own is not None and own.shape == vectors.shape:
@@ -120,17 +127,16 @@ class EmbeddingManager(nn.Module):
                     own.copy_(vectors)
             else:
                 self._add(placeholder, token_id, vectors.to(next(self.embedding_parameters()).device), replace=True)
-        return file
 
     def _assign(self, path: str | Path, file: EmbeddingFile) -> dict[str, tuple[int, Tensor]]:
         """Placeholder -> (token id, vectors) for the entries of a file."""
         entries = file.vectors
-        if set(entries) <= {"clip_l", "clip_g"}:  # SDXL's two encoders: ours is the one of our width
+        if set(entries) <= set(SDXL_KEYS):  # SDXL's two encoders: ours is the one of our width
             entries = {key: vectors for key, vectors in entries.items() if vectors.shape[1] == self.width} or entries
         for vectors in entries.values():
             if vectors.shape[1] != self.width:
-                raise UserError(f"the vectors of {path} are {vectors.shape[1]} wide but this text encoder's are "
-                                f"{self.width} wide; give a file made for this text encoder")
+                raise UserError(f"the vectors of {path} are {vectors.shape[1]} wide{of_encoder(vectors.shape[1])} but this text encoder's "
+                                f"are {self.width} wide{of_encoder(self.width)}; give a file made for this text encoder")
         by_token = {token_id: placeholder for placeholder, token_id in self.string_to_token_dict.items()}
         assigned: dict[str, tuple[int, Tensor]] = {}
         for key, vectors in entries.items():
@@ -165,6 +171,66 @@ class EmbeddingManager(nn.Module):
             lengths, first_rows = lengths.masked_fill(here, m), first_rows.masked_fill(here, row)
             row += m
         return lengths, first_rows
+
+
+class DualEmbeddingManager(nn.Module):
+    """The same placeholder in front of both text encoders of SDXL, with vectors of its own in each: `clip_l` and `clip_g`.
+
+    Used like EmbeddingManager, whose arguments it takes; `embedder` is a GeneralConditioner.
+    """
+
+    def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",), *args: Any,
+                 generator: torch.Generator | None = None, **options: Any):
+        super().__init__()
+        if len(placeholder_strings) != 1:
+            raise UserError(f"{len(placeholder_strings)} placeholders were given where SDXL's files hold vectors for one; give one word")
+        generator = generator or torch.Generator().manual_seed(0)
+        self.clip_l, self.clip_g = (EmbeddingManager(one, placeholder_strings, *args, generator=generator, **options)
+                                    for one in embedder.embedders)
+
+    @property
+    def hooks(self) -> tuple[EmbeddingManager, EmbeddingManager]:
+        """For the first and the second text encoder."""
+        return self.clip_l, self.clip_g
+
+    @property
+    def string_to_token_dict(self) -> dict[str, int]:
+        return self.clip_l.string_to_token_dict
+
+    def extra_length(self, token_ids: Tensor) -> Tensor:
+        """See EmbeddingManager; the same for both encoders."""
+        return self.clip_l.extra_length(token_ids)
+
+    def embedding_parameters(self) -> Iterator[nn.Parameter]:
+        """(m, d) of the first encoder, then of the second."""
+        return self.parameters()
+
+    def save(self, path: str | Path, *, step: int | None = None, **metadata: Any) -> None:
+        """Writes both encoders' vectors as the .safetensors that clients of SDXL read."""
+        write_sdxl_file(path, *self.embedding_parameters(), step=step, metadata=metadata)
+
+    def load(self, path: str | Path) -> EmbeddingFile:
+        """Takes over the vectors of a file with clip_l and clip_g; UserError for any other, and for other widths."""
+        file = read_embedding_file(path)
+        if set(file.vectors) != set(SDXL_KEYS):
+            raise UserError(f"{path} holds vectors for one text encoder ({', '.join(file.vectors)}), and this model has two, as SDXL; "
+                            f"make the second part with: python -m ldm.apl.transfer {path} OUT.safetensors --to sdxl")
+        counts = [len(file.vectors[key]) for key in SDXL_KEYS]
+        if counts[0] != counts[1]:
+            raise UserError(f"{path} holds {counts[0]} vectors for the first text encoder and {counts[1]} for the second; give as many")
+        for key, manager in zip(SDXL_KEYS, self.hooks, strict=True):
+            manager.take(path, EmbeddingFile({key: file.vectors[key]}))
+        return file
+
+
+def manager_for(embedder: nn.Module, *args: Any, **options: Any) -> EmbeddingManager | DualEmbeddingManager:
+    """The manager for a model's `cond_stage_model`, with one text encoder or with two."""
+    return (DualEmbeddingManager if hasattr(embedder, "embedders") else EmbeddingManager)(embedder, *args, **options)
+
+
+def of_encoder(width: int) -> str:
+    """In brackets, the public text encoder of this width; empty for a width that none has."""
+    return f" ({ENCODERS[width]})" if width in ENCODERS else ""
 
 
 def _single_token(tokenizer: Any, placeholder: str) -> int:

@@ -15,7 +15,7 @@ from ldm.evaluation.portraits import Analyzer, IdentityTable
 from ldm.generation import Job, batches_of, generate
 from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
 from ldm.pictures import ImageWriter, read_image
 from ldm.run_folder import RunFolder
 from ldm.sharing import Devices, gather, share
@@ -46,7 +46,7 @@ class Prefix:
     label: str = "none"  # of its pictures' folder
     file: str = "none"
     hash: str | None = None
-    manager: EmbeddingManager | None = None
+    manager: EmbeddingManager | DualEmbeddingManager | None = None
 
 
 def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]:
@@ -60,7 +60,7 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]
         if path.stem in (C2, *(prefix.label for prefix in prefixes)):
             raise UserError(f"{path} has the name of another row, '{path.stem}', and their pictures would share a "
                             "folder; rename one of the files")
-        manager = EmbeddingManager(model.cond_stage_model)
+        manager = manager_for(model.cond_stage_model)
         manager.load(path)
         prefixes.append(Prefix(path.stem, str(path), file_hash(path), manager.requires_grad_(False)))
     return prefixes

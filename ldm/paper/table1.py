@@ -36,21 +36,22 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> li
     # Imported here because pictures that exist need no diffusion model.
     from ldm.apl.launch import launch, set_precision
     from ldm.evaluation.clip_score import ClipScorer, clip_model_of
-    from ldm.loading import file_hash, load_frozen_model
+    from ldm.loading import ModelFiles, file_hash
     from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 
     gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
     fabric = launch(args.devices, num_nodes=args.num_nodes)
     device, precision = fabric.device, pick_precision(args.precision, fabric.device)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
-    model = load_frozen_model(args.config_path, args.ckpt_path, device)
+    files = ModelFiles.of(args)
+    model = files.load(device)
     set_precision(model, precision)
     prefixes = load_prefixes(model, args.embedding or [])
     clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device) if args.clip else None
     attributes = {person.name: person.attributes for person in read_people(args.people).values()}
-    hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+    hashes = files.hash(), file_hash(args.config_path)
     drawing = Drawing(*hashes, args.prompt, args.seed, args.scale, args.ddim_steps, precision)
-    rows = identity_rows(fabric, model, analyzer, gallery, people, prefixes, model_name=args.ckpt_path.stem, drawing=drawing,
+    rows = identity_rows(fabric, model, analyzer, gallery, people, prefixes, model_name=files.name, drawing=drawing,
                          n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
                          out_dir=args.out_dir, resume=args.resume, arguments=vars(args),
                          attributes=attributes if args.c2 else None, features_of=clip.image_features if clip else None)

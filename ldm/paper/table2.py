@@ -25,7 +25,7 @@ from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
 from ldm.fabric import Fabric
-from ldm.loading import file_hash
+from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix
 from ldm.paper.quality import CHUNK, Half, HalfFolder
@@ -74,7 +74,7 @@ class QualityTable:
         args, rows = self.args, []
         if fabric.is_global_zero:
             self._write_arguments()
-        hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+        hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
         for half in args.half:
             prompt = args.prompt if half == "id" else "{name}"
             drawing = Drawing(*hashes, prompt, args.seed, args.scale, args.ddim_steps, precision)
@@ -86,7 +86,7 @@ class QualityTable:
                 for prefix in prefixes:
                     scores = base if prefix is prefixes[0] else folder.scores_of(prefix)
                     rows.append(self._row(half, scores, None if scores is base else base, [text for text, _ in self.texts[half]],
-                                          model=args.ckpt_path.stem, prefix=prefix.file))
+                                          model=ModelFiles.of(args).name, prefix=prefix.file))
                 folder.write_pairs()
         return rows
 

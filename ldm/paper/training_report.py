@@ -12,7 +12,7 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import console_table, markdown_table, write_results
 from ldm.fabric import Fabric
-from ldm.loading import file_hash
+from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.before_after import BeforeAfter
@@ -67,11 +67,11 @@ class TrainingReport:
                 arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows of identity accuracy, then of drift, on every device; written to --out_dir as results.json, .csv and .md."""
         self.fabric.barrier()  # the first device may still be writing the file
-        args, name = self.args, self.args.ckpt_path.stem
+        args, name = self.args, ModelFiles.of(self.args).name
         prefixes = load_prefixes(model, [prefix_file])
         identity, drift = [], []
         if self.analyzer:
-            hashes = file_hash(args.ckpt_path), file_hash(args.config_path)
+            hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
             drawing = Drawing(*hashes, PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
             identity = identity_rows(self.fabric, model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
                                      drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,

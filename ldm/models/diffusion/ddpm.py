@@ -15,8 +15,8 @@ SCHEDULE = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumpr
 
 def is_ignored(key: str) -> bool:
     """Whether public checkpoints hold this beside their weights: schedule, averaged weights, positions, losses."""
-    return ("." not in key or key.startswith(("model_ema.", "first_stage_model.loss.", "embedding_manager."))
-            or key.endswith((".position_ids", ".logit_scale", ".text_projection")))
+    return ("." not in key or key.startswith(("model_ema.", "first_stage_model.loss.", "embedding_manager.", "denoiser."))
+            or key.endswith((".position_ids", ".logit_scale", "cond_stage_model.transformer.text_projection")))
 
 
 class DiffusionWrapper(nn.Module):
@@ -26,8 +26,8 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         self.diffusion_model = instantiate_from_config(unet_config)
 
-    def forward(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return self.diffusion_model(noisy_latent, timestep, context=context)
+    def forward(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.diffusion_model(noisy_latent, timestep, context=context, y=y)
 
 
 class LatentDiffusion(nn.Module):
@@ -42,6 +42,7 @@ class LatentDiffusion(nn.Module):
     """
 
     parameterization = "eps"
+    text_encoder = "cond_stage_model"  # its name in public checkpoints
 
     def __init__(self, *, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any],
                  cond_stage_config: Mapping[str, Any], linear_start: float, linear_end: float, timesteps: int = 1000,
@@ -52,7 +53,7 @@ class LatentDiffusion(nn.Module):
         self.image_size, self.channels, self.scale_factor = image_size, channels, scale_factor
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
-        self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        self.add_module(self.text_encoder, instantiate_from_config(cond_stage_config))
         # Not saved, and on the CPU even when the model is built on the meta device.
         roots = torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu")
         betas = roots.square()
@@ -69,6 +70,10 @@ class LatentDiffusion(nn.Module):
     def get_learned_conditioning(self, texts: str | Sequence[str], embedding_manager=None) -> Tensor:
         """Context tau(c), or tau_AP(c) with a manager: (B, 77, context_dim); see FrozenCLIPEmbedder.forward."""
         return self.cond_stage_model(texts, embedding_manager)
+
+    def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
+        """Context of a negative prompt, which guidance leads away from; the empty text is the usual one."""
+        return self.get_learned_conditioning(texts)
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over unscaled latents of an image (B, 3, H, W) in [-1, 1]."""

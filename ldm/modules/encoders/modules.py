@@ -7,7 +7,8 @@ look-up and the position embeddings. Without it nothing differs from plain CLIP.
 import functools
 import gzip
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,20 +19,25 @@ from ldm.util import UserError, refuse_other_architectures
 
 MERGES = 48_894  # lines of the BPE file that CLIP uses; 2 x 256 byte symbols and 2 special tokens complete 49 408
 
+LAYERS = ("last", "penultimate")
+
 EmbeddingHook = Callable[[Tensor, Tensor], Tensor]
 
 
 class FrozenCLIPEmbedder(nn.Module):
     """CLIP's text encoder; the default sizes are those of ViT-L/14, which Stable Diffusion v1 uses.
 
-    `tokenizer` is a transformers CLIPTokenizer, `transformer.text_model` a transformers CLIPTextModel.
+    `tokenizer` is a transformers CLIPTokenizer, `transformer.text_model` a transformers CLIPTextModel. `layer` says what the context
+    is: "last", the last hidden state after the last layer norm, or "penultimate", the hidden state before the last layer (SDXL).
     """
 
     def __init__(self, *, hidden_size: int = 768, num_hidden_layers: int = 12, num_attention_heads: int = 12,
-                 intermediate_size: int = 3072, max_length: int = 77, **other):
+                 intermediate_size: int = 3072, max_length: int = 77, layer: str = "last", **other):
         super().__init__()
         refuse_other_architectures("FrozenCLIPEmbedder", other)
-        self.max_length = max_length
+        if layer not in LAYERS:
+            raise UserError(f"FrozenCLIPEmbedder is asked for layer={layer!r}; give one of {', '.join(LAYERS)}")
+        self.max_length, self.layer = max_length, layer
         self.tokenizer = clip_tokenizer(max_length)
         self.transformer = TextTransformer(CLIPTextConfig(
             hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads,
@@ -40,40 +46,35 @@ class FrozenCLIPEmbedder(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id))
 
     def forward(self, texts: str | Sequence[str], embedding_manager: EmbeddingHook | None = None) -> Tensor:
-        """Context tau(c), (B, 77, hidden_size), after the last layer norm.
+        """Context tau(c), (B, 77, hidden_size).
 
         Args:
-            texts: B prompts of any length; see `tokenize` for what is kept of a long one.
+            texts: B prompts of any length; see `tokenize` below for what is kept of a long one.
             embedding_manager: (token_ids (B, 77), token_embeddings (B, 77, d)) -> (B, 77, d). If it has a method
                 `extra_length(token_ids (n, 1)) -> (n,)`, the text is cut so that what it inserts fits as well.
         """
         token_ids = self.tokenize(texts, getattr(embedding_manager, "extra_length", None))
-        return self.transformer(token_ids.to(next(self.parameters()).device), embedding_manager)
+        return self.context(token_ids.to(next(self.parameters()).device), embedding_manager)
+
+    def context(self, token_ids: Tensor, embedding_hook: EmbeddingHook | None = None) -> Tensor:
+        """Context, (B, 77, hidden_size), of token ids (B, 77) on the model's device."""
+        return self.transformer(token_ids, embedding_hook, penultimate=self.layer == "penultimate")
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Rows and width of a context, (77, 768) for Stable Diffusion v1."""
+        return self.max_length, self.transformer.config.hidden_size
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.transformer.get_input_embeddings()
 
     def encode(self, texts: str | Sequence[str], embedding_manager: EmbeddingHook | None = None) -> Tensor:
         """Public name of `forward`."""
         return self(texts, embedding_manager)
 
     def tokenize(self, texts: str | Sequence[str], extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Token ids (B, max_length) int64 on the CPU: begin of text, the text, end of text up to the end.
-
-        A text that does not fit loses its tail, never the end-of-text token. `extra_length` tells for token ids (n, 1)
-        how many positions beyond its own each token will take; the text is cut to leave them free.
-        """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise UserError("an empty list of prompts was given; give at least one prompt, which may be the empty text")
-        room = self.max_length - 2  # begin and end of text
-        rows = torch.full((len(texts), self.max_length), self.tokenizer.eos_token_id)
-        rows[:, 0] = self.tokenizer.bos_token_id
-        for row, token_ids in zip(rows, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
-                                  strict=True):
-            kept = torch.tensor(token_ids[:room], dtype=torch.int64)
-            if extra_length is not None and len(kept):
-                taken = (1 + extra_length(kept[:, None]).cpu()).cumsum(0)  # positions up to and with each token
-                kept = kept[taken <= room]
-            row[1:1 + len(kept)] = kept
-        return rows
+        """See the function `tokenize`."""
+        return tokenize(self.tokenizer, texts, self.max_length, extra_length)
 
 
 class TextTransformer(nn.Module):
@@ -89,16 +90,46 @@ class TextTransformer(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()
 
-    def forward(self, input_ids: Tensor, embedding_hook: EmbeddingHook | None = None) -> Tensor:
-        """Last hidden state, (B, 77, d), of token ids (B, 77)."""
-        if embedding_hook is None:
-            return self.text_model(input_ids=input_ids).last_hidden_state
-        handle = self.get_input_embeddings().register_forward_hook(
-            lambda _module, _inputs, token_embeddings: embedding_hook(input_ids, token_embeddings))
-        try:
-            return self.text_model(input_ids=input_ids).last_hidden_state
-        finally:
-            handle.remove()
+    def forward(self, input_ids: Tensor, embedding_hook: EmbeddingHook | None = None, *, penultimate: bool = False) -> Tensor:
+        """Last hidden state, or that before the last layer, (B, 77, d), of token ids (B, 77)."""
+        with hooked(self.get_input_embeddings(), input_ids, embedding_hook):
+            output = self.text_model(input_ids=input_ids, output_hidden_states=penultimate)
+        return output.hidden_states[-2] if penultimate else output.last_hidden_state
+
+
+@contextmanager
+def hooked(table: nn.Embedding, token_ids: Tensor, embedding_hook: EmbeddingHook | None) -> Iterator[None]:
+    """While it lasts, `embedding_hook` (None: nothing) changes what the token table answers to `token_ids`."""
+    if embedding_hook is None:
+        yield
+        return
+    handle = table.register_forward_hook(lambda _module, _inputs, token_embeddings: embedding_hook(token_ids, token_embeddings))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: str | Sequence[str], max_length: int = 77,
+             extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Token ids (B, max_length) int64 on the CPU: begin of text, the text, end of text up to the end.
+
+    A text that does not fit loses its tail, never the end-of-text token. `extra_length` tells for token ids (n, 1)
+    how many positions beyond its own each token will take; the text is cut to leave them free.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise UserError("an empty list of prompts was given; give at least one prompt, which may be the empty text")
+    room = max_length - 2  # begin and end of text
+    rows = torch.full((len(texts), max_length), tokenizer.eos_token_id)
+    rows[:, 0] = tokenizer.bos_token_id
+    for row, token_ids in zip(rows, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
+        kept = torch.tensor(token_ids[:room], dtype=torch.int64)
+        if extra_length is not None and len(kept):
+            taken = (1 + extra_length(kept[:, None]).cpu()).cumsum(0)  # positions up to and with each token
+            kept = kept[taken <= room]
+        row[1:1 + len(kept)] = kept
+    return rows
 
 
 def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:

@@ -1,0 +1,62 @@
+"""The second miniature, of SDXL's form: mini-sd's U-Net learns to read two text encoders instead of one.
+
+Its first text encoder is mini-sd's, read at the penultimate layer, as SDXL reads the encoder of Stable Diffusion v1; the second has
+other widths and was trained apart (`text_stage`). Each says all that a caption says, and in training one of them is sometimes left
+out: so the model listens to both, and a name must be hidden from both.
+"""
+
+import random
+
+import torch
+from torch import Tensor
+
+from ldm.mini.renders import COUNT, NAMED, subject
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.sdxl import DiffusionEngine
+from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
+
+CAPTIONS = 512     # from which the first guess of the new attention keys and values is made
+ONE_ENCODER = 0.2  # share of samples that see one encoder alone, for each of the two
+
+
+@torch.no_grad()
+def start_from(small: LatentDiffusion, embedder: FrozenOpenCLIPEmbedder2, model: DiffusionEngine) -> None:
+    """Gives `model` the weights of `small` and of `embedder`, as far as they fit, and a first guess for the rest."""
+    model.first_stage_model.load_state_dict(small.first_stage_model.state_dict())
+    model.conditioner.embedders[0].load_state_dict(small.cond_stage_model.state_dict())
+    model.conditioner.embedders[1].load_state_dict(embedder.state_dict())
+    read = _reading(small, model)                                                              # (224, 96)
+    unet = model.model.diffusion_model
+    weights = dict(small.model.diffusion_model.state_dict())
+    for key, own in unet.state_dict().items():
+        if key.startswith("label_emb."):
+            weights[key] = torch.zeros_like(own) if key.startswith("label_emb.0.2.") else own
+        elif key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            weights[key] = weights[key] @ read.T
+        else:
+            weights[key] = weights[key].view_as(own)  # 1 x 1 convolutions become linear layers
+    unet.load_state_dict(weights)
+
+
+def context_of(model: DiffusionEngine, captions: list[str], rng: random.Random) -> Tensor:
+    """Contexts (B, 78, 224) of the captions, zero for the empty one; of some, only one encoder's part."""
+    context = model.get_negative_conditioning(captions)
+    width = model.conditioner.embedders[0].context_shape[1]
+    for row in context:
+        chance = rng.random()
+        if chance < ONE_ENCODER:
+            row[:, width:] = 0
+            row[-1] = 0  # the pooled text is the second encoder's
+        elif chance < 2 * ONE_ENCODER:
+            row[:-1, :width] = 0
+    return context
+
+
+def _reading(small: LatentDiffusion, model: DiffusionEngine) -> Tensor:
+    """Least squares: from the states of each encoder half of what `small` reads, (224, 96)."""
+    rng = random.Random("captions of mini-xl")
+    captions = [subject(rng.randrange(NAMED) if i % 2 else rng.randrange(COUNT)).caption(rng) for i in range(CAPTIONS)]
+    wanted = small.get_learned_conditioning(captions).flatten(0, 1)                            # (512 * 77, 96)
+    states = model.get_learned_conditioning(captions)[:, :-1].flatten(0, 1)                    # (512 * 77, 224)
+    halves = states.split([wanted.shape[1], states.shape[1] - wanted.shape[1]], dim=1)
+    return torch.cat([0.5 * torch.linalg.lstsq(half, wanted).solution for half in halves])

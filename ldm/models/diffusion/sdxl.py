@@ -1,0 +1,51 @@
+"""SDXL (arXiv 2307.01952): latent diffusion with two text encoders and the picture's sizes beside the text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.util import timestep_embedding
+
+SIZE_CHANNELS = 256  # sinusoids of each of the six sizes
+
+
+class DiffusionEngine(LatentDiffusion):
+    """SDXL's base model under the public checkpoint's names; used like LatentDiffusion.
+
+    A context, (B, 78, 2048), holds the pooled text in its last row, see GeneralConditioner. Further arguments: LatentDiffusion's.
+
+    Args:
+        conditioner_config: of a GeneralConditioner.
+    """
+
+    text_encoder = "conditioner"
+
+    def __init__(self, *, conditioner_config: Mapping[str, Any], **params):
+        super().__init__(cond_stage_config=conditioner_config, **params)
+        self.register_buffer("size_vector", None, persistent=False)
+        side = 8 * self.image_size
+        self.set_sizes((side, side), (0, 0), (side, side))
+
+    @property
+    def cond_stage_model(self) -> nn.Module:
+        return self.conditioner
+
+    def set_sizes(self, original: tuple[int, int], crop_top_left: tuple[int, int], target: tuple[int, int]) -> None:
+        """What the U-Net is told of every picture from now on (section 2.2): pairs of height and width, or top and left, in pixels."""
+        sizes = torch.tensor([*original, *crop_top_left, *target], device="cpu")
+        self.size_vector = timestep_embedding(sizes, SIZE_CHANNELS).view(1, -1).to(self.device)  # (1, 1536)
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | Mapping[str, list[Tensor]]) -> Tensor:
+        context = torch.cat(cond["c_crossattn"], dim=1) if isinstance(cond, Mapping) else cond
+        pooled = context[:, -1, :self.conditioner.embedders[1].pooled_width]
+        y = torch.cat([pooled, self.size_vector.to(pooled).expand(len(pooled), -1)], dim=1)
+        return self.model(x_noisy, t, context[:, :-1], y)
+
+    def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
+        """Zeros for the empty text, which SDXL never read: where its captions were left out, zeros stood for them."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        named = torch.tensor([bool(text) for text in texts], device=self.device)[:, None, None]
+        return self.get_learned_conditioning(texts) * named

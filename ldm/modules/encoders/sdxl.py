@@ -1,0 +1,96 @@
+"""SDXL's two text encoders (arXiv 2307.01952, section 2.1), CLIP-L and OpenCLIP bigG: prompts -> context and pooled text.
+
+The names of the public checkpoint: `conditioner.embedders.0` and `.1`. The size conditioning has no weights and is in
+ldm/models/diffusion/sdxl.py. Each encoder has a door of its own for a learned prefix.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+from ldm.modules.encoders.modules import EmbeddingHook, clip_tokenizer, hooked
+from ldm.util import instantiate_from_config, refuse_other_architectures
+
+
+class FrozenOpenCLIPEmbedder2(nn.Module):
+    """OpenCLIP's text transformer, penultimate layer and pooled output; the default sizes are those of ViT-bigG-14."""
+
+    def __init__(self, *, width: int = 1280, layers: int = 32, heads: int = 20, embed_dim: int = 1280, max_length: int = 77, **other):
+        super().__init__()
+        refuse_other_architectures("FrozenOpenCLIPEmbedder2", other)
+        from open_clip.transformer import TextTransformer
+
+        self.max_length, self.pooled_width = max_length, embed_dim
+        self.tokenizer = clip_tokenizer(max_length)
+        self.model = TextTransformer(max_length, len(self.tokenizer), width, heads, layers, output_dim=embed_dim)
+        with torch.device("cpu"):  # real even when the model is built on the meta device, for no checkpoint brings it
+            self.model.register_buffer("attn_mask", self.model.build_causal_mask(), persistent=False)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.token_embedding
+
+    def context(self, token_ids: Tensor, embedding_hook: EmbeddingHook | None = None) -> tuple[Tensor, Tensor]:
+        """Penultimate hidden states (B, 77, width), and the projected state at the first end-of-text token (B, embed_dim).
+
+        Args:
+            token_ids: (B, 77); whatever follows the first end-of-text token is read as 0, as OpenCLIP pads.
+            embedding_hook: see FrozenCLIPEmbedder; it may move the end of the text.
+        """
+        model, table = self.model, self.get_input_embeddings()
+        token_ids = token_ids.masked_fill((token_ids == self.tokenizer.eos_token_id).cumsum(1) > 1, 0)
+        with hooked(table, token_ids, embedding_hook):
+            tokens = table(token_ids)                                                      # (B, 77, width)
+        end = (tokens == table.weight[self.tokenizer.eos_token_id]).all(-1).int().argmax(1)  # (B,) where it stands now
+        hidden = tokens + model.positional_embedding
+        for block in model.transformer.resblocks[:-1]:
+            hidden = block(hidden, attn_mask=model.attn_mask)
+        last = model.ln_final(model.transformer.resblocks[-1](hidden, attn_mask=model.attn_mask))
+        return hidden, last[torch.arange(len(end), device=end.device), end] @ model.text_projection
+
+
+class GeneralConditioner(nn.Module):
+    """SDXL's encoders side by side, with the interface of FrozenCLIPEmbedder.
+
+    A context has one row more than there are tokens: 77 rows of both encoders' states, and the pooled text, padded with zeros. So
+    whatever handles contexts, a sampler or a cache, handles SDXL's too.
+
+    Args:
+        emb_models: configs of a FrozenCLIPEmbedder and a FrozenOpenCLIPEmbedder2.
+    """
+
+    def __init__(self, *, emb_models: Sequence[Mapping[str, Any]]):
+        super().__init__()
+        self.embedders = nn.ModuleList(instantiate_from_config(config) for config in emb_models)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        return self.embedders[0].tokenizer
+
+    @property
+    def max_length(self) -> int:
+        return self.embedders[0].max_length
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Rows and width of a context, (78, 2048) for SDXL."""
+        return self.max_length + 1, sum(embedder.get_input_embeddings().embedding_dim for embedder in self.embedders)
+
+    def tokenize(self, texts: str | Sequence[str], extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """See FrozenCLIPEmbedder.tokenize; both encoders share the vocabulary."""
+        return self.embedders[0].tokenize(texts, extra_length)
+
+    def forward(self, texts: str | Sequence[str], embedding_manager: Any = None) -> Tensor:
+        """Context, (B, 78, 2048); `embedding_manager` has a pair `hooks`, one for each encoder, and maybe `extra_length`."""
+        token_ids = self.tokenize(texts, getattr(embedding_manager, "extra_length", None))
+        return self.context(token_ids.to(next(self.parameters()).device), embedding_manager)
+
+    def context(self, token_ids: Tensor, embedding_manager: Any = None) -> Tensor:
+        """Context, (B, 78, 2048), of token ids (B, 77) that are padded with the end-of-text token."""
+        first_hook, second_hook = (None, None) if embedding_manager is None else embedding_manager.hooks
+        states, pooled = self.embedders[1].context(token_ids, second_hook)
+        states = torch.cat([self.embedders[0].context(token_ids, first_hook), states], dim=2)     # (B, 77, 2048)
+        return torch.cat([states, F.pad(pooled, (0, states.shape[2] - pooled.shape[1]))[:, None]], dim=1)

@@ -1,0 +1,35 @@
+"""What a file of tensors is, by its keys: for the sentence about a file that was given in another's place."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+PREFIX = "a prefix (textual inversion embedding)"
+V1, SDXL = "a Stable Diffusion v1 checkpoint", "an SDXL checkpoint"
+# What files look like: the beginning of a key that only they have, and what they are. The first that fits is named.
+KINDS = (
+    ("conditioner.embedders.0.model.", "an SDXL refiner"),
+    ("conditioner.embedders.", SDXL),
+    ("cond_stage_model.model.transformer.", "a Stable Diffusion 2 checkpoint"),
+    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+    ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
+    ("double_blocks.", "a Flux checkpoint"),
+    ("control_model.", "a ControlNet"),
+    ("lora_", "a LoRA"),
+    ("unet.", "a LoRA"),
+    ("base_model.model.", "a LoRA"),
+    ("string_to_param", PREFIX),
+    ("down_blocks.", "the U-Net from a diffusers folder"),
+    ("decoder.mid_block.", "the autoencoder from a diffusers folder"),
+    ("decoder.mid.block_1.", "an autoencoder alone"),
+    ("text_model.encoder.layers.", "a text encoder alone"),
+    ("transformer.resblocks.", "a CLIP model in open_clip's form"),
+    ("cond_stage_model.transformer.", V1),
+)
+
+
+def describe(content: Mapping[str, object]) -> str | None:
+    """What a file with these entries probably is, such as "a LoRA"; None if nothing known looks like it."""
+    if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 for value in content.values()):
+        return PREFIX
+    return next((name for mark, name in KINDS if any(key.startswith(mark) for key in content)), None)
