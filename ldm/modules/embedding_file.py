@@ -2,7 +2,7 @@
 
 Read: textual inversion's .pt (ParameterDict or dict, zip or legacy container, fp32 or fp16), AUTOMATIC1111's,
 diffusers' .bin, and .safetensors with emb_params, clip_l / clip_g or the token as key. No file can run code here.
-Written: the form of DESIGN.md, a plain dict in the legacy container; for SDXL's two text encoders, a .safetensors file.
+Written: the form of DESIGN.md, a plain dict in the legacy container; .safetensors for SDXL's two text encoders and for exports.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
@@ -84,13 +84,20 @@ def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids
 
 def write_sdxl_file(path: str | Path, clip_l: Tensor, clip_g: Tensor, *, step: int | None = None,
                     metadata: dict[str, Any] | None = None) -> None:
-    """Writes the vectors of SDXL's two text encoders, (m, d_l) and (m, d_g), as .safetensors, with `step` and `metadata` in its header.
+    """Writes the vectors of SDXL's two text encoders, (m, d_l) and (m, d_g), as `write_safetensors_file` does."""
+    write_safetensors_file(path, dict(zip(SDXL_KEYS, (clip_l, clip_g), strict=True)), step=step, metadata=metadata)
+
+
+def write_safetensors_file(path: str | Path, vectors: dict[str, Tensor], *, step: int | None = None,
+                           metadata: dict[str, Any] | None = None) -> None:
+    """Writes (m, d) `vectors` by key as .safetensors, with `step` and `metadata` in its header.
 
     Tensors alone, for AUTOMATIC1111 takes everything else in such a file for a tensor too; equal arguments give equal bytes.
     """
     header = {OWN_KEY: json.dumps({"step": step} | (metadata or {}), sort_keys=True)}
-    tensors = {key: vectors.detach().float().cpu().contiguous() for key, vectors in zip(SDXL_KEYS, (clip_l, clip_g), strict=True)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in vectors.items()}
+    # Not save_file, whose files no other user, such as that of a web UI, can read.
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=header)))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

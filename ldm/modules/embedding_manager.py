@@ -65,7 +65,7 @@ class EmbeddingManager(nn.Module):
                 vectors = _word_vectors(tokenizer, table, initializer_words[number], num_vectors_per_token)
             else:
                 vectors = _drawn_vectors(table, num_vectors_per_token, init, generator)
-            self._add(placeholder, _single_token(tokenizer, placeholder), vectors.to(table.device))
+            self._add(placeholder, single_token(tokenizer, placeholder), vectors.to(table.device))
 
     def forward(self, token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
         """Token embeddings with the vectors in place of the placeholders.
@@ -233,7 +233,8 @@ def of_encoder(width: int) -> str:
     return f" ({ENCODERS[width]})" if width in ENCODERS else ""
 
 
-def _single_token(tokenizer: Any, placeholder: str) -> int:
+def single_token(tokenizer: Any, placeholder: str) -> int:
+    """CLIP's id of a placeholder; UserError unless it is one ordinary token."""
     token_ids = tokenizer(placeholder, add_special_tokens=False)["input_ids"]
     if len(token_ids) != 1 or token_ids[0] in tokenizer.all_special_ids:
         raise UserError(f"the placeholder '{placeholder}' is {len(token_ids)} CLIP tokens where one ordinary token is "

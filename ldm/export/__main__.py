@@ -1,0 +1,25 @@
+"""A prefix file for another program: python -m ldm.export IN OUT --format universal|safetensors|a1111|comfyui|diffusers|invokeai|sdxl
+
+    python -m ldm.export embeddings/apl-mini.pt alz.safetensors --format diffusers
+    python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # back again, with equal vectors
+
+Writes OUT and says, for each program that reads it, where to put it and what to type.
+"""
+
+from args.export_args import parse_export_args
+from ldm.util import exit_with_sentence
+
+
+@exit_with_sentence
+def main(argv: list[str] | None = None) -> None:
+    args = parse_export_args(argv)
+    # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.export.clients import instructions
+    from ldm.export.formats import export_prefix
+
+    export_prefix(args.source, args.target, format=args.format, token=args.token, part=args.part)
+    print("\n".join([f"written: {args.target}", *instructions(args.target, format=args.format, token=args.token)]))
+
+
+if __name__ == "__main__":
+    main()

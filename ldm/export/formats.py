@@ -1,0 +1,96 @@
+"""A prefix in the form that another program reads best: which key, which container; always float32, whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.modules.embedding_file import (
+    SDXL_KEYS,
+    EmbeddingFile,
+    read_embedding_file,
+    write_embedding_file,
+    write_safetensors_file,
+    write_sdxl_file,
+)
+from ldm.util import UserError, first_line
+
+ASTERISK = 265  # CLIP's token of "*", which AUTOMATIC1111 writes into each of its files and never reads
+
+
+def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz", part: str | None = None) -> None:
+    """Writes the prefix of `source`, a file of any form, as `target`; equal vectors and metadata give equal bytes.
+
+    Args:
+        format: a key of FORMATS in args/export_args.py, with its suffix on `target`.
+        token: word that stands for the prefix, where the file names one.
+        part: the entry to write of a file with several.
+
+    Raises:
+        UserError: `source` cannot be read, holds not what the format needs, or `token` is no single token of CLIP (universal alone).
+    """
+    file = read_embedding_file(source)
+    carried = _carried(source, file)
+    if format == "sdxl":
+        write_sdxl_file(target, *_pair(source, file), **carried)
+        return
+    vectors = _matrix(source, file, format, part)
+    match format:
+        case "universal":
+            write_embedding_file(target, {token: vectors}, {token: _token_id(token)}, **carried)
+        case "a1111":
+            write_embedding_file(target, {token: vectors}, {token: ASTERISK}, **carried)
+        case "diffusers":
+            write_safetensors_file(target, {f"<{token}>": vectors}, **carried)
+        case _:  # the key under which InvokeAI takes the width from the last axis
+            write_safetensors_file(target, {"emb_params": vectors}, **carried)
+
+
+def _pair(source: Path, file: EmbeddingFile) -> tuple[Tensor, Tensor]:
+    """The vectors of SDXL's two text encoders, (m, d_l) and (m, d_g)."""
+    if set(file.vectors) != set(SDXL_KEYS):
+        raise UserError(f"{source} holds {_listed(file)}, but SDXL has two text encoders and needs clip_l and clip_g; make the second part "
+                        f"with python -m ldm.apl.transfer {source} OUT --to sdxl")
+    clip_l, clip_g = (file.vectors[key] for key in SDXL_KEYS)
+    if len(clip_l) != len(clip_g):
+        raise UserError(f"{source} holds {len(clip_l)} vectors for clip_l but {len(clip_g)} for clip_g; give a file with as many for each")
+    return clip_l, clip_g
+
+
+def _matrix(source: Path, file: EmbeddingFile, format: str, part: str | None) -> Tensor:
+    """The one entry that is written, (m, d)."""
+    if part in file.vectors:
+        return file.vectors[part]
+    if part is not None:
+        raise UserError(f"{source} holds {_listed(file)} and no part '{part}'; give one that it holds")
+    if set(file.vectors) == set(SDXL_KEYS):
+        raise UserError(f"{source} is for SDXL, with clip_l and clip_g, but --format {format} holds one of them; "
+                        "give --format sdxl, or choose with --part clip_l or --part clip_g")
+    if len(file.vectors) > 1:
+        raise UserError(f"{source} holds {_listed(file)} where a prefix is one entry; choose with --part, "
+                        "or give a prefix file if this is a LoRA or a checkpoint")
+    return next(iter(file.vectors.values()))
+
+
+def _carried(source: Path, file: EmbeddingFile) -> dict[str, Any]:
+    """What the file says of itself, for the writers: `step` and `metadata`. What JSON has no form for becomes text."""
+    try:
+        metadata = json.loads(json.dumps(file.metadata, default=str, skipkeys=True))
+    except (ValueError, RecursionError) as error:  # a pickle can hold a dict that holds itself
+        raise UserError(f"the metadata of {source} cannot be written ({first_line(error)}); give another file of this prefix") from error
+    metadata.pop("name", None)  # the new file has its own
+    return {"step": metadata.pop("step", None), "metadata": metadata}
+
+
+def _token_id(token: str) -> int:
+    # Imported here because transformers takes seconds and no other format needs it.
+    from ldm.modules.embedding_manager import single_token
+    from ldm.modules.encoders.modules import clip_tokenizer
+
+    return single_token(clip_tokenizer(), token)
+
+
+def _listed(file: EmbeddingFile) -> str:
+    keys = [f"'{key}'" for key in file.vectors]
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
