@@ -3,6 +3,7 @@
     python test_id.py --preset mini
     python test_id.py --preset sd-v1-5 --embedding embeddings/apl-20000.pt --gallery data/gallery.npz --out_dir runs/id
     python test_id.py --preset mini --images my_pictures      # my_pictures/<name>/*.png; no diffusion model is loaded
+    python test_id.py --preset mini --models mini mini-sd-b mini-sepia    # the same prefix on several models, Figure 3
 
 Writes images, manifest, images.csv, identities.csv, grid.png and the table (results.json, .csv, .md) into --out_dir.
 """
@@ -19,12 +20,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_test_id_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
     from ldm.evaluation.tables import console_table, write_results
-    from ldm.paper.table1 import identity_table
 
-    rows = identity_table(args)
+    if args.models:
+        from ldm.paper.portability import portability_table
+        rows, table = portability_table(args)
+    else:
+        from ldm.paper.table1 import identity_table
+        rows = identity_table(args)
+        table = [{column: row[column] for column in SHOWN if column in row} for row in rows]
     if rows:
         write_results(rows, args.out_dir)
-        print(console_table(rows, SHOWN))
+        print(console_table(table))
         print(f"written to {args.out_dir}")
 
 

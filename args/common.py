@@ -27,6 +27,7 @@ TO_DO = {
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
     "clip": "put open_clip weights there, or give the path of yours",
 }
+MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
 
 
@@ -142,6 +143,14 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
         return value
 
     return convert
+
+
+def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
+    """The files of a preset's frozen model, by flag."""
+    flags = argparse.ArgumentParser(add_help=False)
+    add_model_arguments(flags)
+    values = vars(flags.parse_known_args(_preset_flags(parser, name))[0])
+    return {flag: values[flag] for flag in MODEL_FILES}
 
 
 class Input(NamedTuple):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from args.common import (
+    MODEL_FILES,
     Parser,
     add_attribute_arguments,
     add_devices_argument,
@@ -12,13 +13,14 @@ from args.common import (
     add_preset_argument,
     check_devices,
     check_paths,
+    model_of_preset,
     number,
     parse_with_preset,
     take_one_device,
 )
 
 NEEDED = ("people", "face_pack", "gallery")
-ONLY_TO_DRAW = ("config_path", "ckpt_path", "vae_path", "edited_weights", "embedding", "clip")
+ONLY_TO_DRAW = (*MODEL_FILES, "embedding", "clip", "models")
 
 
 def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,9 +35,21 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
         vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
         take_one_device(args)
     check_paths(parser, args, NEEDED if args.images else (*NEEDED, "config_path", "ckpt_path"))
+    args.models = models_asked_for(parser, args)
     if "{name}" not in args.prompt:
         parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
     return args
+
+
+def models_asked_for(parser: Parser, args: argparse.Namespace) -> list[dict[str, Path | None]]:
+    """The files of each of --models, by flag; ends the program where one is missing."""
+    models = []
+    for name in args.models or []:
+        is_file = Path(name).suffix in (".ckpt", ".safetensors")
+        models.append({**dict.fromkeys(MODEL_FILES), "config_path": args.config_path, "ckpt_path": Path(name)} if is_file
+                      else model_of_preset(parser, name))
+        check_paths(parser, argparse.Namespace(**models[-1]), ("config_path", "ckpt_path"))
+    return models
 
 
 def build_parser() -> Parser:
@@ -48,6 +62,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
                        help="prefix files, a row each beside the row without a prefix")
+    group.add_argument("--models", metavar="MODEL", nargs="+",
+                       help="compare these in one table: presets, or checkpoints of --config_path; each prefix is used where it fits")
     group.add_argument("--prompt", metavar="TEXT", default="A close-up portrait of {name}", help="prompt, with {name}")
     group.add_argument("--group", choices=("train", "test", "all"), default="all",
                        help="people of S_ID, of S_test, or both")

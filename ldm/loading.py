@@ -109,6 +109,11 @@ def read_config(config_path: str | Path) -> Mapping:
     return config["model"]
 
 
+def has_two_encoders(config_path: str | Path) -> bool:
+    """Whether a config is of SDXL's form, with two text encoders."""
+    return "conditioner_config" in read_config(config_path).get("params", {})
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU; the latter mapped, not read, where possible.
 

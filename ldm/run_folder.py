@@ -79,7 +79,7 @@ class RunFolder:
 
     def image_path(self, label: str, name: str, sample: int) -> Path:
         """Where the image of one prefix, name and sample number is or will be."""
-        return self.path / "images" / safe_name(label) / safe_name(name) / f"{sample}.png"
+        return image_path(self.path, label, name, sample)
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> None:
         """arguments.json: the resolved arguments of this run (seed included) and the versions it ran with."""
@@ -104,6 +104,11 @@ class RunFolder:
             changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
             raise UserError(f"the images in {self.path} were made with {what} ({changes}); use another "
                             "--out_dir, or --no-resume to delete them and start anew")
+
+
+def image_path(folder: Path, label: str, name: str, sample: int) -> Path:
+    """See RunFolder.image_path, for a folder that a run has made."""
+    return folder / "images" / safe_name(label) / safe_name(name) / f"{sample}.png"
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -19,7 +19,7 @@ from ldm.data.identities import IdentityImage, Person, identity_images, read_peo
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
 from ldm.fabric import Fabric
-from ldm.loading import ModelFiles, file_hash, read_config
+from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import versions, write_json
@@ -140,8 +140,7 @@ def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None
 
 def prefix_path(args: argparse.Namespace, step: int) -> Path:
     """File of the prefix after a step, embeddings/<prompt>-<step>.pt; of SDXL's two encoders, as .safetensors."""
-    has_two_encoders = "conditioner_config" in read_config(args.config_path).get("params", {})
-    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if has_two_encoders else '.pt'}"
+    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if has_two_encoders(args.config_path) else '.pt'}"
 
 
 def _needed(args: argparse.Namespace, flag: str) -> Path:

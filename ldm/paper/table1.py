@@ -7,7 +7,7 @@ from ldm.device import pick_device, pick_precision
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.portraits import IdentityTable, portraits_in
-from ldm.sharing import OneDevice
+from ldm.sharing import Devices, OneDevice
 from ldm.util import UserError
 
 
@@ -21,7 +21,11 @@ def identity_table(args: argparse.Namespace) -> list[Row]:
         UserError: a file is not what it should be, or --images shows nobody of the people asked for.
     """
     people = people_asked_for(args)
-    return score_pictures(args, people) if args.images else draw_and_score(args, people)
+    if args.images:
+        return score_pictures(args, people)
+    from ldm.apl.launch import launch  # pictures that exist need no diffusion model
+
+    return draw_and_score(args, people, launch(args.devices, num_nodes=args.num_nodes))
 
 
 def people_asked_for(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -31,16 +35,15 @@ def people_asked_for(args: argparse.Namespace) -> dict[str, list[str]]:
     return {group: [person.name for person in people if person.group == group][:args.n_names] for group in groups}
 
 
-def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
+def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabric: Devices) -> list[Row]:
     """Rows of portraits that the model draws, without a prefix and with each --embedding."""
     # Imported here because pictures that exist need no diffusion model.
-    from ldm.apl.launch import launch, set_precision
+    from ldm.apl.launch import set_precision
     from ldm.evaluation.clip_score import ClipScorer, clip_model_of
     from ldm.loading import ModelFiles, file_hash
     from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 
     gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
-    fabric = launch(args.devices, num_nodes=args.num_nodes)
     device, precision = fabric.device, pick_precision(args.precision, fabric.device)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
     files = ModelFiles.of(args)
