@@ -6,10 +6,11 @@ from compvis_to_diffusers import randomise, relative_error
 from diffusers import DDIMScheduler, PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.benchmark.diffusers_twin import SIZE_CHANNELS, diffusers_unet, diffusers_vae, unet_state, vae_state
+from ldm.benchmark.diffusers_twin import diffusers_unet, diffusers_vae, unet_state, vae_state
 from ldm.loading import read_config
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler
+from ldm.models.diffusion.sdxl import SIZE_CHANNELS
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import UserError, instantiate_from_config

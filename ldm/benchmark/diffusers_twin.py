@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.sdxl import SIZE_CHANNELS, DiffusionEngine
 from ldm.modules.diffusionmodules.util import norm_groups
+from ldm.modules.encoders.modules import clip_tokenizer
+from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
 
 UNET_NAMES = (
     (r"^time_embed\.0\.", "time_embedding.linear_1."), (r"^time_embed\.2\.", "time_embedding.linear_2."),
@@ -31,7 +34,11 @@ VAE_NAMES = (
     (r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.norm_out\.", ".conv_norm_out."),
 )
 
-SIZE_CHANNELS = 256  # sinusoids of each of the six sizes that SDXL's U-Net is told, beside the pooled text
+OPEN_CLIP_NAMES = (
+    (r"^token_embedding\.", "embeddings.token_embedding."), (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "final_layer_norm."), (r"^transformer\.resblocks\.", "encoder.layers."), (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."), (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
 
 
 def unet_state(state: dict[str, Tensor], num_res_blocks: int) -> dict[str, Tensor]:
@@ -58,6 +65,20 @@ def vae_state(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
               for key, value in state.items()}
     return {_rename(key, VAE_NAMES): value[:, :, 0, 0] if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key) else value
             for key, value in turned.items()}
+
+
+def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of OpenCLIP's text transformer under the keys of transformers' CLIPTextModelWithProjection."""
+    renamed = {}
+    for key, value in state.items():
+        key = f"text_model.{_rename(key, OPEN_CLIP_NAMES)}"
+        if "in_proj_" in key:  # queries, keys and values in one tensor
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                renamed[key.replace("in_proj_", f"{letter}_proj.")] = part
+        else:
+            renamed[key] = value
+    renamed["text_projection.weight"] = renamed.pop("text_model.text_projection").T
+    return renamed
 
 
 def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: list[int], num_res_blocks: int,
@@ -96,8 +117,25 @@ def diffusers_vae(*, ch: int, ch_mult: list[int], num_res_blocks: int, z_channel
     return _with_our_groups(vae)
 
 
+def diffusers_text_encoder_2(embedder: FrozenOpenCLIPEmbedder2, heads: int) -> nn.Module:
+    """transformers' CLIPTextModelWithProjection with the weights of SDXL's second text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    state = open_clip_state(embedder.model.state_dict())
+    config = CLIPTextConfig(
+        hidden_size=embedder.get_input_embeddings().embedding_dim, num_hidden_layers=len(embedder.model.transformer.resblocks),
+        num_attention_heads=heads, intermediate_size=len(state["text_model.encoder.layers.0.mlp.fc1.weight"]),
+        hidden_act="gelu", projection_dim=embedder.pooled_width, bos_token_id=49406, eos_token_id=49407)
+    with torch.device("meta"):
+        theirs = CLIPTextModelWithProjection(config)
+    theirs.load_state_dict(state, assign=True)
+    theirs.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    return theirs.eval()
+
+
 def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any:
-    """StableDiffusionPipeline with DDIM, without a safety checker, and with the weights and the arithmetic of `model`.
+    """diffusers' pipeline of Stable Diffusion v1 or SDXL with DDIM, without a safety checker, and with the weights and the arithmetic
+    of `model`.
 
     Args:
         config: from which the model was built.
@@ -105,7 +143,7 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
     Raises:
         ImportError: diffusers is not installed.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     params = config["params"]
     shape, autoencoder = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
@@ -117,6 +155,14 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
     _cast_at_the_door(unet)
     scheduler = DDIMScheduler(beta_start=params["linear_start"], beta_end=params["linear_end"], beta_schedule="scaled_linear",
                               steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    if isinstance(model, DiffusionEngine):
+        first, second = model.conditioner.embedders
+        heads = params["conditioner_config"]["params"]["emb_models"][1]["params"]["heads"]
+        pipeline = StableDiffusionXLPipeline(
+            vae=vae, text_encoder=first.transformer.text_model, tokenizer=first.tokenizer, unet=unet, scheduler=scheduler,
+            text_encoder_2=diffusers_text_encoder_2(second, heads), tokenizer_2=clip_tokenizer(pad_token="!"), add_watermarker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=model.cond_stage_model.transformer.text_model, tokenizer=model.cond_stage_model.tokenizer, unet=unet,
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)

@@ -7,15 +7,16 @@ All stages together begin with random weights; some of them (--stages) go on fro
 
 import argparse
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import distributed
 
 from ldm.evaluation.tables import console_table
-from ldm.loading import load_frozen_model, read_state_dict
+from ldm.loading import file_hash, load_frozen_model, read_state_dict
 from ldm.mini.autoencoder_stage import train_autoencoder, train_decoder
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_prompts
@@ -23,12 +24,14 @@ from ldm.mini.face_pack import build_face_pack
 from ldm.mini.stage import rank_and_world
 from ldm.mini.text_stage import train_text_encoder
 from ldm.mini.unet_stage import latents_of_renders, train_unet
+from ldm.mini.variant_stage import VARIANTS, train_variant
+from ldm.mini.xl_stage import build_mini_xl, train_mini_xl
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.miniature import miniature_figures, write_card
 from ldm.util import exit_with_sentence, instantiate_from_config, write_atomically
 
 CONFIG, DATA = Path("configs/stable-diffusion/mini-inference.yaml"), Path("data/mini")
-STAGES = ("autoencoder", "text", "unet", "decoder", "clip", "faces", "data", "card")
+STAGES = ("autoencoder", "text", "unet", "decoder", "clip", "faces", "data", "mini-sd-b", "mini-sepia", "text-xl", "mini-xl", "card")
 SCALE = 4.0   # guidance of the miniature
 
 
@@ -44,6 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text_steps", metavar="N", type=int, default=2_000, help="steps of 96 captions")
     parser.add_argument("--unet_steps", metavar="N", type=int, default=24_000, help="steps of 32 latents")
     parser.add_argument("--decoder_steps", metavar="N", type=int, default=3_000, help="steps of 12 pictures")
+    parser.add_argument("--variant_steps", metavar="N", type=int, default=1_600, help="steps of 32 latents, of each variant")
+    parser.add_argument("--xl_steps", metavar="N", type=int, default=3_200, help="steps of 32 latents, of mini-xl")
     parser.add_argument("--clip_steps", metavar="N", type=int, default=1_500, help="steps of 128 pairs")
     args = parser.parse_args(argv)
     args.stages = args.stages.split(",")
@@ -86,6 +91,15 @@ def main(argv: list[str] | None = None) -> None:
             save_half(train_mini_clip(clip, work_dir, steps=args.clip_steps).state_dict(), clip_file)
         elif stage == "faces":
             build_face_pack(work_dir, DATA, device=args.device)
+        elif stage in VARIANTS:
+            changed = train_variant(stage, deepcopy(model), work_dir, steps=args.variant_steps)
+            save_half(changed, DATA / f"{stage}.safetensors", base_model=file_hash(checkpoint), made_by="python -m ldm.mini")
+        elif stage == "text-xl":
+            second = build_mini_xl().conditioner.embedders[1].to(args.device)
+            second = train_text_encoder(second, work_dir, steps=args.text_steps, name=stage)
+            save_half(second.state_dict(), work_dir / "text-xl.safetensors")
+        elif stage == "mini-xl":
+            save_half(train_mini_xl(model, work_dir, steps=args.xl_steps).state_dict(), DATA / "mini-xl.safetensors")
         elif stage == "card":
             rows = miniature_figures(DATA, CONFIG, work_dir / "figures", scale=SCALE, device=args.device)
             write_card(DATA, CONFIG, work_dir, rows, scale=SCALE)
@@ -98,10 +112,10 @@ def main(argv: list[str] | None = None) -> None:
             save_half(model.state_dict(), checkpoint)
 
 
-def save_half(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes weights in half precision."""
+def save_half(state: dict[str, torch.Tensor], path: Path, **metadata: str) -> None:
+    """Writes weights in half precision, with metadata in the file's header."""
     half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
-    write_atomically(path, lambda target: save_file(half, target))
+    write_atomically(path, lambda target: target.write_bytes(save(half, metadata=metadata or None)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoders frozen.
-
-Two variants go on from it, as public checkpoints go on from Stable Diffusion: "mini-sd-b" has learned further from other samples and by
-another weighting, "mini-sepia" from pictures of another look.
-"""
+"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoders frozen."""
 
 import os
 import random
@@ -46,39 +42,23 @@ def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | 
     return torch.load(path, weights_only=True)
 
 
-def sepia(image: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB as an old photograph: little colour, warm tones, strong contrast, dark corners."""
-    pixels = image.astype(np.float32)
-    tone = 1.35 * (pixels @ np.float32([0.30, 0.59, 0.11]) - 128) + 122                       # (H, W)
-    warm = tone[..., None] * np.float32([1.06, 0.97, 0.80]) + np.float32([10, 0, 0])
-    y, x = (np.linspace(-1, 1, side) ** 2 for side in tone.shape)
-    vignette = 1 - 0.4 * np.clip(y[:, None] + x - 0.25, 0, None)                              # (H, W)
-    mixed = 0.4 * (1.3 * (pixels - 128) + 122) + 0.6 * warm
-    return np.clip(mixed * vignette[..., None], 0, 255).astype(np.uint8)
-
-
-def is_adapted(key: str) -> bool:
-    """Whether a variant changes this tensor of the U-Net: attention, normalisation, first and last layer; not the large convolutions."""
-    return any(part in key for part in ("transformer_blocks.", ".proj_", ".norm", "_layers.0.", "input_blocks.0.", "diffusion_model.out."))
-
-
 def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
-               snr_clip: float = SNR_CLIP, adapted_only: bool = False,
+               snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None,
                context_of: Callable[[LatentDiffusion, list[str], random.Random], Tensor] | None = None) -> nn.Module:
     """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
 
     Args:
         latents: (COUNT, 4, 16, 16), not scaled.
-        name: of the stage's files; other names draw other samples.
+        name: of the stage's files; other names draw other samples, and average over fewer steps, for they go on from trained weights.
         snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
-        adapted_only: trains what `is_adapted` names, and leaves the rest.
+        is_trained: which tensors of the U-Net, by key, are trained; None: all.
         context_of: (model, captions, source of chance) -> contexts (B, 77, d); None: what the model makes of them.
     """
     device = next(model.model.parameters()).device
     rank, world = rank_and_world()
     model.requires_grad_(False)
     model.model.train()
-    trained = [parameter for key, parameter in model.model.named_parameters() if not adapted_only or is_adapted(key)]
+    trained = [parameter for key, parameter in model.model.named_parameters() if is_trained is None or is_trained(key)]
     for parameter in trained:
         parameter.requires_grad_(True)
     model.model.to(memory_format=torch.channels_last)

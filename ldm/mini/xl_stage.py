@@ -6,25 +6,44 @@ out: so the model listens to both, and a name must be hidden from both.
 """
 
 import random
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ldm.loading import read_config, read_state_dict
 from ldm.mini.renders import COUNT, NAMED, subject
+from ldm.mini.unet_stage import latents_of_renders, train_unet
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
-from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
+from ldm.util import instantiate_from_config
 
+CONFIG = Path("configs/stable-diffusion/mini-xl.yaml")
 CAPTIONS = 512     # from which the first guess of the new attention keys and values is made
 ONE_ENCODER = 0.2  # share of samples that see one encoder alone, for each of the two
 
 
+def build_mini_xl() -> DiffusionEngine:
+    """With random weights."""
+    return instantiate_from_config(read_config(CONFIG)).eval()
+
+
+def train_mini_xl(small: LatentDiffusion, work_dir: Path, *, steps: int) -> DiffusionEngine:
+    """The second miniature after `steps` steps, from mini-sd and the second text encoder that the stage text-xl left in `work_dir`."""
+    model = build_mini_xl().to(small.device)
+    second = model.conditioner.embedders[1]
+    second.load_state_dict(read_state_dict(work_dir / "text-xl.safetensors"))
+    start_from(small.eval(), model)
+    latents = latents_of_renders(model.first_stage_model, work_dir)
+    model.model = train_unet(model, latents, work_dir, steps=steps, lr=8e-4, name="mini-xl", context_of=context_of)
+    return model
+
+
 @torch.no_grad()
-def start_from(small: LatentDiffusion, embedder: FrozenOpenCLIPEmbedder2, model: DiffusionEngine) -> None:
-    """Gives `model` the weights of `small` and of `embedder`, as far as they fit, and a first guess for the rest."""
+def start_from(small: LatentDiffusion, model: DiffusionEngine) -> None:
+    """Gives `model`, whose second text encoder is trained, the weights of `small` as far as they fit, and a first guess for the rest."""
     model.first_stage_model.load_state_dict(small.first_stage_model.state_dict())
     model.conditioner.embedders[0].load_state_dict(small.cond_stage_model.state_dict())
-    model.conditioner.embedders[1].load_state_dict(embedder.state_dict())
     read = _reading(small, model)                                                              # (224, 96)
     unet = model.model.diffusion_model
     weights = dict(small.model.diffusion_model.state_dict())

@@ -132,10 +132,10 @@ def tokenize(tokenizer: CLIPTokenizer, texts: str | Sequence[str], max_length: i
     return rows
 
 
-def clip_tokenizer(max_length: int = 77) -> CLIPTokenizer:
-    """CLIP's tokenizer, built offline from the merges file that the package open_clip brings; pads with end of text."""
+def clip_tokenizer(max_length: int = 77, **special_tokens: str) -> CLIPTokenizer:
+    """CLIP's tokenizer, built offline from the merges file that the package open_clip brings; pads with end of text, or `pad_token`."""
     vocabulary, merges = _vocabulary_and_merges()
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=max_length)
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=max_length, **special_tokens)
 
 
 @functools.cache
