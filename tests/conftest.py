@@ -14,6 +14,7 @@ from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
 
 TINY = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
@@ -29,12 +30,36 @@ TINY = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}}}}
 
 
+FIRST, SECOND, POOLED = 16, 24, 20  # widths of the text encoders and of the pooled text
+TINY_XL = {"target": "ldm.models.diffusion.sdxl.DiffusionEngine", "params": {
+    **{key: value for key, value in TINY["params"].items() if key != "cond_stage_config"}, "scale_factor": 0.13025,
+    "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
+        "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2, 4], "num_res_blocks": 1,
+        "attention_resolutions": [4, 2], "num_head_channels": 16, "transformer_depth": [1, 1, 2], "use_linear_in_transformer": True,
+        "num_classes": "sequential", "adm_in_channels": POOLED + 6 * 256, "context_dim": FIRST + SECOND}},
+    "conditioner_config": {"target": "ldm.modules.encoders.sdxl.GeneralConditioner", "params": {"emb_models": [
+        {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {
+            "layer": "penultimate", "hidden_size": FIRST, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}},
+        {"target": "ldm.modules.encoders.sdxl.FrozenOpenCLIPEmbedder2", "params": {
+            "width": SECOND, "layers": 3, "heads": 4, "embed_dim": POOLED}}]}}}}
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> LatentDiffusion:
     """Frozen, in eval mode; no weight is zero, so that every input matters."""
+    return random_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_model() -> DiffusionEngine:
+    """The same with SDXL's form."""
+    return random_model(TINY_XL)
+
+
+def random_model(config: dict) -> LatentDiffusion:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = instantiate_from_config(TINY)
+        model = instantiate_from_config(config)
         for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -48,6 +73,18 @@ def tiny_files(tiny_model, tmp_path_factory) -> tuple[Path, Path]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}), encoding="utf-8")
     save_file({key: value.clone() for key, value in tiny_model.state_dict().items()}, folder / "tiny.safetensors")
     return folder / "tiny.yaml", folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_files(tiny_xl_model, tmp_path_factory) -> tuple[Path, Path]:
+    """Config and fp16 checkpoint of `tiny_xl_model`, with what the public file has beside its weights."""
+    folder = tmp_path_factory.mktemp("tiny-xl")
+    (folder / "tiny-xl.yaml").write_text(yaml.safe_dump({"model": TINY_XL}), encoding="utf-8")
+    state = {key: value.half() for key, value in tiny_xl_model.state_dict().items()}
+    beside = {"conditioner.embedders.1.model.logit_scale": torch.ones(()), "denoiser.sigmas": torch.ones(1000),
+              "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(state | beside, folder / "tiny-xl.safetensors")
+    return folder / "tiny-xl.yaml", folder / "tiny-xl.safetensors"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.loading import file_hash, load_frozen_model, read_config, read_state_dict
+from ldm.loading import ModelFiles, file_hash, load_frozen_model, read_config, read_state_dict
+from ldm.modules.file_kinds import describe
 from ldm.util import UserError, instantiate_from_config
 
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
@@ -178,3 +179,68 @@ def test_wrong_config_is_refused(tmp_path, text, sentence):
 def test_hash_is_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     assert file_hash(tmp_path / "a") == "e3b0c44298fc1c14"
+
+
+AUTOENCODER = "first_stage_model."
+
+
+def test_autoencoder_of_its_own_takes_the_place_of_the_checkpoints_or_of_none(config, state, tmp_path):
+    """As community checkpoints come: with a baked VAE or none; a VAE comes alone, or in a checkpoint."""
+    other = {key: value + 1 for key, value in state.items() if key.startswith(AUTOENCODER)}
+    without = {key: value for key, value in state.items() if not key.startswith(AUTOENCODER)}
+    save_file(without, tmp_path / "without.safetensors")
+    save_file(state, tmp_path / "baked.safetensors")
+    alone = {key.removeprefix(AUTOENCODER): value for key, value in other.items()}
+    torch.save({"state_dict": alone | {"loss.logvar": torch.ones(1)}}, tmp_path / "vae.ckpt")
+    save_file(other | {INPUT: torch.ones(1)}, tmp_path / "checkpoint.safetensors")
+    for checkpoint in ("without", "baked"):
+        for vae in ("vae.ckpt", "checkpoint.safetensors"):
+            loaded = load_frozen_model(config, tmp_path / f"{checkpoint}.safetensors", vae_path=tmp_path / vae).state_dict()
+            assert all(torch.equal(loaded[key], (without | other)[key]) for key in state)
+    assert "has no autoencoder (VAE), as some community checkpoints; give --vae_path" in refused(config, tmp_path / "without.safetensors")
+    with pytest.raises(UserError, match="without.safetensors is a Stable Diffusion v1 checkpoint; give an autoencoder in the original"):
+        load_frozen_model(config, tmp_path / "baked.safetensors", vae_path=tmp_path / "without.safetensors")
+
+
+def test_averaged_weights_stand_in_where_a_checkpoint_has_no_others(config, state, tmp_path):
+    unet = {key: value for key, value in state.items() if key.startswith("model.")}
+    averaged = {"model_ema." + key.removeprefix("model.").replace(".", ""): value + 1 for key, value in unet.items()}
+    rest = {key: value for key, value in state.items() if key not in unet}
+    save_file(rest | averaged, tmp_path / "ema.safetensors")
+    loaded = load_frozen_model(config, tmp_path / "ema.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], unet[key] + 1) for key in unet)
+    save_file(rest | averaged | unet, tmp_path / "both.safetensors")
+    assert torch.equal(load_frozen_model(config, tmp_path / "both.safetensors").state_dict()[INPUT], unet[INPUT])
+
+
+def test_edited_weights_take_the_place_of_the_checkpoints(config, state, tiny_files, tmp_path):
+    edited = {INPUT: state[INPUT] + 1}
+    save_file(edited, tmp_path / "edited.safetensors", metadata={"base_model": file_hash(tiny_files[1])})
+    files = ModelFiles(*tiny_files, edited_weights=tmp_path / "edited.safetensors")
+    loaded = files.load().state_dict()
+    assert all(torch.equal(loaded[key], (state | edited)[key]) for key in state)
+    assert files.name == "edited" and ModelFiles(*tiny_files).hash() == file_hash(tiny_files[1]) != files.hash()
+
+
+@pytest.mark.parametrize(("changed", "base", "sentence"), [
+    ({INPUT: torch.ones(1, 1, 1, 1)}, None, "is of another model: 1 of its 1 tensors are not those of the model"),
+    ({"lora_unet_x.lora_down.weight": torch.ones(4, 4), "lora_unet_x.alpha": torch.ones(1), "lora_x": torch.ones(1)}, None,
+     "is a LoRA: 3 of its 3"), ({}, "0123456789abcdef", "was made for another checkpoint, of hash 0123456789abcdef, than")])
+def test_edited_weights_of_another_model_are_refused(tiny_files, state, tmp_path, changed, base, sentence):
+    save_file(changed or {INPUT: state[INPUT]}, tmp_path / "edited.safetensors", metadata=base and {"base_model": base})
+    with pytest.raises(UserError, match=sentence):
+        ModelFiles(*tiny_files, edited_weights=tmp_path / "edited.safetensors").load()
+
+
+@pytest.mark.parametrize("says", ["key", "header"])
+def test_v_prediction_is_refused_where_the_file_says_so(config, state, tmp_path, says):
+    save_file(state | ({"v_pred": torch.ones(0)} if says == "key" else {}), tmp_path / "v.safetensors",
+              metadata={"modelspec.prediction_type": "v"} if says == "header" else None)
+    assert "v.safetensors is a v-prediction model" in refused(config, tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize(("key", "what"), [
+    ("conditioner.embedders.0.model.ln_final.weight", "an SDXL refiner"), ("lora_te1_x.lora_up.weight", "a LoRA"),
+    ("base_model.model.x.lora_A.weight", "a LoRA"), ("joint_blocks.0.x", "a Stable Diffusion 3 checkpoint")])
+def test_what_other_files_are(key, what):
+    assert describe({key: torch.ones(2, 2), "b": torch.ones(2), "c": torch.ones(2)}) == what

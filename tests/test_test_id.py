@@ -12,11 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from as_script import run_script
 from refusals import refusal
+from safetensors.torch import load_file, save_file
 
 import ldm.pictures
 import test_id
+from ldm.apl.prefix import build_prefix
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.mini.people import named_people, sample_view
 from ldm.mini.portraits import draw_portrait
@@ -330,3 +333,48 @@ def test_an_output_folder_that_cannot_be_written_is_refused(command, tmp_path, c
     (tmp_path / "file").touch()
     assert "--out_dir" in sentence(capsys, *command(tmp_path / "file" / "out"))
     sentence(capsys, *command(Path("/proc/1/nothing_can_be_made_here")))
+
+
+@pytest.fixture(scope="module")
+def several(command, tiny_files, tiny_xl_files, tiny_xl_model, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A finished comparison of two checkpoints and a preset of SDXL's form with a prefix for each form, and its flags."""
+    folder = tmp_path_factory.mktemp("several")
+    state = load_file(tiny_files[1])
+    save_file({key: value + 0.01 * torch.ones_like(value) for key, value in state.items()}, folder / "other.safetensors")
+    (folder / "xl.yaml").write_text(yaml.safe_dump({"config_path": str(tiny_xl_files[0]), "ckpt_path": str(tiny_xl_files[1])}))
+    build_prefix(tiny_xl_model, num_vectors=3).save(folder / "pair.safetensors")
+    flags = command(folder / "out")
+    flags += ["--models", str(tiny_files[1]), str(folder / "other.safetensors"), str(folder / "xl.yaml"),
+              "--embedding", flags[flags.index("--embedding") + 1], str(folder / "pair.safetensors")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table1, "FaceAnalyzer", PixelAnalyzer)
+        test_id.main(flags)
+    return folder / "out", flags
+
+
+def test_several_models_come_in_one_table_each_with_the_prefixes_that_fit(several, finished):
+    out, _ = several
+    rows = [(row["model"], Path(row["prefix"]).stem, row["group"]) for row in rows_in(out)]
+    assert rows == [(model, prefix, group) for model, fitting in (("tiny", "apl"), ("other", "apl"), ("tiny-xl", "pair"))
+                    for prefix in ("none", fitting) for group in ("train", "test")]
+    same = [row | {"model": "tiny"} for row in rows_in(finished)]
+    assert rows_in(out)[:4] == same  # as the command for one model has them
+    table = json.loads((out / "table1.json").read_text())
+    assert [row["model"] for row in table] == ["tiny", "other", "tiny-xl"]
+    assert table[0]["train base"] == same[0]["id_acc_mean"] and table[0]["test + APL max"] == same[3]["id_acc_max"]
+    assert read_image(out / "figure3.png").std() > 1
+
+
+def test_a_finished_comparison_draws_nothing_again(several, monkeypatch):
+    monkeypatch.setattr("ldm.paper.identity.generate", lambda model, jobs, **_: iter(()) if not list(jobs) else 1 / 0)
+    test_id.main(several[1])
+
+
+def test_what_fits_no_model_and_models_alike_are_refused(several, tiny_files, capsys):
+    out, flags = several
+    start = flags.index("--models")
+    only = [*flags[:start], "--models", str(tiny_files[1]), *flags[start + 4:]]
+    assert "pair.safetensors is for two text encoders, and none of the models asked for has as many" in sentence(capsys, *only)
+    assert "names two models alike" in sentence(capsys, *flags[:start], "--models", *[str(tiny_files[1])] * 2)
+    assert "there is no preset 'nonsense'" in sentence(capsys, *flags[:start], "--models", "nonsense")
+    assert "--ckpt_path none.ckpt is not there" in sentence(capsys, *flags[:start], "--models", "none.ckpt")

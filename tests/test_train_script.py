@@ -217,3 +217,15 @@ def test_a_gallery_without_a_face_is_found_out_before_training(command, capsys, 
     np.savez("gallery.npz", **{"Ada Stone": np.ones(512, np.float32)})
     assert "no face for 'Cleo Vance'" in sentence(capsys, command("--gallery", "gallery.npz"))
     assert not (tmp_path / "embeddings").exists()
+
+
+def test_the_prefixes_of_both_text_encoders_of_sdxl_are_learned(command, tiny_xl_files, tmp_path):
+    flags = command("--config_path", tiny_xl_files[0], "--ckpt_path", tiny_xl_files[1])
+    train.main(flags)
+    file = read_embedding_file(tmp_path / "embeddings" / "apl-4.safetensors")
+    first = read_embedding_file(tmp_path / "embeddings" / "apl-2.safetensors")
+    assert {key: tuple(vectors.shape) for key, vectors in file.vectors.items()} == {"clip_l": (2, 16), "clip_g": (2, 24)}
+    assert not any(torch.equal(file.vectors[key], first.vectors[key]) for key in file.vectors)
+    assert file.metadata["step"] == 4 and file.metadata["train_method"] == "apl"
+    rows = json.loads((tmp_path / "runs" / "apl" / "results.json").read_text())
+    assert {row["prefix"] for row in rows} >= {"none", "embeddings/apl-4.safetensors"}

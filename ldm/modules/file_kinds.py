@@ -12,6 +12,7 @@ KINDS = (
     ("conditioner.embedders.", SDXL),
     ("cond_stage_model.model.transformer.", "a Stable Diffusion 2 checkpoint"),
     ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
     ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
     ("double_blocks.", "a Flux checkpoint"),
     ("control_model.", "a ControlNet"),
