@@ -215,3 +215,23 @@ def test_vectors_of_sdxl_come_back_with_their_metadata_and_the_same_bytes(tmp_pa
     assert torch.equal(file.vectors["clip_l"], clip_l) and torch.equal(file.vectors["clip_g"], clip_g)
     assert file.metadata == {"step": 7, "seed": 1}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("keys", "kind"), [
+    (("lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.alpha"), "a LoRA"),
+    (("conditioner.embedders.1.x", "b", "c"), "an SDXL checkpoint"),
+    (("cond_stage_model.transformer.text_model.x", "b", "c"), "a Stable Diffusion v1 checkpoint")])
+def test_a_file_of_another_kind_is_named(tmp_path, keys, kind):
+    content = dict.fromkeys(keys, torch.ones(2, 2))
+    save_file({key: value.clone() for key, value in content.items()}, tmp_path / "other.safetensors")
+    torch.save(content, tmp_path / "other.pt")
+    torch.save({"state_dict": content, "step": 1}, tmp_path / "wrapped.ckpt")
+    for name in ("other.safetensors", "other.pt", "wrapped.ckpt"):
+        with pytest.raises(UserError, match=f"{name} is {kind} instead of learned vectors"):
+            read_embedding_file(tmp_path / name)
+
+
+def test_a_number_too_large_for_float32_is_refused(tmp_path):
+    torch.save({"alz": torch.full((1, 2), 1e300, dtype=torch.float64)}, tmp_path / "large.pt")
+    with pytest.raises(UserError, match="hold NaN or infinity"):
+        read_embedding_file(tmp_path / "large.pt")

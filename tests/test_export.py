@@ -262,7 +262,7 @@ def bad_inputs(folder):
     (folder / "damaged.safetensors").write_bytes((folder / "lora.safetensors").read_bytes()[:-9])
     write_embedding_file(folder / "two.pt", {"alz": VECTORS, "sks": VECTORS + 1}, {"alz": 41128, "sks": 48136})
     return {
-        "none.pt": "there is no embedding file", "lora.safetensors": "holds 'lora_te_q.alpha' of shape ()",
+        "none.pt": "there is no embedding file", "lora.safetensors": "is a LoRA instead of learned vectors",
         "matrices.safetensors": "'layer2.weight' and 2 more where a prefix is one entry; choose with --part, or give a prefix file if",
         "model.ckpt": "holds the keys ['state_dict', 'global_step'] instead", "model.safetensors": "'conv.weight' of shape (2, 2, 3, 3)",
         "hostile.pt": "asks for posix.system, which is no part of an embedding and was not run", "endless.pt": "Circular reference",

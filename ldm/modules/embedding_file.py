@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ldm.modules.file_kinds import PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
 from ldm.util import UserError, write_atomically
 
@@ -103,6 +105,7 @@ def write_safetensors_file(path: str | Path, vectors: dict[str, Tensor], *, step
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
+        _refuse_other_kinds(path, dict.fromkeys(file.keys()))  # before gigabytes of a checkpoint are read
         own = json.loads(metadata.pop(OWN_KEY, "{}"))
         return {key: file.get_tensor(key) for key in file.keys()}, metadata | (own if isinstance(own, dict) else {})
 
@@ -116,6 +119,9 @@ def _read_pickle(path: Path) -> object:
 
 def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFile:
     token_ids: dict[str, int] = {}
+    if isinstance(content, dict):
+        inside = content.get("state_dict", content)
+        _refuse_other_kinds(path, inside if isinstance(inside, dict) else content)
     vectors = content
     if isinstance(content, dict) and "string_to_param" in content:
         vectors = content["string_to_param"]
@@ -132,13 +138,20 @@ def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFi
     return EmbeddingFile({key: _matrix(path, key, value) for key, value in vectors.items()}, token_ids, metadata)
 
 
+def _refuse_other_kinds(path: Path, content: Mapping[Any, Any]) -> None:
+    kind = describe({str(key): value for key, value in content.items()})
+    if kind not in (None, PREFIX):
+        raise UserError(f"{path} is {kind} instead of learned vectors; give a textual-inversion file, such as train.py writes")
+
+
 def _matrix(path: Path, key: str, value: Tensor) -> Tensor:
     if value.dim() not in (1, 2) or not value.is_floating_point() or value.numel() == 0:
         raise UserError(f"{path} holds '{key}' of shape {tuple(value.shape)} and type {value.dtype} instead of an "
                         "(m, d) table of numbers; give a textual-inversion file")
-    if not torch.isfinite(value).all():
+    vectors = torch.atleast_2d(value.detach()).to(torch.float32, copy=True)
+    if not torch.isfinite(vectors).all():
         raise UserError(f"the vectors '{key}' of {path} hold NaN or infinity; take the file of an earlier step")
-    return torch.atleast_2d(value.detach()).to(torch.float32, copy=True)
+    return vectors
 
 
 def _unreadable(path: Path) -> UserError:
