@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         from ldm.paper.table1 import identity_table
         rows = identity_table(args)
-        table = [{column: row[column] for column in SHOWN if column in row} for row in rows]
+        table = [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
     if rows:
         write_results(rows, args.out_dir)
-        print(console_table(table))
+        print("\n\n".join(console_table(part) for part in (table, [row for row in rows if "mse" in row]) if part))
         print(f"written to {args.out_dir}")
 
 

@@ -20,7 +20,7 @@ from args.common import (
 )
 
 NEEDED = ("people", "face_pack", "gallery")
-ONLY_TO_DRAW = (*MODEL_FILES, "embedding", "clip", "models")
+ONLY_TO_DRAW = (*MODEL_FILES, "embedding", "clip", "models", "drift_prompts")
 
 
 def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +74,8 @@ def build_parser() -> Parser:
     group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the images' noise")
     group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=16, help="images at once, on each device")
+    group.add_argument("--drift_prompts", metavar="FILE", type=Path, nargs="+",
+                       help="prompts that name nobody, one a line: also rows of how far their pictures move")
     group.add_argument("--images", metavar="DIR", type=Path, help="score these images instead; no model is loaded")
 
     group = parser.add_argument_group("how it is scored")

@@ -68,7 +68,9 @@ def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Args:
         rows: with model, prefix, group, id_acc_mean, id_acc_max; "none" and "c2" as prefixes are the model as it is.
+            Rows without a group are passed over.
     """
+    rows = [row for row in rows if "group" in row]
     by_key: Mapping[tuple, Row] = {(row["model"], row["prefix"], row["group"]): row for row in rows}
     table = []
     for model, prefix in dict.fromkeys((row["model"], row["prefix"]) for row in rows if row["prefix"] not in ("none", "c2")):
