@@ -53,7 +53,7 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     if preset is None:  # the paper's own command names only its model
         named = any(flag.split("=")[0] in ("--config_path", "--ckpt_path") for flag in argv)
         preset = "sd-v1-5" if named else "mini"
-    args = parser.parse_args([*_preset_flags(parser, preset), *argv])
+    args = parser.parse_args([*preset_flags(parser, preset), *argv])
     args.preset = preset
     return args
 
@@ -149,7 +149,7 @@ def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
     """The files of a preset's frozen model, by flag."""
     flags = argparse.ArgumentParser(add_help=False)
     add_model_arguments(flags)
-    values = vars(flags.parse_known_args(_preset_flags(parser, name))[0])
+    values = vars(flags.parse_known_args(preset_flags(parser, name))[0])
     return {flag: values[flag] for flag in MODEL_FILES}
 
 
@@ -197,7 +197,7 @@ def _preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _preset_flags(parser: Parser, name: str) -> list[str]:
+def preset_flags(parser: Parser, name: str) -> list[str]:
     """The preset's values as flags of this command; the keys of other commands are passed over.
 
     A key "train.batch_size" is for train.py alone, and goes before "batch_size". The key "like" names the preset that gives all others.

@@ -1,0 +1,70 @@
+"""Command line of python -m ldm.apl.transfer."""
+
+import argparse
+from pathlib import Path
+
+from args.common import Parser, check_paths, number, preset_flags
+
+ROUTES = ("relative", "ridge", "procrustes", "mean")
+SCALES = ("target", "ratio")
+
+
+def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Checked flags, with the `ckpt_path` that --to names; a wrong value ends with a sentence and exit status 2. IN is not looked at."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.to is not None:
+        args.ckpt_path = args.ckpt_path or _checkpoint_of(parser, args.to)
+    elif args.ckpt_path is None:
+        parser.error("there is no target model; give --to PRESET, or --ckpt_path FILE of an SDXL checkpoint")
+    check_paths(parser, argparse.Namespace(ckpt_path=args.ckpt_path), ())
+    if args.target.suffix != ".safetensors":
+        parser.error(f"OUT {args.target} does not end in .safetensors, as files for SDXL do; give a name that does")
+    if args.target.is_dir():
+        parser.error(f"OUT {args.target} is a folder; give the name of a file in it")
+    for flag, path in (("IN", args.source), ("--ckpt_path", args.ckpt_path)):
+        if args.target.resolve() == path.resolve():
+            parser.error(f"OUT {args.target} is {flag} itself, which would be lost; give another OUT")
+    if args.route == "relative" and args.scale is None:
+        args.scale = "target"
+    if args.route == "mean" and args.scale is not None:
+        parser.error(f"--scale {args.scale} has no use with --route mean, where every vector is the mean row; leave it out")
+    return args
+
+
+def build_parser() -> Parser:
+    """Flags of the transfer."""
+    parser = Parser(prog="transfer.py", usage="python -m ldm.apl.transfer IN OUT --to PRESET [--route NAME] [--centred] [--scale NAME] ...",
+                    description="A prefix of Stable Diffusion v1's text encoder for both encoders of SDXL, from their token tables alone.")
+    parser.add_argument("source", metavar="IN", type=Path, help="prefix file of any form: .pt, .bin or .safetensors")
+    parser.add_argument("target", metavar="OUT", type=Path, help=".safetensors file to write, with clip_l (the prefix itself) and clip_g")
+    parser.add_argument("--to", metavar="PRESET", help="preset whose ckpt_path is the target model; its other values are not used")
+    parser.add_argument("--ckpt_path", metavar="FILE", type=Path, help="SDXL checkpoint, .safetensors or .ckpt, instead of the preset's")
+
+    group = parser.add_argument_group("route", "from the first token table to the second")
+    group.add_argument("--route", choices=ROUTES, default="relative",
+                       help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mean: a control")
+    group.add_argument("--scale", choices=SCALES,
+                       help="target: mean and standard deviation of the target's table; ratio: each norm as it was beside the table's "
+                            "(default: target for relative, else the map's own)")
+    group.add_argument("--centred", action=argparse.BooleanOptionalAction, default=False,
+                       help="cosines from each table's mean row instead of from 0; the linear maps always start there")
+    group.add_argument("--penalty", metavar="FLOAT", type=number(float, 0, above=True), default=0.01,
+                       help="of ridge, in units of the mean diagonal entry of A_s^T A_s")
+
+    group = parser.add_argument_group("route relative")
+    group.add_argument("--top_k", metavar="K", type=number(int, 0), default=8192, help="tokens kept of each vector's code; 0 keeps all")
+    group.add_argument("--steps", metavar="N", type=number(int, 1), default=2000, help="of Adam")
+    group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=5e-3, help="learning rate of Adam")
+    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the first candidate")
+    return parser
+
+
+def _checkpoint_of(parser: Parser, preset: str) -> Path:
+    """The preset's checkpoint; its other keys, such as the `scale` of guidance, mean other things here."""
+    model = Parser(prog=parser.prog)
+    model.add_argument("--ckpt_path", type=Path)
+    path = model.parse_args(preset_flags(model, preset)).ckpt_path
+    if path is None:
+        parser.error(f"--to {preset} names no checkpoint; give a preset that does, or --ckpt_path FILE")
+    return path

@@ -1,0 +1,78 @@
+"""A prefix of Stable Diffusion v1 for SDXL, without training: python -m ldm.apl.transfer IN OUT --to PRESET [--route NAME]
+
+    python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl.safetensors --to sdxl
+    python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl-ridge.safetensors --to sdxl --route ridge
+
+SDXL's first text encoder is that of Stable Diffusion v1, and gets the prefix as it is. Its second one, OpenCLIP bigG, gets vectors that
+lie among its tokens as the prefix lies among the first one's; transfer_routes.py says how. From the checkpoint two token tables are read.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from args.transfer_args import parse_transfer_args
+from ldm.util import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",), "mean": ()}
+
+
+@exit_with_sentence
+def main(argv: list[str] | None = None) -> None:
+    args = parse_transfer_args(argv)
+    # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.apl.transfer_files import check_place, read_prefix, read_token_tables
+    from ldm.apl.transfer_routes import code_figures
+    from ldm.loading import file_hash
+    from ldm.modules.embedding_file import write_sdxl_file
+
+    prefix, file = read_prefix(args.source)
+    tables = read_token_tables(args.ckpt_path)
+    check_width(args, prefix, tables[0])
+    check_place(args.target)
+    vectors, figures = transferred(args, prefix, *tables)
+    figures |= code_figures(prefix, vectors, *tables, centred=args.centred)
+    settings = {"route": args.route, "centred": args.centred} | {flag: getattr(args, flag) for flag in USED[args.route]}
+    write_sdxl_file(args.target, prefix, vectors, step=file.metadata.get("step"), metadata=settings | {
+        "figures": figures, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": file.metadata})
+    print(report(settings, figures, prefix, vectors, args.target))
+
+
+def transferred(args: argparse.Namespace, prefix: "Tensor", source: "Tensor", target: "Tensor") -> "tuple[Tensor, dict[str, float]]":
+    """The vectors (m, d_t) of the route that the flags name, and its figures; see transfer_routes.py."""
+    from ldm.apl.transfer_routes import linear, mean_row, procrustes, relative, ridge
+
+    if args.route == "relative":
+        return relative(prefix, source, target, top_k=args.top_k, centred=args.centred, scale=args.scale, steps=args.steps, lr=args.lr,
+                        seed=args.seed)
+    if args.route == "mean":
+        return mean_row(prefix, target)
+    fit = procrustes if args.route == "procrustes" else lambda rows, wanted: ridge(rows, wanted, args.penalty)
+    return linear(prefix, source, target, fit, scale=args.scale)
+
+
+def check_width(args: argparse.Namespace, prefix: "Tensor", source: "Tensor") -> None:
+    """Raises UserError unless the prefix is as wide as the first encoder's tokens."""
+    if prefix.shape[1] != source.shape[1]:
+        raise UserError(f"the vectors of {args.source} are {prefix.shape[1]} wide, but the tokens of the first encoder of {args.ckpt_path} "
+                        f"{source.shape[1]}; give a prefix learned with that encoder, or another target")
+
+
+def report(settings: dict, figures: dict[str, float], prefix: "Tensor", vectors: "Tensor", target: Path) -> str:
+    """What the command says in the end."""
+    origin = "the tables' mean rows" if settings["centred"] else "the origin"
+    lines = [f"{len(prefix)} vectors, {prefix.shape[1]} -> {vectors.shape[1]} wide, by route {settings['route']}",
+             f"codes, seen from {origin}: mean cosine of two of the prefix {figures['likeness']:.4f}, of two of the transferred "
+             f"{figures['likeness_transferred']:.4f}, of each with its own {figures['agreement']:.4f}"]
+    if "loss" in figures:
+        lines.append(f"loss of the search {figures['loss']:.6f}; the least possible {figures['least_loss']:.6f}")
+    if "explained" in figures:
+        lines.append(f"the map explains {figures['explained']:.4f} of the target table's variance")
+    return "\n".join([*lines, f"written to {target}"])
+
+
+if __name__ == "__main__":
+    main()

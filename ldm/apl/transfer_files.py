@@ -1,0 +1,88 @@
+"""What a transfer reads: a prefix of one encoder, and the token tables of SDXL's two encoders, without the rest of the checkpoint."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ldm.loading import read_state_dict
+from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file
+from ldm.modules.file_kinds import describe
+from ldm.util import UserError, first_line
+
+TABLES = ("conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",  # CLIP-L, that of Stable Diffusion v1
+          "conditioner.embedders.1.model.token_embedding.weight")  # OpenCLIP bigG
+MARKS = 2  # the last rows of a table: begin and end of text, which are no words
+
+
+def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
+    """The only vectors of a prefix file, (m, d) float32, and the file.
+
+    Raises:
+        UserError: the file cannot be read, holds several entries, or the parts of both encoders already.
+    """
+    file = read_embedding_file(path)
+    if set(SDXL_KEYS) <= set(file.vectors):
+        raise UserError(f"{path} has the parts of both encoders already ({' and '.join(SDXL_KEYS)}); give the prefix of one")
+    if len(file.vectors) > 1:
+        raise UserError(f"{path} holds vectors for {', '.join(file.vectors)}; give a file with one entry")
+    return next(iter(file.vectors.values())), file
+
+
+def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
+    """Token tables of an SDXL checkpoint, (N, d_s) and (N, d_t) float32 without begin and end of text; nothing else is read.
+
+    Raises:
+        UserError: the file is damaged, no SDXL checkpoint, or its tables do not share a vocabulary.
+    """
+    source, target = _from_safetensors(path) if path.suffix == ".safetensors" else _tables(path, read_state_dict(path))
+    for table in (source, target):
+        if table.dim() != 2 or len(table) <= MARKS or not table.is_floating_point():
+            raise UserError(f"{path} has a token table of shape {tuple(table.shape)} and type {table.dtype}; give another copy")
+    if len(source) != len(target):
+        raise UserError(f"the token tables of {path} have {len(source)} and {len(target)} rows, so that their encoders do not share "
+                        "a vocabulary; give an SDXL checkpoint")
+    source, target = source[:-MARKS].float(), target[:-MARKS].float()
+    if not (source.isfinite().all() and target.isfinite().all()):
+        raise UserError(f"a token table of {path} holds NaN or infinity; give another copy")
+    return source, target
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError unless `path` can be written without a loss: it is free, or holds vectors for SDXL."""
+    if path.is_file() and not set(SDXL_KEYS) <= _keys(path):
+        raise UserError(f"OUT {path} is there and holds no {' and '.join(SDXL_KEYS)}, so that it was left; give another OUT")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"OUT {path} cannot be written ({error.strerror}); give a file in another folder") from None
+
+
+def _from_safetensors(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+            _tables(path, shapes)
+            return file.get_tensor(TABLES[0]), file.get_tensor(TABLES[1])
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({first_line(error)}); fetch it again") from None
+
+
+def _tables(path: Path, content: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    missing = [key for key in TABLES if key not in content]
+    if missing:
+        raise UserError(f"{path} is {describe(content) or 'no SDXL checkpoint'}: it lacks {missing[0]}; give a whole checkpoint of SDXL's base model in the original format")
+    return content[TABLES[0]], content[TABLES[1]]
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError:
+        return set()
