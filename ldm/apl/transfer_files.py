@@ -76,7 +76,8 @@ def _from_safetensors(path: Path) -> tuple[Tensor, Tensor]:
 def _tables(path: Path, content: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     missing = [key for key in TABLES if key not in content]
     if missing:
-        raise UserError(f"{path} is {describe(content) or 'no SDXL checkpoint'}: it lacks {missing[0]}; give a whole checkpoint of SDXL's base model in the original format")
+        raise UserError(f"{path} is {describe(content) or 'no SDXL checkpoint'}: it lacks {missing[0]}; "
+                        "give a whole checkpoint of SDXL's base model in the original format")
     return content[TABLES[0]], content[TABLES[1]]
 
 
