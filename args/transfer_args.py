@@ -18,6 +18,7 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     elif args.ckpt_path is None:
         parser.error("there is no target model; give --to PRESET, or --ckpt_path FILE of an SDXL checkpoint")
     check_paths(parser, argparse.Namespace(ckpt_path=args.ckpt_path), ())
+    check_paths(parser, argparse.Namespace(anchors=args.anchors), ())
     if args.target.suffix != ".safetensors":
         parser.error(f"OUT {args.target} does not end in .safetensors, as files for SDXL do; give a name that does")
     if args.target.is_dir():
@@ -49,11 +50,14 @@ def build_parser() -> Parser:
                             "(default: target for relative, else the map's own)")
     group.add_argument("--centred", action=argparse.BooleanOptionalAction, default=False,
                        help="cosines from each table's mean row instead of from 0; the linear maps always start there")
-    group.add_argument("--penalty", metavar="FLOAT", type=number(float, 0, above=True), default=0.01,
-                       help="of ridge, in units of the mean diagonal entry of A_s^T A_s")
+    group.add_argument("--anchors", metavar="FILE", type=Path, nargs="+",
+                       help="texts whose tokens alone stand for the vocabulary (default: all of it)")
+    group.add_argument("--penalty", metavar="FLOAT", type=number(float, 0, above=True),
+                       help="of ridge, in units of the mean diagonal entry of A_s^T A_s (default: chosen by cross-validation)")
 
     group = parser.add_argument_group("route relative")
-    group.add_argument("--top_k", metavar="K", type=number(int, 0), default=8192, help="tokens kept of each vector's code; 0 keeps all")
+    group.add_argument("--top_k", metavar="K", type=number(int, 0),
+                       help="tokens kept of each vector's code; 0 keeps all (default: 8192, as published, or all of fewer)")
     group.add_argument("--steps", metavar="N", type=number(int, 1), default=2000, help="of Adam")
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=5e-3, help="learning rate of Adam")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the first candidate")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from args import common
 from args.transfer_args import parse_transfer_args
 from ldm.apl.transfer import main
-from ldm.apl.transfer_files import TABLES, read_token_tables
+from ldm.apl.transfer_files import TABLES, anchor_tokens, read_token_tables
 from ldm.apl.transfer_routes import (
     code_cosines,
     code_figures,
@@ -24,6 +24,7 @@ from ldm.apl.transfer_routes import (
     linear,
     mean_row,
     normal_equations,
+    penalty_by_validation,
     procrustes,
     relative,
     relative_code,
@@ -198,6 +199,13 @@ def test_procrustes_has_the_best_rotation_and_the_best_scale():
     assert all((source @ other - target).norm() > best for other in others)
 
 
+def test_the_penalty_is_small_where_tables_agree_and_large_where_they_do_not(world):
+    _, source, _, target = world
+    assert penalty_by_validation(source, target) == (1e-3, pytest.approx(1, abs=1e-4))
+    penalty, held_out = penalty_by_validation(source, numbers(N, WIDE, seed=5))
+    assert penalty == 10.0 and held_out < 0
+
+
 def test_a_penalty_of_the_mean_diagonal_halves_the_map_between_even_tables():
     table = torch.cat([torch.eye(3), -torch.eye(3)])  # A^T A = 2 I
     torch.testing.assert_close(ridge(table, table, 1.0), torch.eye(3) / 2)
@@ -281,8 +289,8 @@ def test_the_file_says_where_it_comes_from(files):
     metadata = read_embedding_file("out.safetensors").metadata
     figures = metadata.pop("figures")
     assert metadata.pop("learned_from")["train_method"] == "apl"
-    assert metadata == {"step": 7, "route": "relative", "centred": False, "scale": "target", "top_k": 30, "steps": 20, "lr": 5e-3,
-                        "seed": 3, "source": file_hash("prefix.pt"), "target": file_hash("sdxl.safetensors")}
+    assert metadata == {"step": 7, "route": "relative", "centred": False, "anchors": None, "scale": "target", "top_k": 30, "steps": 20,
+                        "lr": 5e-3, "seed": 3, "source": file_hash("prefix.pt"), "target": file_hash("sdxl.safetensors")}
     assert set(figures) == {"loss", "least_loss", "likeness", "likeness_transferred", "agreement"}
 
 
@@ -295,6 +303,26 @@ def test_the_same_command_gives_the_same_bytes_and_writes_over_its_own_file(file
     command(*flags, "--seed", 1)
     assert Path("out.safetensors").read_bytes() != first
     assert {path.name for path in files.iterdir()} == {"out.safetensors", "prefix.pt", "sdxl.safetensors", "sdxl.ckpt", "presets"}
+
+
+def test_anchors_are_the_tokens_of_texts(files, monkeypatch):
+    """In CLIP's vocabulary "!" is token 0, '"' token 1 and "#" token 2; as words of their own they are 256, 257 and 258."""
+    (files / "a.txt").write_text("! # !")
+    (files / "b.txt").write_text('"')
+    assert anchor_tokens([files / "a.txt", files / "b.txt"]) == [256, 257, 258]
+    with pytest.raises(UserError, match="has 1 tokens; give texts with more words"):
+        anchor_tokens([files / "b.txt"])
+    (files / "c.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="holds a file that is no text"):
+        anchor_tokens([files / "c.txt"])
+    whole = command("--route", "mean")["clip_g"]
+    monkeypatch.setattr("ldm.apl.transfer_files.anchor_tokens", lambda _: [3, 5])
+    some, table = command("--route", "mean", "--anchors", "a.txt")["clip_g"], load_file("sdxl.safetensors")[TABLES[1]].float()
+    torch.testing.assert_close(some, table[[3, 5]].mean(0).expand(M, -1))
+    assert not torch.equal(some, whole)
+    monkeypatch.setattr("ldm.apl.transfer_files.anchor_tokens", lambda _: [3, N])
+    with pytest.raises(SystemExit):
+        command("--route", "mean", "--anchors", "a.txt")
 
 
 @pytest.mark.parametrize("name", ["sdxl.safetensors", "sdxl.ckpt"])

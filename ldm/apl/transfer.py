@@ -24,7 +24,7 @@ USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalt
 def main(argv: list[str] | None = None) -> None:
     args = parse_transfer_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
-    from ldm.apl.transfer_files import check_place, read_prefix, read_token_tables
+    from ldm.apl.transfer_files import anchor_tokens, check_place, read_prefix, read_token_tables
     from ldm.apl.transfer_routes import code_figures
     from ldm.loading import file_hash
     from ldm.modules.embedding_file import write_sdxl_file
@@ -33,9 +33,15 @@ def main(argv: list[str] | None = None) -> None:
     tables = read_token_tables(args.ckpt_path)
     check_width(args, prefix, tables[0])
     check_place(args.target)
+    if args.anchors:
+        tokens = anchor_tokens(args.anchors)
+        if tokens[-1] >= len(tables[0]):
+            raise UserError(f"{args.ckpt_path} has {len(tables[0])} tokens, not those of CLIP; leave out --anchors")
+        tables = [table[tokens] for table in tables]
     vectors, figures = transferred(args, prefix, *tables)
     figures |= code_figures(prefix, vectors, *tables, centred=args.centred)
-    settings = {"route": args.route, "centred": args.centred} | {flag: getattr(args, flag) for flag in USED[args.route]}
+    settings = {"route": args.route, "centred": args.centred, "anchors": args.anchors and [file_hash(path) for path in args.anchors]}
+    settings |= {flag: getattr(args, flag) for flag in USED[args.route]}
     write_sdxl_file(args.target, prefix, vectors, step=file.metadata.get("step"), metadata=settings | {
         "figures": figures, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": file.metadata})
     print(report(settings, figures, prefix, vectors, args.target))
@@ -43,15 +49,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def transferred(args: argparse.Namespace, prefix: "Tensor", source: "Tensor", target: "Tensor") -> "tuple[Tensor, dict[str, float]]":
     """The vectors (m, d_t) of the route that the flags name, and its figures; see transfer_routes.py."""
-    from ldm.apl.transfer_routes import linear, mean_row, procrustes, relative, ridge
+    from ldm.apl.transfer_routes import PUBLISHED_TOP_K, linear, mean_row, penalty_by_validation, procrustes, relative, ridge
 
     if args.route == "relative":
-        return relative(prefix, source, target, top_k=args.top_k, centred=args.centred, scale=args.scale, steps=args.steps, lr=args.lr,
+        top_k = min(PUBLISHED_TOP_K, len(source)) if args.top_k is None else args.top_k
+        return relative(prefix, source, target, top_k=top_k, centred=args.centred, scale=args.scale, steps=args.steps, lr=args.lr,
                         seed=args.seed)
     if args.route == "mean":
         return mean_row(prefix, target)
-    fit = procrustes if args.route == "procrustes" else lambda rows, wanted: ridge(rows, wanted, args.penalty)
-    return linear(prefix, source, target, fit, scale=args.scale)
+    if args.route == "procrustes":
+        return linear(prefix, source, target, procrustes, scale=args.scale)
+    penalty, held_out = (args.penalty, None) if args.penalty else penalty_by_validation(source, target)
+    vectors, figures = linear(prefix, source, target, lambda rows, wanted: ridge(rows, wanted, penalty), scale=args.scale)
+    return vectors, figures | {"penalty": penalty} | ({} if held_out is None else {"held_out": held_out})
 
 
 def check_width(args: argparse.Namespace, prefix: "Tensor", source: "Tensor") -> None:
@@ -71,6 +81,9 @@ def report(settings: dict, figures: dict[str, float], prefix: "Tensor", vectors:
         lines.append(f"loss of the search {figures['loss']:.6f}; the least possible {figures['least_loss']:.6f}")
     if "explained" in figures:
         lines.append(f"the map explains {figures['explained']:.4f} of the target table's variance")
+    if "held_out" in figures:
+        lines.append(f"penalty {figures['penalty']:g} by five-fold cross-validation, where the map explains {figures['held_out']:.4f} of "
+                     "the tokens held out")
     return "\n".join([*lines, f"written to {target}"])
 
 

@@ -1,7 +1,7 @@
 """What a transfer reads: a prefix of one encoder, and the token tables of SDXL's two encoders, without the rest of the checkpoint."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -50,6 +50,22 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
     if not (source.isfinite().all() and target.isfinite().all()):
         raise UserError(f"a token table of {path} holds NaN or infinity; give another copy")
     return source, target
+
+
+def anchor_tokens(paths: Sequence[Path]) -> list[int]:
+    """Ids of the different tokens of some text files, ascending; UserError if one is no text, or there is only one token."""
+    from ldm.modules.encoders.modules import clip_tokenizer  # transformers takes seconds
+
+    try:
+        texts = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"--anchors {' '.join(map(str, paths))} holds a file that is no text; give texts or lists of words") from None
+    tokenizer = clip_tokenizer()
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    ids = {token for tokens in found for token in tokens} - set(tokenizer.all_special_ids)
+    if len(ids) < 2:
+        raise UserError(f"--anchors {' '.join(map(str, paths))} has {len(ids)} tokens; give texts with more words")
+    return sorted(ids)
 
 
 def check_place(path: Path) -> None:
