@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, TINY_XL
 from refusals import refusal
 from torch.nn import functional as F
 
@@ -131,11 +131,11 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), before) and all(value.any() for value in first.values())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_diffusers_draws_the_same_pictures(tiny_model, precision):
+@pytest.mark.parametrize(("which", "precision"), [("tiny_model", "fp32"), ("tiny_model", "bf16"), ("tiny_xl_model", "fp32")])
+def test_diffusers_draws_the_same_pictures(which, precision, request):
     pytest.importorskip("diffusers")
-    model = as_trained(tiny_model, precision)
-    ours, theirs = draw_ours(model, 2), their_drawing(model, TINY)(2)
+    model = as_trained(request.getfixturevalue(which), precision)
+    ours, theirs = draw_ours(model, 2), their_drawing(model, TINY_XL if which == "tiny_xl_model" else TINY)(2)
     assert ours.shape == theirs.shape == (2, 32, 32, 3) and ours.dtype == theirs.dtype == np.uint8
     assert np.abs(ours.astype(int) - theirs).max() <= (1 if precision == "fp32" else 8)
     assert np.abs(ours[0].astype(int) - ours[1]).mean() > 8

@@ -40,6 +40,8 @@ OPEN_CLIP_NAMES = (
     (r"\.attn\.", ".self_attn."), (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
 
+BIG_G_HEADS = 20  # of attention, in the text encoder of ViT-bigG-14
+
 
 def unet_state(state: dict[str, Tensor], num_res_blocks: int) -> dict[str, Tensor]:
     """State of our UNetModel under diffusers' keys."""
@@ -157,7 +159,7 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
                               steps_offset=1, set_alpha_to_one=False, clip_sample=False)
     if isinstance(model, DiffusionEngine):
         first, second = model.conditioner.embedders
-        heads = params["conditioner_config"]["params"]["emb_models"][1]["params"]["heads"]
+        heads = params["conditioner_config"]["params"]["emb_models"][1].get("params", {}).get("heads", BIG_G_HEADS)
         pipeline = StableDiffusionXLPipeline(
             vae=vae, text_encoder=first.transformer.text_model, tokenizer=first.tokenizer, unet=unet, scheduler=scheduler,
             text_encoder_2=diffusers_text_encoder_2(second, heads), tokenizer_2=clip_tokenizer(pad_token="!"), add_watermarker=False)
@@ -195,7 +197,10 @@ def _cast_at_the_door(unet: nn.Module) -> None:
     """Lets the U-Net compute in the type of its weights and answer in float32, as ours does; the pipeline stays in float32."""
     def cast(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         latent, timestep = args
-        return (latent.to(unet.dtype), timestep), kwargs | {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(unet.dtype)}
+        texts = {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(unet.dtype)}
+        if kwargs.get("added_cond_kwargs"):
+            texts["added_cond_kwargs"] = {name: value.to(unet.dtype) for name, value in kwargs["added_cond_kwargs"].items()}
+        return (latent.to(unet.dtype), timestep), kwargs | texts
 
     unet.register_forward_pre_hook(cast, with_kwargs=True)
     unet.register_forward_hook(lambda _module, _args, eps: (eps[0].float(),))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextModel
 
 import ldm.modules.attention
 from ldm.apl.losses import apl_loss
@@ -108,7 +109,7 @@ class NaiveSteps:
         if self.wastes.encodes_texts or prompt not in self._token_ids:
             token_ids = embedder.tokenize(with_prefix([prompt], self.prefix), self.prefix.extra_length)
             self._token_ids[prompt] = token_ids.to(self.model.device)
-        return embedder.transformer(self._token_ids[prompt], self.prefix)
+        return embedder.context(self._token_ids[prompt], self.prefix)
 
 
 @contextmanager
@@ -118,15 +119,17 @@ def eager_attention(model: LatentDiffusion, wanted: bool = True) -> Iterator[Non
         yield
         return
     fused, ours = F.scaled_dot_product_attention, ldm.modules.attention.attention
-    text_model = model.cond_stage_model.transformer.text_model
-    implementation = text_model.config._attn_implementation
+    text_models = [module for module in model.cond_stage_model.modules() if isinstance(module, CLIPTextModel)]
+    implementations = [text_model.config._attn_implementation for text_model in text_models]
     F.scaled_dot_product_attention = ldm.modules.attention.attention = _attention
-    text_model.set_attn_implementation("eager")
+    for text_model in text_models:
+        text_model.set_attn_implementation("eager")
     try:
         yield
     finally:
         F.scaled_dot_product_attention, ldm.modules.attention.attention = fused, ours
-        text_model.set_attn_implementation(implementation)
+        for text_model, implementation in zip(text_models, implementations, strict=True):
+            text_model.set_attn_implementation(implementation)
 
 
 @contextmanager
@@ -149,7 +152,8 @@ def _convolved(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
     return projection(pixels.transpose(1, 2).unflatten(-1, (side, side)).contiguous()).flatten(2).transpose(1, 2).contiguous()
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_off: object) -> Tensor:
     """(B, heads, n, d) of queries (B, heads, n, d), keys and values (B, heads, k, d): products, softmax, product, one after the other."""
     similarity = torch.einsum("b h i d, b h j d -> b h i j", q, k) * q.shape[-1] ** -0.5
+    similarity = similarity if attn_mask is None else similarity + attn_mask
     return torch.einsum("b h i j, b h j d -> b h i d", similarity.softmax(dim=-1), v)

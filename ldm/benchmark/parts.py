@@ -92,12 +92,11 @@ class Benchmark:
 
     def sampling(self) -> list[Row]:
         """Our seconds an image over diffusers'."""
-        beside_diffusers = self.diffusers is not None and "adm_in_channels" not in self.config["params"]["unet_config"]["params"]
-        if not beside_diffusers:
-            self.left_out.append("diffusers beside our sampling, for it is not installed, or draws SDXL with other text encoders than ours")
+        if self.diffusers is None:
+            self.left_out.append("diffusers beside our sampling, for it is not installed")
         rows = []
         for precision, model in self.ours.items():
-            theirs = their_drawing(model, self.config) if beside_diffusers else None
+            theirs = their_drawing(model, self.config) if self.diffusers else None
             for count in DRAWN_TOGETHER[self.device.type]:
                 variants = {"ours": Variant(lambda model=model, count=count: draw_ours(model, count), count)}
                 if theirs:

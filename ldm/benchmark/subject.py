@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.util import instantiate_from_config
 
 NAMES = ("Alden Dunwick", "Alina Brunfield", "Bram Ashton", "Calla Cormond")
@@ -32,14 +31,6 @@ class Example:
     def timestep(self) -> Tensor:
         """(1,)"""
         return torch.tensor([self.t], device=self.latent.device)
-
-
-class SizedUNet(UNetModel):
-    """SDXL's U-Net under one vector y for all pictures, so that it can be measured like one that reads no y."""
-
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        y = x.new_zeros(len(x), self.label_emb[0][0].in_features)
-        return super().forward(x, timesteps, context, y)
 
 
 def random_model(config: Mapping[str, Any], *, seed: int, device: torch.device) -> LatentDiffusion:
