@@ -72,8 +72,8 @@ class LatentDiffusion(nn.Module):
         return self.cond_stage_model(texts, embedding_manager)
 
     def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
-        """Context of a negative prompt, which guidance leads away from; the empty text is the usual one."""
-        return self.get_learned_conditioning(texts)
+        """Context of what guidance leads away from, (B, 77, context_dim): an AnonymizationPrompt that is attached leaves it alone."""
+        return self.cond_stage_model(texts)
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over unscaled latents of an image (B, 3, H, W) in [-1, 1]."""

@@ -45,7 +45,7 @@ class DiffusionEngine(LatentDiffusion):
         return self.model(x_noisy, t, context[:, :-1], y)
 
     def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
-        """Zeros for the empty text, which SDXL never read: where its captions were left out, zeros stood for them."""
+        """As LatentDiffusion's, (B, 78, 2048), but zeros for the empty text: where SDXL's captions were left out, zeros stood for them."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         named = torch.tensor([bool(text) for text in texts], device=self.device)[:, None, None]
-        return self.get_learned_conditioning(texts) * named
+        return self.cond_stage_model(texts) * named

@@ -1,0 +1,498 @@
+"""AnonymizationPrompt: whatever a caller writes, the prefix stands in front of it, and nothing else changes by a bit."""
+
+import copy
+import functools
+import inspect
+import re
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import ldm.apl
+from ldm.apl import AnonymizationPrompt
+from ldm.apl.enforcement import _EncoderFront
+from ldm.apl.front_hook import FrontHook
+from ldm.generation import generate
+from ldm.modules.embedding_file import write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_manager import EmbeddingManager, manager_for
+from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer
+from ldm.util import UserError
+
+M, BOS, EOT = 3, 49406, 49407
+NAME, LONG = "a photo of Ann Bell", " ".join(["portrait"] * 100)
+TEXTS = [NAME, "", "alz", "<alz> Ann Bell", " ".join(["man"] * 71), " ".join(["man"] * 73), " ".join(["man"] * 75), LONG,
+         "<|endoftext|>", "<|endoftext|> Ann Bell", "Ann <|startoftext|><|endoftext|> Bell", "<|startoftext|> Ann", "hello! Ann!"]
+
+
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text_config(width):
+    return CLIPTextConfig(hidden_size=width, num_hidden_layers=3, num_attention_heads=2, intermediate_size=2 * width,
+                          projection_dim=24, bos_token_id=BOS, eos_token_id=EOT, vocab_size=49408)
+
+
+def unet_and_vae(**unet):
+    return {"unet": UNet2DConditionModel(sample_size=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+                                         attention_head_dim=4, **unet),
+            "vae": AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=8,
+                                 down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2),
+            "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)}
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    torch.manual_seed(0)
+    embedder = FrozenCLIPEmbedder(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
+    return embedder.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sd(embedder):
+    torch.manual_seed(1)
+    pipeline = StableDiffusionPipeline(
+        **unet_and_vae(cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                       up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
+        text_encoder=embedder.transformer.text_model, tokenizer=clip_tokenizer(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    torch.manual_seed(2)
+    second = clip_tokenizer()
+    second.pad_token = "!"  # id 0, as in SDXL's tokenizer_2
+    pipeline = StableDiffusionXLPipeline(
+        **unet_and_vae(cross_attention_dim=16 + 24, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                       up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time", addition_time_embed_dim=8,
+                       projection_class_embeddings_input_dim=6 * 8 + 24),
+        text_encoder=CLIPTextModel(text_config(16)).eval(), text_encoder_2=CLIPTextModelWithProjection(text_config(24)).eval(),
+        tokenizer=clip_tokenizer(), tokenizer_2=second, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(autouse=True)
+def left_clean(sd, sdxl, tiny_model):
+    """Each test leaves the shared models as it found them."""
+    yield
+    assert "encode_prompt" not in {**vars(sd), **vars(sdxl)} and "get_learned_conditioning" not in vars(tiny_model)
+    modules = [module for encoder in (sd.text_encoder, sdxl.text_encoder, sdxl.text_encoder_2) for module in encoder.modules()]
+    hooks = [hook for module in modules for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+    assert not any(isinstance(getattr(hook, "__self__", None), _EncoderFront) for hook in hooks)  # transformers has hooks too
+
+
+VECTORS, OTHERS, WIDE = drawn(M, 16, seed=3), drawn(M, 16, seed=4), drawn(M, 24, seed=5)
+
+
+@pytest.fixture
+def prompt():
+    prompt = AnonymizationPrompt(VECTORS)
+    yield prompt
+    prompt.detach()
+
+
+@pytest.fixture
+def pair():
+    pair = AnonymizationPrompt(VECTORS, WIDE)
+    yield pair
+    pair.detach()
+
+
+def encode(pipeline, text, negative=None, *, images=1, guidance=True, **options):
+    """What the pipeline makes of a prompt: SD (context, negative); SDXL with the pooled ones behind."""
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt=text, device="cpu", num_images_per_prompt=images, do_classifier_free_guidance=guidance,
+                                      negative_prompt=negative, **options)
+
+
+def draw(pipeline, **options):
+    options = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "np"} | options
+    return pipeline(**options, generator=torch.Generator().manual_seed(0)).images
+
+
+def equal(outputs, others):
+    return all(torch.equal(a, b) for a, b in zip(outputs, others, strict=True))
+
+
+def reference(encoder, vectors, tokenizer, text):
+    """The encoder's own output for begin, `vectors` as further words of its table, text cut to fit, end of text, padding."""
+    encoder, m = copy.deepcopy(encoder), len(vectors)
+    table = encoder.get_input_embeddings()
+    table.weight = torch.nn.Parameter(torch.cat([table.weight, vectors]))
+    words = tokenizer(text, add_special_tokens=False)["input_ids"][:75 - m]
+    ids = [BOS, *range(49408, 49408 + m), *words, EOT]
+    with torch.no_grad():
+        return encoder(torch.tensor([ids + [tokenizer.pad_token_id] * (77 - len(ids))]), output_hidden_states=True)
+
+
+@pytest.mark.parametrize("text", ["a photo of Ann Bell", "", "a , b", LONG])
+def test_the_context_is_bit_for_bit_the_managers(sd, embedder, prompt, text):
+    manager = EmbeddingManager(embedder, num_vectors_per_token=M)
+    manager.string_to_param_dict["alz"].data = VECTORS
+    prompt.attach(sd)
+    with torch.no_grad():
+        assert torch.equal(encode(sd, text)[0], embedder(f"alz {text}", manager))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_prefix_stands_in_front_whatever_the_text_holds(sd, prompt, text):
+    prompt.attach(sd)
+    assert torch.equal(encode(sd, text)[0], reference(sd.text_encoder, VECTORS, sd.tokenizer, text).last_hidden_state)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_both_encoders_of_sdxl_and_the_pooled_output_are_prefixed(sdxl, pair, text):
+    pair.attach(sdxl)
+    first = reference(sdxl.text_encoder, VECTORS, sdxl.tokenizer, text)
+    second = reference(sdxl.text_encoder_2, WIDE, sdxl.tokenizer_2, text)
+    context, _, pooled, _ = encode(sdxl, text)
+    assert torch.equal(context, torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1))
+    assert torch.equal(pooled, second.text_embeds)
+
+
+def test_the_second_prompt_of_sdxl_is_prefixed_too(sdxl, pair):
+    pair.attach(sdxl)
+    context, _, pooled, _ = encode(sdxl, "a dog", prompt_2=NAME)
+    second = reference(sdxl.text_encoder_2, WIDE, sdxl.tokenizer_2, NAME)
+    assert torch.equal(context[..., 16:], second.hidden_states[-2]) and torch.equal(pooled, second.text_embeds)
+    assert torch.equal(context[..., :16], reference(sdxl.text_encoder, VECTORS, sdxl.tokenizer, "a dog").hidden_states[-2])
+
+
+def test_sdxls_second_encoder_alone_takes_its_own_prefix(sdxl, pair):
+    refiner = StableDiffusionXLPipeline(**sdxl.components | {"text_encoder": None, "tokenizer": None}, add_watermarker=False)
+    pair.attach(refiner)
+    expected = reference(sdxl.text_encoder_2, WIDE, sdxl.tokenizer_2, NAME)
+    assert torch.equal(encode(refiner, NAME)[0], expected.hidden_states[-2])
+
+
+@pytest.mark.parametrize("negative", [None, "", "blurry", "alz blurry"])
+def test_the_negative_prompt_keeps_its_bits(sd, sdxl, prompt, pair, negative):
+    before = encode(sd, NAME, negative), encode(sdxl, NAME, negative, images=2)
+    prompt.attach(sd), pair.attach(sdxl)
+    after = encode(sd, NAME, negative), encode(sdxl, NAME, negative, images=2)
+    assert torch.equal(before[0][1], after[0][1]) and equal(before[1][1::2], after[1][1::2])
+    assert not torch.equal(before[0][0], after[0][0]) and not any(map(torch.equal, before[1][::2], after[1][::2]))
+
+
+def test_lists_and_images_per_prompt(sd, sdxl, prompt, pair):
+    prompt.attach(sd), pair.attach(sdxl)
+    for pipeline in (sd, sdxl):
+        alone = [encode(pipeline, text, "blurry") for text in (NAME, "a dog")]
+        together = encode(pipeline, [NAME, "a dog"], ["blurry", "blurry"], images=2)
+        for output, a, b in zip(together, *alone, strict=True):
+            assert torch.allclose(output, torch.cat([a, a, b, b]), atol=1e-6)  # a batch of two rounds otherwise
+            assert torch.equal(output[0], output[1]) and torch.equal(output[2], output[3])
+
+
+def test_without_guidance_the_prompt_is_the_same(sd, sdxl, prompt, pair):
+    prompt.attach(sd), pair.attach(sdxl)
+    for pipeline in (sd, sdxl):
+        assert equal(encode(pipeline, NAME, guidance=False)[::2], encode(pipeline, NAME)[::2])
+
+
+def test_clip_skip(sd, sdxl, prompt, pair):
+    prompt.attach(sd), pair.attach(sdxl)
+    first = reference(sdxl.text_encoder, VECTORS, sdxl.tokenizer, NAME)
+    assert torch.equal(encode(sdxl, NAME, clip_skip=1)[0][..., :16], first.hidden_states[-3])
+    hidden = reference(sd.text_encoder, VECTORS, sd.tokenizer, NAME).hidden_states[-2]
+    encoder = sd.text_encoder
+    vars(encoder)["text_model"] = encoder  # diffusers 0.42 asks for it; the CLIPTextModel of transformers 5.23 has none
+    try:
+        assert torch.equal(encode(sd, NAME, clip_skip=1)[0], encoder.final_layer_norm(hidden))
+    finally:
+        del vars(encoder)["text_model"]
+
+
+def test_calls_by_position_and_the_deprecated_method(sd, prompt):
+    prompt.attach(sd)
+    with torch.no_grad():
+        assert equal(sd.encode_prompt(NAME, "cpu", 1, True, "blurry"), encode(sd, NAME, "blurry"))
+        assert torch.equal(sd._encode_prompt(NAME, "cpu", 1, True), torch.cat(encode(sd, NAME)[::-1]))
+
+
+def test_pictures_change_with_the_prefix_and_come_back_without(sd, sdxl, prompt, pair):
+    for pipeline, prefix in ((sd, prompt), (sdxl, pair)):
+        before = draw(pipeline, prompt=NAME, num_images_per_prompt=2)
+        prefix.attach(pipeline)
+        attached = draw(pipeline, prompt=NAME, num_images_per_prompt=2)
+        prefix.detach()
+        assert attached.shape == (2, 8, 8, 3) and not np.array_equal(attached, before)
+        assert np.array_equal(draw(pipeline, prompt=NAME, num_images_per_prompt=2), before)
+
+
+def test_detach_leaves_everything_as_it_was(sd, prompt):
+    before, attributes = encode(sd, NAME, "blurry"), dict(vars(sd))
+    assert prompt.attach(sd) is prompt
+    prompt.detach()
+    assert vars(sd) == attributes and equal(encode(sd, NAME, "blurry"), before)
+    prompt.detach(), prompt.detach(sd), prompt.detach("what it never met")
+
+
+def test_detach_gives_back_a_method_that_the_caller_had_put_there(sd, prompt):
+    plain = sd.encode_prompt
+    sd.encode_prompt = theirs = functools.wraps(plain)(lambda *args, **kwargs: plain(*args, **kwargs))
+    try:
+        prompt.attach(sd).detach()
+        assert vars(sd)["encode_prompt"] is theirs
+    finally:
+        del sd.encode_prompt
+
+
+def test_attaching_twice(sd, prompt):
+    prompt.attach(sd)
+    once = encode(sd, NAME)
+    prompt.attach(sd)
+    assert equal(encode(sd, NAME), once)
+    with pytest.raises(UserError, match=r"one.pt is attached to this StableDiffusionPipeline already.*detach\(\) first"):
+        prompt.source = "one.pt"
+        AnonymizationPrompt(OTHERS).attach(sd)
+    with pytest.raises(UserError, match="given_embeds='refuse'"):
+        prompt.attach(sd, "allow")
+    assert equal(encode(sd, NAME), once)
+
+
+def test_one_prompt_serves_several_pipelines(sd, prompt):
+    other = StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False)
+    prompt.attach(sd).attach(other)
+    expected = encode(sd, NAME)
+    assert equal(encode(other, NAME), expected)
+    prompt.detach(other)
+    assert equal(encode(sd, NAME), expected) and not torch.equal(encode(other, NAME)[0], expected[0])
+
+
+def test_pipelines_with_a_shared_text_encoder_are_told_apart(sd, prompt):
+    other = StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False)
+    plain, second = encode(other, NAME), AnonymizationPrompt(OTHERS)
+    prompt.attach(sd)
+    assert equal(encode(other, NAME), plain)
+    second.attach(other)
+    for pipeline, vectors in ((sd, VECTORS), (other, OTHERS)):
+        expected = reference(sd.text_encoder, vectors, sd.tokenizer, NAME).last_hidden_state
+        assert torch.equal(encode(pipeline, NAME)[0], expected)
+    second.detach()
+
+
+def test_threads_that_are_in_one_text_encoder_at_once(sd, prompt):
+    other, third = (StableDiffusionImg2ImgPipeline(**sd.components | {"tokenizer": clip_tokenizer()}, requires_safety_checker=False)
+                    for _ in range(2))  # a tokenizer each: transformers' keep padding and truncation as their state
+    second = AnonymizationPrompt(OTHERS).attach(third)
+    prompt.attach(sd)
+    pipelines = [sd, other, third]
+    expected = [encode(pipeline, NAME, "blurry") for pipeline in pipelines]
+    together = threading.Barrier(len(pipelines), timeout=20)
+    handle = sd.text_encoder.embeddings.register_forward_pre_hook(lambda *_: [together.wait()] and None)  # each encoding waits for all
+    found = [[] for _ in pipelines]
+    threads = [threading.Thread(target=lambda i=i: [found[i].append(encode(pipelines[i], NAME, "blurry")) for _ in range(5)])
+               for i in range(len(pipelines))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handle.remove()
+    second.detach()
+    assert all(len(outputs) == 5 and all(equal(output, wanted) for output in outputs)
+               for outputs, wanted in zip(found, expected, strict=True))
+
+
+def test_the_embeddings_of_a_caller_are_refused(sd, sdxl, prompt, pair):
+    context, negative = encode(sd, NAME)
+    prompt.attach(sd), pair.attach(sdxl)
+    with pytest.raises(ValueError, match="prompt_embeds were given that this pipeline's encode_prompt did not return"):
+        draw(sd, prompt_embeds=context, negative_prompt_embeds=negative)
+    with pytest.raises(UserError, match="give the text as prompt"):
+        encode(sdxl, NAME, pooled_prompt_embeds=torch.zeros(1, 24))
+    draw(sd, prompt=NAME, negative_prompt_embeds=negative)
+
+
+def test_what_the_pipeline_itself_encoded_passes(sd, sdxl, prompt, pair):
+    prompt.attach(sd), pair.attach(sdxl)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    for pipeline in (sd, sdxl):
+        embeds = dict(zip(names, encode(pipeline, NAME, "blurry"), strict=False))
+        assert np.array_equal(draw(pipeline, **embeds), draw(pipeline, prompt=NAME, negative_prompt="blurry"))
+        with pytest.raises(UserError, match="did not return"):
+            draw(pipeline, **embeds | {"prompt_embeds": embeds["prompt_embeds"] + 0})
+
+
+def test_embeddings_pass_where_they_are_allowed(sd, prompt):
+    plain = encode(sd, NAME)
+    prompt.attach(sd, given_embeds="allow")
+    assert equal(encode(sd, None, prompt_embeds=plain[0]), plain)
+    assert not torch.equal(encode(sd, NAME)[0], plain[0])  # texts are prefixed all the same
+
+
+def test_the_contexts_of_the_prefix_come_in_front_of_given_embeddings(sd, prompt):
+    given, negative = encode(sd, [NAME, "a dog"], ["blurry"] * 2)
+    prompt.attach(sd, given_embeds="prefix")
+    context, same = encode(sd, None, ["blurry"] * 2, prompt_embeds=given)
+    assert torch.allclose(context[:, :1 + M], encode(sd, NAME)[0][:, :1 + M], atol=1e-6)  # causal: the same before any text
+    assert torch.equal(context[:, 1 + M:], given[:, 1:77 - M]) and torch.equal(same, negative)
+    own = encode(sd, NAME)[0]
+    assert torch.equal(encode(sd, None, prompt_embeds=own)[0], own)
+
+
+def test_textual_inversion_works_before_and_after_attaching(sd, prompt):
+    own = StableDiffusionPipeline(**sd.components | {"text_encoder": copy.deepcopy(sd.text_encoder), "tokenizer": clip_tokenizer()},
+                                  requires_safety_checker=False)
+    own.load_textual_inversion({"<cat>": drawn(2, 16, seed=6)})
+    prompt.attach(own)
+    expected = reference(own.text_encoder, VECTORS, own.tokenizer, "a <cat> <cat>_1")
+    own.load_textual_inversion({"<dog>": drawn(1, 16, seed=7)})
+    assert own.text_encoder.get_input_embeddings().weight.shape[0] == 49408 + 3
+    ids = torch.tensor([[BOS] * (1 + M) + own.tokenizer("a <cat> <cat>_1 <dog>", add_special_tokens=False)["input_ids"] + [EOT] * 69])
+    assert ids[0, 5:8].tolist() == [49408, 49409, 49410]
+    table = own.text_encoder.get_input_embeddings()
+    handle = table.register_forward_hook(lambda *_: torch.cat([table.weight[[BOS]], VECTORS, table.weight[ids[0, 1 + M:]]])[None])
+    expected = own.text_encoder(ids).last_hidden_state
+    handle.remove()
+    with torch.no_grad():
+        assert torch.equal(encode(own, "a <cat> <dog>")[0], expected)
+    own.unload_textual_inversion("<dog>")  # puts another table in the place of the old one
+    assert torch.equal(encode(own, NAME)[0], encode(prompt.attach(sd) and sd, NAME)[0])
+
+
+def test_a_text_encoder_that_was_exchanged_is_noticed(sd, prompt):
+    own = StableDiffusionPipeline(**sd.components, requires_safety_checker=False)
+    prompt.attach(own)
+    own.text_encoder = copy.deepcopy(own.text_encoder)
+    with pytest.raises(UserError, match="did not reach the text encoder"):
+        encode(own, NAME)
+
+
+@pytest.mark.parametrize("which", ["tiny_model", "tiny_xl_model"])
+def test_generate_draws_the_same_pictures_as_with_a_manager(which, request):
+    model = request.getfixturevalue(which)
+    jobs = [("a person", 0), ("a house", 0), ("a person", 1), (LONG, 0)]
+    manager = manager_for(model.cond_stage_model, num_vectors_per_token=M)
+    prompt = AnonymizationPrompt(*manager.embedding_parameters())
+    for negative in ("blurry", ""):
+        options = {"ddim_steps": 2, "negative_prompt": negative}
+        expected = [image.tobytes() for _, image in generate(model, jobs, embedding_manager=manager, **options)]
+        plain = [image.tobytes() for _, image in generate(model, jobs, **options)]
+        prompt.attach(model)
+        assert [image.tobytes() for _, image in generate(model, jobs, **options)] == expected
+        with pytest.raises(UserError, match="embedding_manager was given"):
+            next(generate(model, jobs, embedding_manager=manager))
+        prompt.detach()
+        assert [image.tobytes() for _, image in generate(model, jobs, **options)] == plain != expected
+
+
+def test_the_empty_text_of_scripts_stays_and_every_other_is_prefixed(tiny_model):
+    texts = ["", "a person", " ", "<|endoftext|>", ""]
+    manager = EmbeddingManager(tiny_model.cond_stage_model, num_vectors_per_token=M)
+    plain, empty = tiny_model.get_learned_conditioning(texts), tiny_model.get_learned_conditioning("")
+    expected = tiny_model.get_learned_conditioning([f"alz {text}" if text else text for text in texts], manager)
+    prompt = AnonymizationPrompt(manager.string_to_param_dict["alz"]).attach(tiny_model)
+    assert torch.equal(tiny_model.get_learned_conditioning(texts), expected)
+    assert torch.equal(tiny_model.get_learned_conditioning([""]), empty)
+    assert torch.equal(tiny_model.get_negative_conditioning(texts), plain)
+    prompt.detach()
+
+
+@pytest.mark.parametrize(("ids", "shown"), [
+    ([BOS, 5, EOT, EOT, EOT, EOT], [0, -1, -1, 1, 2, 5]), ([BOS, 5, EOT, 0, 0, 0], [0, -1, -1, 1, 2, 3]),
+    ([BOS, 5, 6, 7, EOT, 0], [0, -1, -1, 1, 2, 4]), ([BOS, 5, 6, 7, 8, EOT], [0, -1, -1, 1, 2, 5]),
+    ([BOS, EOT, 0, 0, 0, 0], [0, -1, -1, 1, 2, 3]), ([BOS, EOT, 6, EOT, 0, 0], [0, -1, -1, 1, 2, 3])])
+def test_the_rest_moves_right_and_the_end_of_text_stays(ids, shown):
+    hook = FrontHook(torch.tensor([[-1.0], [-1.0]]), EOT)
+    embeddings = torch.arange(6.0)[None, :, None]
+    moved = hook(torch.tensor([ids]), embeddings)[0, :, 0].long().tolist()
+    assert [ids[n] if n >= 0 else n for n in moved] == [ids[n] if n >= 0 else n for n in shown]
+    assert torch.equal(embeddings, torch.arange(6.0)[None, :, None])
+
+
+def test_room_is_made_once_for_each_text():
+    hook = FrontHook(VECTORS, EOT)
+    assert hook.extra_length(torch.tensor([[5], [6], [7]])).tolist() == [M, 0, 0]
+    assert hook.extra_length(torch.tensor([[BOS, 5, EOT], [BOS, EOT, 0]])).tolist() == [M, M]
+
+
+def test_every_form_of_file_is_read(tmp_path, sd, sdxl):
+    write_embedding_file(tmp_path / "one.pt", {"alz": VECTORS}, {"alz": 41128})
+    write_sdxl_file(tmp_path / "pair.safetensors", VECTORS, WIDE)
+    one, pair = AnonymizationPrompt.load(tmp_path / "one.pt"), AnonymizationPrompt.load(tmp_path / "pair.safetensors")
+    assert equal(one.vectors, [VECTORS]) and equal(pair.vectors, [VECTORS, WIDE])
+    expected = encode(one.attach(sd) and sd, NAME)
+    one.detach()
+    assert equal(encode(pair.attach(sd) and sd, NAME), expected)  # the prefix of its width, as EmbeddingManager takes it
+    pair.detach()
+    save_file({"one": VECTORS, "two": VECTORS + 1}, tmp_path / "two.safetensors")
+    with pytest.raises(UserError, match="two.safetensors holds vectors for one, two, and nothing says which"):
+        AnonymizationPrompt.load(tmp_path / "two.safetensors")
+
+
+def test_interpolation_is_a_dial_between_two_checkpoints():
+    weak, strong = AnonymizationPrompt(VECTORS, WIDE, source="a.pt"), AnonymizationPrompt(OTHERS, 2 * WIDE, source="b.pt")
+    assert equal(weak.interpolate(strong, 0).vectors, weak.vectors) and equal(weak.interpolate(strong, 1).vectors, strong.vectors)
+    assert torch.allclose(weak.interpolate(strong, 0.25).vectors[1], 1.25 * WIDE)
+    with pytest.raises(UserError, match=r"a.pt has the shape \(3, 16\) and \(3, 24\) and b.pt"):
+        weak.interpolate(AnonymizationPrompt(OTHERS, source="b.pt"), 0.5)
+
+
+class Pipeline:
+    """Of another architecture."""
+
+    def __init__(self, **parts):
+        vars(self).update(parts)
+
+    def encode_prompt(self, prompt, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None, prompt_embeds=None):
+        raise AssertionError
+
+
+class OtherArguments(Pipeline):
+    def encode_prompt(self, prompts):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("vectors", "target", "message"), [
+    ([VECTORS], "sdxl", r"prefix of one text encoder and StableDiffusionXLPipeline has two.*ldm.apl.transfer IN OUT --to sdxl"),
+    ([WIDE], "sd", "are 24 wide but the text encoder of StableDiffusionPipeline takes 16"),
+    ([WIDE, VECTORS], "sdxl", "are 24 and 16 wide but the text encoder of StableDiffusionXLPipeline takes 16 and 24"),
+    ([WIDE, WIDE], "sd", "are 24 and 24 wide"), ([WIDE], "tiny_model", "LatentDiffusion takes 32"),
+    ([drawn(76, 16, seed=0)], "sd", "76 vectors of the prefix do not fit into a prompt of 77 tokens")])
+def test_the_prefix_of_another_model_is_refused(request, vectors, target, message):
+    with pytest.raises(UserError, match=message):
+        AnonymizationPrompt(*vectors).attach(request.getfixturevalue(target))
+
+
+def test_other_architectures_are_refused(sd, sdxl):
+    clip, wide = sd.text_encoder, sdxl.text_encoder_2
+    for target, message in [
+            (Pipeline(text_encoder=clip, text_encoder_2=wide, text_encoder_3=None), "Pipeline has text_encoder_3, but"),
+            (Pipeline(text_encoder=clip, text_encoder_2=torch.nn.Linear(1, 1)), "text_encoder_2 of class Linear"),
+            (Pipeline(text_encoder=wide), "text_encoder of class CLIPTextModelWithProjection"),
+            (Pipeline(text_encoder=None), "no text_encoder"), (Pipeline(), "no text_encoder"),
+            (OtherArguments(text_encoder=clip), "encode_prompt without do_classifier_free_guidance, negative_prompt"),
+            ("a text", "str has no method encode_prompt")]:
+        with pytest.raises(UserError, match=message):
+            AnonymizationPrompt(VECTORS).attach(target)
+    with pytest.raises(UserError, match="give one of refuse, allow, prefix"):
+        AnonymizationPrompt(VECTORS).attach(sd, given_embeds="yes")
+    with pytest.raises(UserError, match="pooled embedding cannot be prefixed"):
+        AnonymizationPrompt(VECTORS, WIDE).attach(sdxl, given_embeds="prefix")
+
+
+def test_the_name_is_at_hand_without_torch_or_diffusers():
+    subprocess.run([sys.executable, "-c", "import sys, ldm.apl; assert 'torch' not in sys.modules"], check=True)
+    assert not re.search(r"(from|import) diffusers", inspect.getsource(sys.modules[AnonymizationPrompt.__module__]))
+    with pytest.raises(AttributeError, match="has no attribute 'Anonymisation'"):
+        ldm.apl.Anonymisation  # noqa: B018
