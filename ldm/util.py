@@ -84,6 +84,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # what the user knows of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

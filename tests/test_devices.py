@@ -139,6 +139,8 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bytes(command, 
     os.kill(worker if victim == "worker" else killed.pid, signal.SIGKILL)
     before = time.monotonic()
     status, said = finish(killed)
+    while is_running(worker) and time.monotonic() - before < 8:  # it has closed what it writes to, and may have a last thing to do
+        time.sleep(0.01)
     assert time.monotonic() - before < 8 and not is_running(worker) and "Traceback" not in said, said
     if victim == "worker":
         assert status == 2 and sentences(said) == [

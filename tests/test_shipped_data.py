@@ -18,8 +18,8 @@ from ldm.run_folder import safe_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
-PUBLIC = ("sd-v1-5", "sd-v1-4", "realistic-vision-v5-1")
-COMMANDS = sorted(path.stem for path in (ROOT / "args").glob("*_args.py"))
+PUBLIC = ("sd-v1-5", "sd-v1-4", "realistic-vision-v5-1", "sdxl")
+COMMANDS = sorted(path.stem for path in (ROOT / "args").glob("*_args.py") if "add_preset_argument(" in path.read_text())
 RACES = ("White", "Black", "East Asian", "Southeast Asian", "South Asian", "Middle Eastern", "North African", "Latina", "Latino",
          "multiracial", "Indigenous", "Aboriginal Australian", "Polynesian")
 FORM = re.compile(rf"A (female|male) ({'|'.join(RACES)}) ([a-z]+(?: [a-z]+)?), ([a-z][a-z -]+(?:, [a-z][a-z -]+)+)")
@@ -107,14 +107,20 @@ def test_every_command_takes_every_preset(command, preset):
 
 @pytest.mark.parametrize("preset", PUBLIC)
 def test_every_path_of_a_preset_ships_or_is_explained(preset):
-    values = yaml.safe_load((common.PRESETS / f"{preset}.yaml").read_text())
+    values = values_of(preset)
     paths = [value for value in values.values() if isinstance(value, str) and re.match(r"(data|models|configs|embeddings)/", value)]
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     assert len(paths) >= 8
     assert [path for path in paths if not (ROOT / path).exists() and f"`{path}" not in readme] == []
 
 
-@pytest.mark.parametrize("preset", PUBLIC)
-def test_the_public_presets_differ_only_in_the_checkpoint(preset):
-    values, base = (yaml.safe_load((common.PRESETS / f"{name}.yaml").read_text()) for name in (preset, "sd-v1-5"))
-    assert {key for key in values | base if values.get(key) != base.get(key)} <= {"ckpt_path"}
+@pytest.mark.parametrize("preset", [*PUBLIC, "mini-sd-b", "mini-sepia", "mini-xl"])
+def test_presets_of_one_scale_differ_only_in_the_model(preset):
+    values, base = values_of(preset), values_of("mini" if preset.startswith("mini") else "sd-v1-5")
+    assert {key for key in values | base if values.get(key) != base.get(key)} <= {*common.MODEL_FILES, "test_id.embedding",
+                                                                                  "test_fid_clip_score.embedding"}
+
+
+def values_of(preset: str) -> dict:
+    values = yaml.safe_load((common.PRESETS / f"{preset}.yaml").read_text())
+    return values_of(values.pop("like")) | values if "like" in values else values

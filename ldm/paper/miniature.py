@@ -91,6 +91,10 @@ Everything here was drawn and trained by this repository from nothing (`python -
 - `mini-sd.safetensors`: KL autoencoder (f = 8, 128 px, latents 4 x 16 x 16), cross-attention U-Net {widths}, CLIP text transformer
   (width 96, 4 layers) over CLIP's whole vocabulary, trained to tell what a caption says and
   nothing else, eps-prediction with SD's schedule, captions dropped in a tenth of the samples.
+- `mini-sd-b.safetensors`, `mini-sepia.safetensors`: tensors of two models that went on from it (`--edited_weights`): one trained
+  further on other samples and by another weighting, one on pictures in sepia. Text encoder and autoencoder are mini-sd's.
+- `mini-xl.safetensors`: a model of SDXL's form. Its first text encoder is mini-sd's, its second one is 128 wide and was trained apart;
+  its U-Net went on from mini-sd's and listens to both, for in training one of them was sometimes left out.
 - `faces/`: SCRFD-form detector and ArcFace recogniser that the `insightface` library loads; trained on people other than the 200.
 - `mini-clip.safetensors`, `mini-clip.json`: an image-text model in open_clip's format, trained on captions without names.
 - `people.csv`, `gallery.npz`: 100 people of S_ID and 100 of S_test, all known to the model by name, and their true faces.
@@ -107,7 +111,7 @@ Guidance {scale}, 20 DDIM steps, 4 images a name (`python -m ldm.mini --stages c
 {sizes}
 ## Training
 
-What these weights have seen, in order (`history.csv`), over three sessions on two CPU cores. The code trains each stage in one go, so a
+What these weights have seen, in order (`history.csv`), over four sessions on two CPU cores. The code trains each stage in one go, so a
 rebuild gives other weights of the same kind.
 
 {stages}"""
