@@ -147,9 +147,9 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
 
 def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
     """The files of a preset's frozen model, by flag."""
-    flags = argparse.ArgumentParser(add_help=False)
-    add_model_arguments(flags)
-    values = vars(flags.parse_known_args(preset_flags(parser, name))[0])
+    model = Parser(prog=parser.prog, add_help=False)
+    add_model_arguments(model)
+    values = vars(model.parse_args(preset_flags(model, name)))
     return {flag: values[flag] for flag in MODEL_FILES}
 
 
