@@ -1,5 +1,6 @@
 """A Stable Diffusion v1 in miniature's miniature: 2 U-Net levels, 32 channels, text width 32, 32 px; random weights."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from ldm.data.images import ImageSource
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
+
+torch.set_num_threads(1)  # of these small models no thread has enough to do, and two wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 
 TINY = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
     "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "image_size": 4, "channels": 4,
