@@ -1,7 +1,9 @@
 """Checkpoint file -> frozen model. The one door for foreign weights: strict, and with a sentence for a wrong file."""
 
 import argparse
+import functools
 import hashlib
+import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -204,7 +206,13 @@ def refuse_v_prediction(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def file_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    """First 16 hexadecimal digits of the SHA-256 of a file; read once while its size and time of change stay."""
+    found = os.stat(path)
+    return _hash(os.path.abspath(path), found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _hash(path: str, _size: int, _changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
