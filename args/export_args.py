@@ -28,6 +28,9 @@ def parse_export_args(argv: list[str] | None = None) -> argparse.Namespace:
                      f"give a name of letters, digits, '.', '_' and '-' alone, such as alz{suffix}")
     if args.part is not None and args.format == "sdxl":
         parser.error(f"--part {args.part} has no use with --format sdxl, which takes both parts; leave it out")
+    if args.part == "clip_g" and args.format not in ("diffusers", "safetensors"):
+        parser.error(f"--part clip_g with --format {args.format} would be read as vectors of another text encoder, or not at all; "
+                     "give --format sdxl for both parts, or diffusers")
     if args.part is not None and args.source.resolve() == args.target.resolve():
         parser.error(f"OUT {args.target} is IN, of which --part {args.part} alone would be left; give another OUT")
     return args

@@ -31,6 +31,8 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parse_with_preset(parser, argv)
     check_devices(parser, args)
+    if args.images and args.models:
+        parser.error("--models draws, and --images scores pictures that somebody else made; give one of them")
     if args.images:
         vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
         take_one_device(args)
@@ -46,8 +48,8 @@ def models_asked_for(parser: Parser, args: argparse.Namespace) -> list[dict[str,
     models = []
     for name in args.models or []:
         is_file = Path(name).suffix in (".ckpt", ".safetensors")
-        models.append({**dict.fromkeys(MODEL_FILES), "config_path": args.config_path, "ckpt_path": Path(name)} if is_file
-                      else model_of_preset(parser, name))
+        own = {"config_path": args.config_path, "ckpt_path": Path(name), "vae_path": args.vae_path, "edited_weights": None}
+        models.append(own if is_file else model_of_preset(parser, name))
         check_paths(parser, argparse.Namespace(**models[-1]), ("config_path", "ckpt_path"))
     return models
 

@@ -84,6 +84,9 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         model = instantiate_from_config(config)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = read_state_dict(ckpt_path)
+    if "base_model" in safetensors_metadata(ckpt_path):
+        raise UserError(f"{ckpt_path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
+                        "that it was made for")
     if vae_path is not None:
         state |= read_autoencoder(vae_path)
     state |= {key: state[ema] for key in expected if key not in state and (ema := averaged(key)) in state}

@@ -167,6 +167,12 @@ def test_initializer_words_are_repeated_in_order(embedder):
     assert torch.equal(manager.string_to_param_dict["alz"], torch.stack([some, person, some]))
 
 
+def test_a_prefix_of_sdxl_is_refused_for_one_encoder_even_where_a_part_is_as_wide(embedder, tmp_path):
+    save_file({"clip_l": VECTORS, "clip_g": torch.ones(2, 40)}, tmp_path / "pair.safetensors")
+    with pytest.raises(UserError, match="is a prefix for the two text encoders of SDXL, and this model has one; .* --part clip_l"):
+        EmbeddingManager(embedder).load(tmp_path / "pair.safetensors")
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"placeholder_strings": ["anonymization prompt"]}, "is 5 CLIP tokens where one"),
     ({"placeholder_strings": [""]}, "is 0 CLIP tokens where one"),
@@ -211,8 +217,7 @@ def test_another_number_of_vectors_is_taken_over(embedder, tmp_path):
 VECTORS = torch.arange(2.0 * WIDTH).reshape(2, WIDTH)
 
 
-@pytest.mark.parametrize("content", [{"emb_params": VECTORS}, {"<alz>": VECTORS}, {"alz": VECTORS}, {"clip_l": VECTORS},
-                                     {"clip_l": VECTORS, "clip_g": torch.ones(2, 40)}])
+@pytest.mark.parametrize("content", [{"emb_params": VECTORS}, {"<alz>": VECTORS}, {"alz": VECTORS}, {"clip_l": VECTORS}])
 def test_one_entry_goes_to_the_placeholder_whatever_it_is_called(embedder, content, tmp_path):
     save_file(content, tmp_path / "a.safetensors")
     manager = EmbeddingManager(embedder)

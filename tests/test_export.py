@@ -94,8 +94,16 @@ def test_a_pair_and_what_is_known_of_it_comes_back(sdxl_prefix):
 
 @pytest.mark.parametrize("part", PAIR)
 def test_a_part_of_a_pair_can_be_exported_alone(part, sdxl_prefix):
-    for format in SD1_FORMATS:
+    for format in SD1_FORMATS if part == "clip_l" else ("diffusers", "safetensors"):
         assert torch.equal(only_vectors(export(sdxl_prefix, format, "--part", part)), PAIR[part])
+
+
+def test_the_second_encoders_part_is_for_diffusers_alone(sdxl_prefix, capsys):
+    export(sdxl_prefix, "diffusers", "--part", "clip_g")
+    assert "text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)" in capsys.readouterr().out
+    for format in ("universal", "a1111", "comfyui", "invokeai"):
+        with pytest.raises(SystemExit):
+            export(sdxl_prefix, format, "--part", "clip_g")
 
 
 def test_one_placeholder_of_several_can_be_exported(tmp_path):

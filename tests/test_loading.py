@@ -219,6 +219,8 @@ def test_edited_weights_take_the_place_of_the_checkpoints(config, state, tiny_fi
     files = ModelFiles(*tiny_files, edited_weights=tmp_path / "edited.safetensors")
     loaded = files.load().state_dict()
     assert all(torch.equal(loaded[key], (state | edited)[key]) for key in state)
+    with pytest.raises(UserError, match="edited.safetensors holds edited weights, a few of a model's tensors; give it as --edited_weights"):
+        load_frozen_model(config, tmp_path / "edited.safetensors")
     assert files.name == "edited" and ModelFiles(*tiny_files).hash() == file_hash(tiny_files[1]) != files.hash()
 
 

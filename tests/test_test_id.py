@@ -370,11 +370,21 @@ def test_a_finished_comparison_draws_nothing_again(several, monkeypatch):
     test_id.main(several[1])
 
 
+def test_a_model_for_which_no_prefix_is_given_stays_in_the_table(several, capsys):
+    out, flags = several
+    test_id.main(flags[:-1])  # without the pair
+    assert "none of the prefixes given is for two text encoders, which tiny-xl has; it is drawn without one" in capsys.readouterr().err
+    table = json.loads((out / "table1.json").read_text())
+    assert table[2]["model"] == "tiny-xl" and table[2]["prefix"] == "none" and table[2]["train base"] == rows_in(out)[-2]["id_acc_mean"]
+    assert table[2]["train + APL"] is None and table[0]["train + APL"] is not None
+
+
 def test_what_fits_no_model_and_models_alike_are_refused(several, tiny_files, capsys):
     out, flags = several
     start = flags.index("--models")
     only = [*flags[:start], "--models", str(tiny_files[1]), *flags[start + 4:]]
     assert "pair.safetensors is for two text encoders, and none of the models asked for has as many" in sentence(capsys, *only)
     assert "names two models alike" in sentence(capsys, *flags[:start], "--models", *[str(tiny_files[1])] * 2)
+    assert "--models draws, and --images scores" in sentence(capsys, *flags, "--images", str(out))
     assert "there is no preset 'nonsense'" in sentence(capsys, *flags[:start], "--models", "nonsense")
     assert "--ckpt_path none.ckpt is not there" in sentence(capsys, *flags[:start], "--models", "none.ckpt")

@@ -48,6 +48,9 @@ class AnonymizationPrompt:
         self.source = source
         self._fronts: weakref.WeakKeyDictionary[Any, list[_EncoderFront]] = weakref.WeakKeyDictionary()
 
+    def __repr__(self) -> str:
+        return f"AnonymizationPrompt({self.source}: {' and '.join(f'{m} x {d}' for m, d in (one.shape for one in self.vectors))})"
+
     @classmethod
     def load(cls, path: str | Path) -> "AnonymizationPrompt":
         """The prefix of a file of any form that `read_embedding_file` takes, with one entry or with clip_l and clip_g.
@@ -104,13 +107,14 @@ class AnonymizationPrompt:
             if given_embeds == "prefix" and len(encoders) > 1:
                 raise UserError(f"given_embeds='prefix' was asked of {type(target).__name__}, whose pooled embedding cannot be prefixed "
                                 "afterwards; give 'refuse' or 'allow'")
-            hooks = self._hooks(target, [encoder.get_input_embeddings() for encoder, _ in encoders],
-                                [tokenizer for _, tokenizer in encoders])
+            without_first = isinstance(encoders[0][0], CLIPTextModelWithProjection)  # as SDXL's refiner
+            hooks = self._hooks(target, self.vectors[-1:] if without_first else self.vectors,
+                                [encoder.get_input_embeddings() for encoder, _ in encoders], [tokenizer for _, tokenizer in encoders])
             fronts = [_EncoderFront(encoder, hook) for (encoder, _), hook in zip(encoders, hooks, strict=True)]
             method = _prefixed_encode_prompt(original, fronts, given_embeds)
         else:
             embedders = getattr(target.cond_stage_model, "embedders", [target.cond_stage_model])
-            hooks = self._hooks(target, [embedder.get_input_embeddings() for embedder in embedders],
+            hooks = self._hooks(target, self.vectors, [embedder.get_input_embeddings() for embedder in embedders],
                                 [embedder.tokenizer for embedder in embedders])
             method = _prefixed_conditioning(original, hooks)
         method.attached = (self, given_embeds)
@@ -131,15 +135,16 @@ class AnonymizationPrompt:
             if getattr(model, name) != original:  # the caller's own function stood there
                 setattr(model, name, original)
 
-    def _hooks(self, target: Any, tables: Sequence[nn.Embedding], tokenizers: Sequence[Any]) -> list[FrontHook]:
+    def _hooks(self, target: Any, vectors: Sequence[Tensor], tables: Sequence[nn.Embedding], tokenizers: Sequence[Any]) -> list[FrontHook]:
         """The hook of each text encoder; UserError if the vectors are another model's."""
         kind, widths = type(target).__name__, [table.weight.shape[1] for table in tables]
-        if len(widths) > len(self.vectors):
+        if len(widths) > len(vectors):
             raise UserError(f"{self.source} is a prefix of one text encoder and {kind} has two; make the pair of prefixes that it needs "
-                            "with 'python -m ldm.apl.transfer IN OUT --to sdxl'")
-        vectors = self.vectors
-        if len(widths) < len(vectors):  # SDXL's pair for one encoder: the prefix of its width, as EmbeddingManager takes it
-            vectors = [matrix for matrix in vectors if matrix.shape[1] == widths[0]][:1] or vectors[:1]
+                            "with 'python -m ldm.apl.transfer IN OUT --to PRESET', such as sdxl")
+        if len(widths) < len(vectors):
+            raise UserError(f"{self.source} is a prefix for the two text encoders of SDXL, and {kind} has one; where it was transferred "
+                            "from a prefix of this model, its first part is that: python -m ldm.export IN OUT.pt --format universal "
+                            "--part clip_l")
         if [matrix.shape[1] for matrix in vectors] != widths:
             raise UserError(f"the vectors of {self.source} are {_listed([matrix.shape[1] for matrix in self.vectors])} wide but the text "
                             f"encoder of {kind} takes {_listed(widths)}; give a prefix made for this model")

@@ -84,7 +84,8 @@ def report(settings: dict, figures: dict[str, float], prefix: "Tensor", vectors:
     if "held_out" in figures:
         lines.append(f"penalty {figures['penalty']:g} by five-fold cross-validation, where the map explains {figures['held_out']:.4f} of "
                      "the tokens held out")
-    return "\n".join([*lines, f"written to {target}"])
+    return "\n".join([*lines, f"written to {target}", "Nothing says yet that it anonymizes: measure it with test_id.py "
+                      "on the target model, or learn both parts there with train.py."])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.export.formats import export_prefix
 
     export_prefix(args.source, args.target, format=args.format, token=args.token, part=args.part)
-    print("\n".join([f"written: {args.target}", *instructions(args.target, format=args.format, token=args.token)]))
+    print("\n".join([f"written: {args.target}", *instructions(args.target, format=args.format, token=args.token, part=args.part)]))
 
 
 if __name__ == "__main__":

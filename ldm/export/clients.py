@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ldm.modules.embedding_file import SDXL_KEYS
+
 WEB_UI = "A1111, Forge: put it into the web UI's folder embeddings/ and start the prompt with: {stem}"
 COMFYUI = "ComfyUI: put it into models/embeddings/ and start the prompt with: embedding:{stem}"
 INVOKEAI = "InvokeAI: add it in the Model Manager, as {stem}, and start the prompt with: <{stem}>"
@@ -11,6 +13,9 @@ DIFFUSERS_SDXL = """diffusers: start the prompt with: <{token}> after
     state = safetensors.torch.load_file({path!r})
     pipe.load_textual_inversion(state["clip_l"], token="<{token}>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
     pipe.load_textual_inversion(state["clip_g"], token="<{token}>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)"""
+
+DIFFUSERS_SECOND = """diffusers: the vectors of SDXL's second text encoder, beside those of the first under the same token:
+    pipe.load_textual_inversion({path!r}, token="<{token}>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)"""
 
 READ_BY = {
     "universal": (WEB_UI, COMFYUI, INVOKEAI, DIFFUSERS),
@@ -23,9 +28,10 @@ READ_BY = {
 }
 
 
-def instructions(path: Path, *, format: str, token: str) -> list[str]:
+def instructions(path: Path, *, format: str, token: str, part: str | None = None) -> list[str]:
     """A text for each program that reads the file `path` of this format: where to put it, and what to type.
 
-    Most programs call a prefix by the name of its file; diffusers calls it by `token`.
+    Most programs call a prefix by the name of its file; diffusers calls it by `token`, and alone reads the `part` clip_g by itself.
     """
-    return [client.format(path=path.as_posix(), stem=path.stem, token=token) for client in READ_BY[format]]
+    clients = (DIFFUSERS_SECOND,) if part == SDXL_KEYS[1] else READ_BY[format]
+    return [client.format(path=path.as_posix(), stem=path.stem, token=token) for client in clients]

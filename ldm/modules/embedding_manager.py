@@ -42,9 +42,12 @@ class EmbeddingManager(nn.Module):
             generator: source of the draws, on the CPU; None stands for seed 0.
 
         Raises:
-            UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range.
+            UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range; two text encoders.
         """
         super().__init__()
+        if hasattr(embedder, "embedders"):
+            raise UserError("EmbeddingManager is for one text encoder, and this model has two, as SDXL; "
+                            "use manager_for(model.cond_stage_model)")
         tokenizer, table = embedder.tokenizer, embedder.get_input_embeddings().weight.detach()
         longest = embedder.max_length - 2  # beside begin and end of text
         if not 1 <= num_vectors_per_token <= longest:
@@ -131,8 +134,10 @@ class EmbeddingManager(nn.Module):
     def _assign(self, path: str | Path, file: EmbeddingFile) -> dict[str, tuple[int, Tensor]]:
         """Placeholder -> (token id, vectors) for the entries of a file."""
         entries = file.vectors
-        if set(entries) <= set(SDXL_KEYS):  # SDXL's two encoders: ours is the one of our width
-            entries = {key: vectors for key, vectors in entries.items() if vectors.shape[1] == self.width} or entries
+        if set(entries) == set(SDXL_KEYS):
+            raise UserError(f"{path} is a prefix for the two text encoders of SDXL, and this model has one; where it was transferred from "
+                            f"a prefix of this model, its first part is that: python -m ldm.export {path} OUT.pt --format universal "
+                            "--part clip_l")
         for vectors in entries.values():
             if vectors.shape[1] != self.width:
                 raise UserError(f"the vectors of {path} are {vectors.shape[1]} wide{of_encoder(vectors.shape[1])} but this text encoder's "
@@ -214,7 +219,7 @@ class DualEmbeddingManager(nn.Module):
         file = read_embedding_file(path)
         if set(file.vectors) != set(SDXL_KEYS):
             raise UserError(f"{path} holds vectors for one text encoder ({', '.join(file.vectors)}), and this model has two, as SDXL; "
-                            f"make the second part with: python -m ldm.apl.transfer {path} OUT.safetensors --to sdxl")
+                            f"make the second part with: python -m ldm.apl.transfer {path} OUT.safetensors --to PRESET, such as sdxl")
         counts = [len(file.vectors[key]) for key in SDXL_KEYS]
         if counts[0] != counts[1]:
             raise UserError(f"{path} holds {counts[0]} vectors for the first text encoder and {counts[1]} for the second; give as many")

@@ -102,7 +102,7 @@ def identity_rows(fabric: Devices, model: LatentDiffusion, analyzer: Analyzer, g
         for group, names in people.items():
             described = {name: attributes[name] if prefix.label == C2 else name for name in names}
             portraits = draw_portraits(fabric, model, folder, prefix, described, drawing=drawing, n_samples=n_samples,
-                                       batch_size=batch_size, label=f"drawing {group}, {prefix.label}")
+                                       batch_size=batch_size, label=f"drawing {model_name}, {group}, {prefix.label}")
             table.add(portraits, model=model_name, prefix=prefix.file, group=group)
             if features_of and n_samples > 1 and len(names) > 1:
                 features = portrait_features(fabric, portraits, features_of)

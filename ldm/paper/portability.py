@@ -16,7 +16,7 @@ from ldm.modules.embedding_file import SDXL_KEYS, read_embedding_file
 from ldm.paper.table1 import draw_and_score, people_asked_for
 from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import image_path, write_json
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, warn, write_atomically
 
 PEOPLE_SHOWN = 2  # in Figure 3
 
@@ -41,6 +41,9 @@ def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     people, fabric = people_asked_for(args), launch(args.devices, num_nodes=args.num_nodes)
     rows = []
     for name, model in models.items():
+        if args.embedding and not prefixes[name] and fabric.is_global_zero:
+            warn(f"none of the prefixes given is for {'two text encoders' if has_two_encoders(model['config_path']) else 'one text encoder'}, "
+                 f"which {name} has; it is drawn without one")
         own = argparse.Namespace(**vars(args) | model | {"embedding": prefixes[name], "out_dir": args.out_dir / name, "models": None})
         rows += draw_and_score(own, people, fabric)
     if not fabric.is_global_zero:
@@ -73,14 +76,17 @@ def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
     rows = [row for row in rows if "group" in row]
     by_key: Mapping[tuple, Row] = {(row["model"], row["prefix"], row["group"]): row for row in rows}
     table = []
-    for model, prefix in dict.fromkeys((row["model"], row["prefix"]) for row in rows if row["prefix"] not in ("none", "c2")):
+    prefixes: dict[str, dict[str, None]] = {}  # of each model, in order
+    for row in rows:
+        prefixes.setdefault(row["model"], {}).update({} if row["prefix"] in ("none", "c2") else {row["prefix"]: None})
+    for model, prefix in ((model, prefix) for model, used in prefixes.items() for prefix in used or ["none"]):
         cells: dict[str, Any] = {"model": model, "prefix": prefix}
         for group in GROUPS:
             for label, source in (("base", "none"), ("+ APL", prefix)):
-                row = by_key.get((model, source, group), {})
+                row = by_key.get((model, source, group), {}) if label == "base" or prefix != "none" else {}
                 cells |= {f"{group} {label}": row.get("id_acc_mean"), f"{group} {label} max": row.get("id_acc_max")}
-        table.append({key: value for key, value in cells.items() if value is not None})
-    return table
+        table.append(cells)
+    return [{key: value for key, value in cells.items() if any(row[key] is not None for row in table)} for cells in table]
 
 
 def figure3(models: Sequence[tuple[str, Sequence[Path | None]]], people: Mapping[str, Sequence[str]], out_dir: Path) -> Image.Image:
