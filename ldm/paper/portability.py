@@ -42,8 +42,8 @@ def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     rows = []
     for name, model in models.items():
         if args.embedding and not prefixes[name] and fabric.is_global_zero:
-            warn(f"none of the prefixes given is for {'two text encoders' if has_two_encoders(model['config_path']) else 'one text encoder'}, "
-                 f"which {name} has; it is drawn without one")
+            encoders = "two text encoders" if has_two_encoders(model["config_path"]) else "one text encoder"
+            warn(f"none of the prefixes given is for {encoders}, which {name} has; it is drawn without one")
         own = argparse.Namespace(**vars(args) | model | {"embedding": prefixes[name], "out_dir": args.out_dir / name, "models": None})
         rows += draw_and_score(own, people, fabric)
     if not fabric.is_global_zero:
