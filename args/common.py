@@ -200,15 +200,13 @@ def _preset_names() -> list[str]:
 def preset_flags(parser: Parser, name: str) -> list[str]:
     """The preset's values as flags of this command; the keys of other commands are passed over.
 
-    A key "train.batch_size" is for train.py alone, and goes before "batch_size". The key "like" names the preset that gives all others.
+    A key "train.batch_size" is for train.py alone, and goes before "batch_size". The key "like" names a preset, or a YAML
+    file beside this one, that gives all others.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         parser.error(f"there is no preset '{name}'; give one of {', '.join(_preset_names())}, or a YAML file")
     values = _preset_values(parser, path)
-    if "like" in values:
-        base = _preset_values(parser, PRESETS / f"{values.pop('like')}.yaml")
-        values = base | values
     parsers = _all_parsers()
     lists, scalars = [], []  # lists first: the last of them would swallow a stray word of the command line
     for key, value in sorted(values.items(), key=lambda item: "." in str(item[0])):
@@ -222,16 +220,24 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
     return lists + scalars
 
 
-def _preset_values(parser: Parser, path: Path) -> dict[str, object]:
+def _preset_values(parser: Parser, path: Path, followed: tuple[Path, ...] = ()) -> dict[str, object]:
+    """The values of a preset by key, with those of the preset that it is like; what it sets for all commands, it sets for each."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
-        parser.error(f"there is no preset {path}, which another is said to be like; give one of {', '.join(_preset_names())}")
+        parser.error(f"{followed[-1]} is like {path}, which is not there; name one of {', '.join(_preset_names())}, or a YAML file")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
     if not isinstance(values, dict):
         parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
-    return values
+    if "like" not in values:
+        return values
+    if path in followed:
+        parser.error(f"{path} is like itself, by way of {followed[-1]}; name another preset in one of them")
+    like = str(values.pop("like"))
+    base = path.parent / like if like.endswith((".yaml", ".yml")) else PRESETS / f"{like}.yaml"
+    inherited = _preset_values(parser, base, (*followed, path))
+    return {key: value for key, value in inherited.items() if str(key).rpartition(".")[2] not in values} | values
 
 
 def _as_flags(action: argparse.Action, value: object) -> list[str]:

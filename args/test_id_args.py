@@ -1,6 +1,7 @@
 """Command line of test_id.py."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from args.common import (
@@ -29,6 +30,7 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     With --images, the flags of the model and the prefix are None.
     """
     parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_with_preset(parser, argv)
     check_devices(parser, args)
     if args.images and args.models:
@@ -36,19 +38,25 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.images:
         vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
         take_one_device(args)
-    check_paths(parser, args, NEEDED if args.images else (*NEEDED, "config_path", "ckpt_path"))
-    args.models = models_asked_for(parser, args)
+    if args.models:
+        args.models = models_asked_for(parser, args, {flag.split("=")[0].lstrip("-") for flag in argv if flag.startswith("--")})
+        vars(args).update(dict.fromkeys(MODEL_FILES))  # each model brings its own
+    check_paths(parser, args, NEEDED if args.images or args.models else (*NEEDED, "config_path", "ckpt_path"))
     if "{name}" not in args.prompt:
         parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
     return args
 
 
-def models_asked_for(parser: Parser, args: argparse.Namespace) -> list[dict[str, Path | None]]:
-    """The files of each of --models, by flag; ends the program where one is missing."""
-    models = []
-    for name in args.models or []:
-        is_file = Path(name).suffix in (".ckpt", ".safetensors")
+def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) -> list[dict[str, Path | None]]:
+    """The files of each of --models, by flag; ends the program where one is missing, or one of the flags `typed` has no use."""
+    models, files = [], [name for name in args.models if Path(name).is_file() and not name.endswith((".yaml", ".yml"))]
+    if "edited_weights" in typed:
+        parser.error("--edited_weights has no use with --models; give a YAML file with the lines 'like: PRESET' and 'edited_weights: FILE'")
+    if "vae_path" in typed and not files:
+        parser.error("--vae_path has no use with presets as --models; give a YAML file with the lines 'like: PRESET' and 'vae_path: FILE'")
+    for name in args.models:
         own = {"config_path": args.config_path, "ckpt_path": Path(name), "vae_path": args.vae_path, "edited_weights": None}
+        is_file = name in files or Path(name).suffix in (".ckpt", ".safetensors")  # which may be missing
         models.append(own if is_file else model_of_preset(parser, name))
         check_paths(parser, argparse.Namespace(**models[-1]), ("config_path", "ckpt_path"))
     return models

@@ -43,7 +43,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
     """
     sampler = DDIMSampler(model)
     shape = (model.channels, model.image_size, model.image_size)
-    unconditional = model.get_negative_conditioning(negative_prompt)  # (1, 77, d)
+    unconditional = model.get_negative_conditioning(negative_prompt)  # (1, 77, d); SDXL: (1, 78, d)
     jobs = iter(jobs)
     while batch := list(islice(jobs, batch_size)):
         prompts = list(dict.fromkeys(prompt for prompt, _ in batch))

@@ -19,7 +19,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
-from ldm.modules.file_kinds import describe
+from ldm.modules.file_kinds import SDXL, V1, describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
 PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder",
@@ -27,6 +27,7 @@ PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder",
 AUTOENCODER = "first_stage_model."
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+CONFIGS = {V1: "configs/stable-diffusion/v1-inference.yaml", SDXL: "configs/stable-diffusion/sdxl-base.yaml"}
 GIVE_CONFIG = "give a YAML file such as configs/stable-diffusion/v1-inference.yaml"
 GIVE_PAIR = "give a checkpoint and a config that belong together"
 GIVE_CHECKPOINT = "give a whole Stable Diffusion v1 or SDXL checkpoint in the original (CompVis) format, and its config"
@@ -55,9 +56,10 @@ class ModelFiles:
         return (self.edited_weights or self.ckpt_path).stem
 
     def hash(self) -> str:
-        """16 hexadecimal digits that stand for the content of all weights; of a checkpoint alone its `file_hash`."""
-        hashes = [file_hash(path) for path in (self.ckpt_path, self.vae_path, self.edited_weights) if path is not None]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        """16 hexadecimal digits that stand for the content of all weights, each in its place; of a checkpoint alone its `file_hash`."""
+        others = {flag: file_hash(path) for flag, path in (("vae_path", self.vae_path), ("edited_weights", self.edited_weights)) if path}
+        base = file_hash(self.ckpt_path)
+        return hashlib.sha256(f"{base} {others}".encode()).hexdigest()[:16] if others else base
 
     def load(self, device: str | torch.device = "cpu") -> LatentDiffusion:
         """See `load_frozen_model`."""
@@ -84,11 +86,12 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         model = instantiate_from_config(config)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = read_state_dict(ckpt_path)
+    refuse_v_prediction(state, ckpt_path)
     if "base_model" in safetensors_metadata(ckpt_path):
         raise UserError(f"{ckpt_path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
                         "that it was made for")
     if vae_path is not None:
-        state |= read_autoencoder(vae_path)
+        state |= read_autoencoder(vae_path, expected)
     state |= {key: state[ema] for key in expected if key not in state and (ema := averaged(key)) in state}
     if edited_weights is not None:
         state |= read_edited_weights(edited_weights, expected, ckpt_path)
@@ -116,7 +119,7 @@ def read_config(config_path: str | Path) -> Mapping:
 
 def has_two_encoders(config_path: str | Path) -> bool:
     """Whether a config is of SDXL's form, with two text encoders."""
-    return "conditioner_config" in read_config(config_path).get("params", {})
+    return "conditioner_config" in (read_config(config_path).get("params") or {})
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -134,23 +137,26 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} is {describe(content) or 'a file'} without model weights; {GIVE_CHECKPOINT}")
-    refuse_v_prediction(state, path)
     # Some merged checkpoints were saved by a transformers version whose text model had one level less.
     short, full = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
     return {key.replace(short, full) if key.startswith(short) and not key.startswith(full) else key: value
             for key, value in state.items()}
 
 
-def read_autoencoder(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of an autoencoder by their keys in a checkpoint; `path` holds an autoencoder alone, or a checkpoint that has one."""
+def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of an autoencoder by their keys in a checkpoint; `path` holds an autoencoder alone, or a checkpoint that has one.
+
+    Raises:
+        UserError: it lacks one of the model's, or has it in another shape.
+    """
     state = read_state_dict(path)
-    inside = {key: value for key, value in state.items() if key.startswith(AUTOENCODER)}
-    alone = {AUTOENCODER + key: value for key, value in state.items()
-             if key.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
-    if not inside and "decoder.mid.block_1.norm1.weight" not in state:
-        raise UserError(f"{path} is {describe(state) or 'no autoencoder'}; give an autoencoder in the original (CompVis) format, "
+    found = {key: state.get(key, state.get(key.removeprefix(AUTOENCODER))) for key in expected if key.startswith(AUTOENCODER)}
+    wrong = [key for key, value in found.items() if value is None or tuple(value.shape) != expected[key]]
+    if wrong:
+        raise UserError(f"{path} is {describe(state) or 'no autoencoder of this model'}: {len(wrong)} of the {len(found)} tensors of one "
+                        f"are not there or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
                         "alone or in a checkpoint")
-    return inside or alone
+    return found
 
 
 def averaged(key: str) -> str:
@@ -189,7 +195,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                            f"{sum(key.startswith(part) for key in expected)} {name} tensors"
                            for part, name in PARTS.items() if any(key.startswith(part) for key in missing))
         what = f"is {looks_like}: it lacks" if looks_like else "lacks"
-        raise UserError(f"{ckpt_path} {what} {counts} of {config_path} (first: {missing[0]}); {GIVE_CHECKPOINT}")
+        to_do = f"give --config_path {CONFIGS[looks_like]} with it" if looks_like in CONFIGS else GIVE_CHECKPOINT
+        raise UserError(f"{ckpt_path} {what} {counts} of {config_path} (first: {missing[0]}); {to_do}")
     for key, shape in expected.items():
         found = tuple(state[key].shape)
         if found != shape:
@@ -201,7 +208,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                         f"place in {config_path} (first: {surplus[0]}); {GIVE_PAIR}")
 
 
-def refuse_v_prediction(state: Mapping[str, Tensor], path: Path) -> None:
+def refuse_v_prediction(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Raises UserError for a model that says it predicts v; many do not say, and cannot be told from their weights."""
     if "v_pred" in state or safetensors_metadata(path).get("modelspec.prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} is a v-prediction model, and the anonymization prompt is learned on models that predict the noise "

@@ -48,7 +48,12 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the config's target '{config['target']}' cannot be imported ({error}); correct it") from error
-    return cls(**(config.get("params") or {}), **extra)
+    try:
+        return cls(**(config.get("params") or {}), **extra)
+    except TypeError as error:
+        if "__init__()" not in str(error):
+            raise
+        raise UserError(f"the config's target '{config['target']}' does not take its params ({error}); correct them") from error
 
 
 def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
@@ -60,8 +65,8 @@ def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
                 raise UserError(f"{owner} is asked for {key}={value!r} but only builds {ONLY_VALUE[key]!r}, as Stable "
                                 "Diffusion v1 has it; use configs/stable-diffusion/v1-inference.yaml")
         elif key not in TRAINING_ONLY:
-            raise UserError(f"{owner} has no parameter '{key}'; use a Stable Diffusion v1 config such as "
-                            "configs/stable-diffusion/v1-inference.yaml")
+            raise UserError(f"{owner} has no parameter '{key}'; use a config of Stable Diffusion v1 or SDXL, such as "
+                            "configs/stable-diffusion/v1-inference.yaml or sdxl-base.yaml")
 
 
 def first_line(error: Exception) -> str:

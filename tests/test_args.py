@@ -202,3 +202,20 @@ def test_no_table_needs_no_face_pack(world):
 def test_devices(command, given, kept):
     args = command("--devices", given, "--num_nodes", "2")
     assert (args.devices, args.num_nodes) == (kept, 2)
+
+
+def test_a_preset_that_is_like_another_wins_over_it_in_every_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["args.test_id_args"], "check_paths", lambda *_: None)
+    (tmp_path / "mine.yaml").write_text("like: mini-sepia\nddim_steps: 7\n")
+    (tmp_path / "two.yaml").write_text("like: mine.yaml\nscale: 3\n")
+    args = parse_test_id_args(["--preset", str(tmp_path / "two.yaml")])
+    assert (args.ddim_steps, args.scale, args.edited_weights.name) == (7, 3, "mini-sepia.safetensors")
+    assert args.embedding[0].name == "apl-mini.pt"  # of mini, by way of mini-sepia
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("like: loop.yaml", "loop.yaml is like itself"), ("like: none", "which is not there; name one"),
+    ("like: none.yaml", "which is not there; name one")])
+def test_a_preset_that_is_like_none_is_refused(tmp_path, capsys, text, message):
+    (tmp_path / "loop.yaml").write_text(text)
+    assert message in sentence(capsys, test_id, "--preset", str(tmp_path / "loop.yaml"))

@@ -40,7 +40,8 @@ def beside(state) -> dict:
     """What public checkpoints hold beside their weights."""
     return {"betas": torch.ones(1000), "alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.tensor(0.9),
             "model_ema.diffusion_modelout2weight": torch.ones(3), "scale_factor": torch.tensor(1.0),
-            "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+            "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+            "cond_stage_model.text_projection": torch.ones(2, 2), "cond_stage_model.logit_scale": torch.ones(())}
 
 
 @pytest.mark.parametrize("form", ["safetensors", "safetensors fp16", "ckpt", "ckpt wrapped fp16", "ckpt legacy container",
@@ -198,7 +199,11 @@ def test_autoencoder_of_its_own_takes_the_place_of_the_checkpoints_or_of_none(co
             loaded = load_frozen_model(config, tmp_path / f"{checkpoint}.safetensors", vae_path=tmp_path / vae).state_dict()
             assert all(torch.equal(loaded[key], (without | other)[key]) for key in state)
     assert "has no autoencoder (VAE), as some community checkpoints; give --vae_path" in refused(config, tmp_path / "without.safetensors")
-    with pytest.raises(UserError, match="without.safetensors is a Stable Diffusion v1 checkpoint; give an autoencoder in the original"):
+    part = dict(list(other.items())[:3])
+    save_file(part, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match="part.safetensors is no autoencoder of this model: .* tensors of one are not there or have"):
+        load_frozen_model(config, tmp_path / "baked.safetensors", vae_path=tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match="without.safetensors is a Stable Diffusion v1 checkpoint: .* give an autoencoder in the original"):
         load_frozen_model(config, tmp_path / "baked.safetensors", vae_path=tmp_path / "without.safetensors")
 
 
@@ -222,6 +227,8 @@ def test_edited_weights_take_the_place_of_the_checkpoints(config, state, tiny_fi
     with pytest.raises(UserError, match="edited.safetensors holds edited weights, a few of a model's tensors; give it as --edited_weights"):
         load_frozen_model(config, tmp_path / "edited.safetensors")
     assert files.name == "edited" and ModelFiles(*tiny_files).hash() == file_hash(tiny_files[1]) != files.hash()
+    in_another_place = ModelFiles(*tiny_files, vae_path=tmp_path / "edited.safetensors")
+    assert len({files.hash(), in_another_place.hash(), ModelFiles(*tiny_files).hash()}) == 3
 
 
 @pytest.mark.parametrize(("changed", "base", "sentence"), [
@@ -243,6 +250,9 @@ def test_v_prediction_is_refused_where_the_file_says_so(config, state, tmp_path,
 
 @pytest.mark.parametrize(("key", "what"), [
     ("conditioner.embedders.0.model.ln_final.weight", "an SDXL refiner"), ("lora_te1_x.lora_up.weight", "a LoRA"),
-    ("base_model.model.x.lora_A.weight", "a LoRA"), ("joint_blocks.0.x", "a Stable Diffusion 3 checkpoint")])
+    ("base_model.model.x.lora_A.weight", "a LoRA"), ("unet.down_blocks.0.to_k.lora.up.weight", "a LoRA"),
+    ("text_encoder.q_proj.lora_linear_layer.down.weight", "a LoRA"), ("lycoris_te1_x.hada_w1_a", "a LoRA"),
+    ("joint_blocks.0.x", "a Stable Diffusion 3 checkpoint")])
 def test_what_other_files_are(key, what):
+    assert describe({"a": torch.ones(3, dtype=torch.int64)}) is None
     assert describe({key: torch.ones(2, 2), "b": torch.ones(2), "c": torch.ones(2)}) == what

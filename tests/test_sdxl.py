@@ -142,10 +142,16 @@ def test_prefixes_for_other_encoders_are_refused_by_name(model, tmp_path):
         manager_for(model.cond_stage_model, ["alz", "person"])
 
 
+def test_a_config_of_the_wrong_form_is_refused(tmp_path):
+    params = {key: value for key, value in TINY_XL["params"].items() if key != "conditioner_config"}
+    with pytest.raises(UserError, match="does not take its params .*conditioner_config"):
+        instantiate_from_config({**TINY_XL, "params": params})
+
+
 def test_checkpoints_in_each_others_place_are_named(files, tiny_files):
-    with pytest.raises(UserError, match="is an SDXL checkpoint: it lacks .* text encoder tensors"):
+    with pytest.raises(UserError, match="is an SDXL checkpoint: it lacks .* give --config_path configs/stable-diffusion/sdxl-base.yaml"):
         load_frozen_model(tiny_files[0], files[1])
-    with pytest.raises(UserError, match="is a Stable Diffusion v1 checkpoint: it lacks .* second text encoder tensors"):
+    with pytest.raises(UserError, match="is a Stable Diffusion v1 checkpoint: it lacks .* configs/stable-diffusion/v1-inference"):
         load_frozen_model(files[0], tiny_files[1])
 
 

@@ -294,6 +294,14 @@ def test_the_file_says_where_it_comes_from(files):
     assert set(figures) == {"loss", "least_loss", "likeness", "likeness_transferred", "agreement"}
 
 
+def test_what_a_foreign_file_says_of_itself_cannot_stop_the_transfer(files, capsys):
+    content = {"string_to_token": {"*": 1}, "string_to_param": {"*": numbers(M, D)}, "step": torch.ones(1), "apl": {(1, 2): torch.ones(1)}}
+    torch.save(content, "foreign.pt")
+    command("--route", "mean", source="foreign.pt")
+    torch.save({"alz": torch.zeros(M, D)}, "zeros.pt")
+    assert "holds a vector of zeros" in refusal(capsys, main, ["zeros.pt", "out.safetensors", "--to", "xl"])
+
+
 def test_the_same_command_gives_the_same_bytes_and_writes_over_its_own_file(files):
     flags = ("--top_k", 30, "--steps", 20)
     command(*flags)

@@ -27,6 +27,7 @@ def page(args: argparse.Namespace, inputs: Sequence[Any]) -> str:
     lines = ["reads"]
     for given in inputs:
         where = "" if given.flaw is None else where_from(given.path) or given.flaw.partition("; ")[2]
+        where = where.replace("--preset sd-v1-5", f"--preset {args.preset}")
         state = "there  " if given.flaw is None else "MISSING"
         lines.append(f"  {state}  {str(given.path):{width}}  {where}".rstrip())
     plan = None if any(given.flaw for given in inputs) else make_plan(args)

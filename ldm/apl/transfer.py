@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.apl.transfer_files import anchor_tokens, check_place, read_prefix, read_token_tables
     from ldm.apl.transfer_routes import code_figures
     from ldm.loading import file_hash
-    from ldm.modules.embedding_file import write_sdxl_file
+    from ldm.modules.embedding_file import carried_metadata, write_sdxl_file
 
     prefix, file = read_prefix(args.source)
+    carried = carried_metadata(args.source, file)
     tables = read_token_tables(args.ckpt_path)
     check_width(args, prefix, tables[0])
     check_place(args.target)
@@ -42,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     figures |= code_figures(prefix, vectors, *tables, centred=args.centred)
     settings = {"route": args.route, "centred": args.centred, "anchors": args.anchors and [file_hash(path) for path in args.anchors]}
     settings |= {flag: getattr(args, flag) for flag in USED[args.route]}
-    write_sdxl_file(args.target, prefix, vectors, step=file.metadata.get("step"), metadata=settings | {
-        "figures": figures, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": file.metadata})
+    write_sdxl_file(args.target, prefix, vectors, step=carried["step"], metadata=settings | {
+        "figures": figures, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": carried["metadata"]})
     print(report(settings, figures, prefix, vectors, args.target))
 
 

@@ -30,7 +30,10 @@ def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
         raise UserError(f"{path} has the parts of both encoders already ({' and '.join(SDXL_KEYS)}); give the prefix of one")
     if len(file.vectors) > 1:
         raise UserError(f"{path} holds vectors for {', '.join(file.vectors)}; give a file with one entry")
-    return next(iter(file.vectors.values())), file
+    vectors = next(iter(file.vectors.values()))
+    if not vectors.any(dim=1).all():
+        raise UserError(f"{path} holds a vector of zeros, which points nowhere; give a prefix that was learned")
+    return vectors, file
 
 
 def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:

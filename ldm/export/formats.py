@@ -1,20 +1,19 @@
 """A prefix in the form that another program reads best: which key, which container; always float32, whole or not at all."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ldm.modules.embedding_file import (
     SDXL_KEYS,
     EmbeddingFile,
+    carried_metadata,
     read_embedding_file,
     write_embedding_file,
     write_safetensors_file,
     write_sdxl_file,
 )
-from ldm.util import UserError, first_line
+from ldm.util import UserError
 
 ASTERISK = 265  # CLIP's token of "*", which AUTOMATIC1111 writes into each of its files and never reads
 
@@ -31,7 +30,7 @@ def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz"
         UserError: `source` cannot be read, holds not what the format needs, or `token` is no single token of CLIP (universal alone).
     """
     file = read_embedding_file(source)
-    carried = _carried(source, file)
+    carried = carried_metadata(source, file)
     if format == "sdxl":
         write_sdxl_file(target, *_pair(source, file), **carried)
         return
@@ -71,16 +70,6 @@ def _matrix(source: Path, file: EmbeddingFile, format: str, part: str | None) ->
         raise UserError(f"{source} holds {_listed(file)} where a prefix is one entry; choose with --part, "
                         "or give a prefix file if this is a LoRA or a checkpoint")
     return next(iter(file.vectors.values()))
-
-
-def _carried(source: Path, file: EmbeddingFile) -> dict[str, Any]:
-    """What the file says of itself, for the writers: `step` and `metadata`. What JSON has no form for becomes text."""
-    try:
-        metadata = json.loads(json.dumps(file.metadata, default=str, skipkeys=True))
-    except (ValueError, RecursionError) as error:  # a pickle can hold a dict that holds itself
-        raise UserError(f"the metadata of {source} cannot be written ({first_line(error)}); give another file of this prefix") from error
-    metadata.pop("name", None)  # the new file has its own
-    return {"step": metadata.pop("step", None), "metadata": metadata}
 
 
 def _token_id(token: str) -> int:

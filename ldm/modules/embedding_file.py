@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ldm.modules.file_kinds import PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, first_line, write_atomically
 
 OWN_KEY = "apl"  # our metadata in the file; other clients pass over it
 SDXL_KEYS = ("clip_l", "clip_g")  # the vectors of SDXL's first and second text encoder, as every client calls them
@@ -100,6 +100,20 @@ def write_safetensors_file(path: str | Path, vectors: dict[str, Tensor], *, step
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in vectors.items()}
     # Not save_file, whose files no other user, such as that of a web UI, can read.
     write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=header)))
+
+
+def carried_metadata(path: Path, file: EmbeddingFile) -> dict[str, Any]:
+    """What the file `path` says of itself, as `step` and `metadata` of the writers here; what JSON has no form for becomes text.
+
+    Raises:
+        UserError: it cannot be written, for a hostile file can hold a dict that holds itself.
+    """
+    try:
+        metadata = json.loads(json.dumps(file.metadata, default=str, skipkeys=True))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the metadata of {path} cannot be written ({first_line(error)}); give another file of this prefix") from error
+    metadata.pop("name", None)  # the new file has its own
+    return {"step": metadata.pop("step", None), "metadata": metadata}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

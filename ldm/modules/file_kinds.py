@@ -17,8 +17,6 @@ KINDS = (
     ("double_blocks.", "a Flux checkpoint"),
     ("control_model.", "a ControlNet"),
     ("lora_", "a LoRA"),
-    ("unet.", "a LoRA"),
-    ("base_model.model.", "a LoRA"),
     ("string_to_param", PREFIX),
     ("down_blocks.", "the U-Net from a diffusers folder"),
     ("decoder.mid_block.", "the autoencoder from a diffusers folder"),
@@ -27,10 +25,14 @@ KINDS = (
     ("transformer.resblocks.", "a CLIP model in open_clip's form"),
     ("cond_stage_model.transformer.", V1),
 )
+LORA = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.", ".lora_linear_layer.", ".hada_w1", ".lokr_w1", ".oft_")
 
 
 def describe(content: Mapping[str, object]) -> str | None:
     """What a file with these entries probably is, such as "a LoRA"; None if nothing known looks like it."""
-    if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 for value in content.values()):
+    if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 and value.is_floating_point()
+                                     for value in content.values()):
         return PREFIX
+    if any(mark in key for key in content for mark in LORA):
+        return "a LoRA"
     return next((name for mark, name in KINDS if any(key.startswith(mark) for key in content)), None)

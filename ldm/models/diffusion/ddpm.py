@@ -14,9 +14,9 @@ SCHEDULE = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumpr
 
 
 def is_ignored(key: str) -> bool:
-    """Whether public checkpoints hold this beside their weights: schedule, averaged weights, positions, losses."""
+    """Whether public checkpoints hold this beside their weights, unless a model has it: schedule, averaged weights, positions, losses."""
     return ("." not in key or key.startswith(("model_ema.", "first_stage_model.loss.", "embedding_manager.", "denoiser."))
-            or key.endswith((".position_ids", ".logit_scale", "cond_stage_model.transformer.text_projection")))
+            or key.endswith((".position_ids", ".logit_scale", ".text_projection")))
 
 
 class DiffusionWrapper(nn.Module):
@@ -110,7 +110,8 @@ class LatentDiffusion(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """As torch's; what public checkpoints hold beside the weights is passed over and not reported as unexpected."""
-        weights = {key: value for key, value in state_dict.items() if not is_ignored(key)}
+        own = dict(self.named_parameters())
+        weights = {key: value for key, value in state_dict.items() if key in own or not is_ignored(key)}
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
     def _apply(self, fn, recurse=True):

@@ -21,7 +21,7 @@ def guided_eps(model, x: Tensor, t: Tensor, context: Tensor, scale: float = 1.0,
         model: LatentDiffusion.
         x: noisy latent, (B, 4, h, w).
         t: timestep, (B,).
-        context: tau(c), (B, 77, d).
+        context: tau(c), (B, 77, d), or (B, 78, d) with SDXL's pooled text.
         scale: 1 leaves eps_c.
         unconditional: tau(""), (B or 1, 77, d); None leaves eps_c.
     """
