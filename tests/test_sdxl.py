@@ -136,8 +136,10 @@ def test_prefixes_for_other_encoders_are_refused_by_name(model, tmp_path):
     for counts, widths, message in (((2, 2), (FIRST, 1024), r"1024 wide \(OpenCLIP ViT-H/14, of .* 2\) but"),
                                     ((2, 3), (FIRST, SECOND), "holds 2 vectors for the first text encoder and 3")):
         write_sdxl_file(tmp_path / "other.safetensors", *(torch.ones(m, d) for m, d in zip(counts, widths, strict=True)))
+        before = [vectors.detach().clone() for vectors in manager.embedding_parameters()]
         with pytest.raises(UserError, match=message):
             manager.load(tmp_path / "other.safetensors")
+        assert all(map(torch.equal, manager.embedding_parameters(), before))  # nothing is lost
     with pytest.raises(UserError, match="2 placeholders were given"):
         manager_for(model.cond_stage_model, ["alz", "person"])
 

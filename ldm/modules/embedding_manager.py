@@ -121,6 +121,10 @@ class EmbeddingManager(nn.Module):
         self.take(path, file)
         return file
 
+    def check(self, path: str | Path, file: EmbeddingFile) -> None:
+        """Raises what `take` would raise."""
+        self._assign(path, file)
+
     def take(self, path: str | Path, file: EmbeddingFile) -> None:
         """As `load`, of what was read from `path`."""
         for placeholder, (token_id, vectors) in self._assign(path, file).items():
@@ -223,8 +227,11 @@ class DualEmbeddingManager(nn.Module):
         counts = [len(file.vectors[key]) for key in SDXL_KEYS]
         if counts[0] != counts[1]:
             raise UserError(f"{path} holds {counts[0]} vectors for the first text encoder and {counts[1]} for the second; give as many")
-        for key, manager in zip(SDXL_KEYS, self.hooks, strict=True):
-            manager.take(path, EmbeddingFile({key: file.vectors[key]}))
+        parts = [EmbeddingFile({key: file.vectors[key]}) for key in SDXL_KEYS]
+        for manager, part in zip(self.hooks, parts, strict=True):
+            manager.check(path, part)  # both, before the first is changed
+        for manager, part in zip(self.hooks, parts, strict=True):
+            manager.take(path, part)
         return file
 
 
