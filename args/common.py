@@ -36,9 +36,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        self.remark = ""  # behind every error
 
     def error(self, message: str) -> None:
-        self.exit(2, f"error: {self.prog}: {message}\n")
+        self.exit(2, f"error: {self.prog}: {message}{self.remark}\n")
 
 
 def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +54,7 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     if preset is None:  # the paper's own command names only its model
         named = any(flag.split("=")[0] in ("--config_path", "--ckpt_path") for flag in argv)
         preset = "sd-v1-5" if named else "mini"
+        parser.remark = " (--preset sd-v1-5 is taken where a model is named by its paths; give another)" if named else ""
     args = parser.parse_args([*preset_flags(parser, preset), *argv])
     args.preset = preset
     return args

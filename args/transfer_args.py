@@ -1,18 +1,26 @@
 """Command line of python -m ldm.apl.transfer."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from args.common import Parser, check_paths, number, preset_flags
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
+USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
+        "mean": ()}  # flags by route, beside those that all have
 SCALES = ("target", "ratio")
 
 
 def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Checked flags, with the `ckpt_path` that --to names; a wrong value ends with a sentence and exit status 2. IN is not looked at."""
     parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    typed = {flag.split("=")[0].removeprefix("--").removeprefix("no-") for flag in argv if flag.startswith("--")}
+    unused = sorted(typed & {flag for flags in USED.values() for flag in flags} - set(USED[args.route]))
+    if unused:
+        parser.error(f"--{unused[0]} has no use with --route {args.route}; leave it out")
     if args.to is not None:
         args.ckpt_path = args.ckpt_path or _checkpoint_of(parser, args.to)
     elif args.ckpt_path is None:
@@ -28,8 +36,6 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"OUT {args.target} is {flag} itself, which would be lost; give another OUT")
     if args.route == "relative" and args.scale is None:
         args.scale = "target"
-    if args.route == "mean" and args.scale is not None:
-        parser.error(f"--scale {args.scale} has no use with --route mean, where every vector is the mean row; leave it out")
     return args
 
 

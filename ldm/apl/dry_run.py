@@ -84,5 +84,8 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Such as "40 s", "12 min", "3.5 h"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Such as "40 s", "12 min", "3.5 h", "5 days"."""
+    for limit, unit, digits, name in ((90, 1, 0, "s"), (5400, 60, 0, "min"), (3 * 86400, 3600, 1, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{digits}f} {name}"
+    return f"{seconds / 86400:.0f} days"

@@ -11,13 +11,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from args.transfer_args import parse_transfer_args
+from args.transfer_args import USED, parse_transfer_args
 from ldm.util import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",), "mean": ()}
 
 
 @exit_with_sentence
