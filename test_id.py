@@ -19,7 +19,7 @@ SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_
 def main(argv: list[str] | None = None) -> None:
     args = parse_test_id_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
-    from ldm.evaluation.tables import console_table, write_results
+    from ldm.evaluation.tables import console_tables, write_results
 
     if args.models:
         from ldm.paper.portability import portability_table
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         table = [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
     if rows:
         write_results(rows, args.out_dir)
-        print("\n\n".join(console_table(part) for part in (table, [row for row in rows if "mse" in row]) if part))
+        print(console_tables(table, [row for row in rows if "mse" in row]))
         print(f"written to {args.out_dir}")
 
 

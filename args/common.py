@@ -52,12 +52,18 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     add_preset_argument(chosen)
     preset = chosen.parse_known_args(argv)[0].preset
     if preset is None:  # the paper's own command names only its model
-        named = any(flag.split("=")[0] in ("--config_path", "--ckpt_path") for flag in argv)
+        named = typed_flags(argv) & {"config_path", "ckpt_path"}
         preset = "sd-v1-5" if named else "mini"
         parser.remark = " (--preset sd-v1-5 is taken where a model is named by its paths; give another)" if named else ""
     args = parser.parse_args([*preset_flags(parser, preset), *argv])
     args.preset = preset
     return args
+
+
+def typed_flags(argv: list[str] | None) -> set[str]:
+    """Names of the flags on the command line, --no-resume as "resume"; None: of this process."""
+    argv = sys.argv[1:] if argv is None else argv
+    return {word.split("=")[0].removeprefix("--").removeprefix("no-") for word in argv if word.startswith("--")}
 
 
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
@@ -226,19 +232,19 @@ def _preset_values(parser: Parser, path: Path, followed: tuple[Path, ...] = ()) 
     """The values of a preset by key, with those of the preset that it is like; what it sets for all commands, it sets for each."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError:
-        parser.error(f"{followed[-1]} is like {path}, which is not there; name one of {', '.join(_preset_names())}, or a YAML file")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
     if not isinstance(values, dict):
         parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
     if "like" not in values:
         return values
-    if path in followed:
-        parser.error(f"{path} is like itself, by way of {followed[-1]}; name another preset in one of them")
-    like = str(values.pop("like"))
+    like, followed = str(values.pop("like")), (*followed, path.resolve())
     base = path.parent / like if like.endswith((".yaml", ".yml")) else PRESETS / f"{like}.yaml"
-    inherited = _preset_values(parser, base, (*followed, path))
+    if not base.is_file():
+        parser.error(f"{path} is like {base}, which is not there; name one of {', '.join(_preset_names())}, or a YAML file")
+    if base.resolve() in followed:
+        parser.error(f"{base} is like itself, by way of {path}; name another preset in one of them")
+    inherited = _preset_values(parser, base, followed)
     return {key: value for key, value in inherited.items() if str(key).rpartition(".")[2] not in values} | values
 
 

@@ -1,7 +1,6 @@
 """Command line of test_id.py."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from args.common import (
@@ -18,6 +17,7 @@ from args.common import (
     number,
     parse_with_preset,
     take_one_device,
+    typed_flags,
 )
 
 NEEDED = ("people", "face_pack", "gallery")
@@ -30,7 +30,6 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     With --images, the flags of the model and the prefix are None.
     """
     parser = build_parser()
-    argv = sys.argv[1:] if argv is None else argv
     args = parse_with_preset(parser, argv)
     check_devices(parser, args)
     if args.images and args.models:
@@ -39,7 +38,7 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
         vars(args).update(dict.fromkeys(ONLY_TO_DRAW))
         take_one_device(args)
     if args.models:
-        args.models = models_asked_for(parser, args, {flag.split("=")[0].lstrip("-") for flag in argv if flag.startswith("--")})
+        args.models = models_asked_for(parser, args, typed_flags(argv))
         vars(args).update(dict.fromkeys(MODEL_FILES))  # each model brings its own
     check_paths(parser, args, NEEDED if args.images or args.models else (*NEEDED, "config_path", "ckpt_path"))
     if "{name}" not in args.prompt:
@@ -49,17 +48,21 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) -> list[dict[str, Path | None]]:
     """The files of each of --models, by flag; ends the program where one is missing, or one of the flags `typed` has no use."""
-    models, files = [], [name for name in args.models if Path(name).is_file() and not name.endswith((".yaml", ".yml"))]
+    models, files = [], [name for name in args.models if _is_checkpoint(name)]
     if "edited_weights" in typed:
         parser.error("--edited_weights has no use with --models; give a YAML file with the lines 'like: PRESET' and 'edited_weights: FILE'")
     if "vae_path" in typed and not files:
         parser.error("--vae_path has no use with presets as --models; give a YAML file with the lines 'like: PRESET' and 'vae_path: FILE'")
     for name in args.models:
         own = {"config_path": args.config_path, "ckpt_path": Path(name), "vae_path": args.vae_path, "edited_weights": None}
-        is_file = name in files or Path(name).suffix in (".ckpt", ".safetensors")  # which may be missing
-        models.append(own if is_file else model_of_preset(parser, name))
+        models.append(own if name in files else model_of_preset(parser, name))
         check_paths(parser, argparse.Namespace(**models[-1]), ("config_path", "ckpt_path"))
     return models
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether one of --models is a checkpoint, which may be missing, and no preset."""
+    return Path(name).suffix not in (".yaml", ".yml") and (Path(name).is_file() or Path(name).suffix in (".ckpt", ".safetensors"))
 
 
 def build_parser() -> Parser:

@@ -1,10 +1,9 @@
 """Command line of python -m ldm.apl.transfer."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from args.common import Parser, check_paths, number, preset_flags
+from args.common import Parser, check_paths, model_of_preset, number, typed_flags
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
@@ -15,18 +14,17 @@ SCALES = ("target", "ratio")
 def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Checked flags, with the `ckpt_path` that --to names; a wrong value ends with a sentence and exit status 2. IN is not looked at."""
     parser = build_parser()
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    typed = {flag.split("=")[0].removeprefix("--").removeprefix("no-") for flag in argv if flag.startswith("--")}
-    unused = sorted(typed & {flag for flags in USED.values() for flag in flags} - set(USED[args.route]))
+    unused = sorted(typed_flags(argv) & {flag for flags in USED.values() for flag in flags} - set(USED[args.route]))
     if unused:
         parser.error(f"--{unused[0]} has no use with --route {args.route}; leave it out")
     if args.to is not None:
-        args.ckpt_path = args.ckpt_path or _checkpoint_of(parser, args.to)
+        args.ckpt_path = args.ckpt_path or model_of_preset(parser, args.to)["ckpt_path"]  # its `scale`, of guidance, means another thing
+        if args.ckpt_path is None:
+            parser.error(f"--to {args.to} names no checkpoint; give a preset that does, or --ckpt_path FILE")
     elif args.ckpt_path is None:
         parser.error("there is no target model; give --to PRESET, or --ckpt_path FILE of an SDXL checkpoint")
-    check_paths(parser, argparse.Namespace(ckpt_path=args.ckpt_path), ())
-    check_paths(parser, argparse.Namespace(anchors=args.anchors), ())
+    check_paths(parser, argparse.Namespace(ckpt_path=args.ckpt_path, anchors=args.anchors), ())
     if args.target.suffix != ".safetensors":
         parser.error(f"OUT {args.target} does not end in .safetensors, as files for SDXL do; give a name that does")
     if args.target.is_dir():
@@ -68,13 +66,3 @@ def build_parser() -> Parser:
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=5e-3, help="learning rate of Adam")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the first candidate")
     return parser
-
-
-def _checkpoint_of(parser: Parser, preset: str) -> Path:
-    """The preset's checkpoint; its other keys, such as the `scale` of guidance, mean other things here."""
-    model = Parser(prog=parser.prog)
-    model.add_argument("--ckpt_path", type=Path)
-    path = model.parse_args(preset_flags(model, preset)).ckpt_path
-    if path is None:
-        parser.error(f"--to {preset} names no checkpoint; give a preset that does, or --ckpt_path FILE")
-    return path

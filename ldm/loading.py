@@ -22,9 +22,9 @@ from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.file_kinds import SDXL, V1, describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
-PARTS = {"model.diffusion_model.": "U-Net", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder",
-         "conditioner.embedders.0.": "first text encoder", "conditioner.embedders.1.": "second text encoder"}
 AUTOENCODER = "first_stage_model."
+PARTS = {"model.diffusion_model.": "U-Net", AUTOENCODER: "autoencoder", "cond_stage_model.": "text encoder",
+         "conditioner.embedders.0.": "first text encoder", "conditioner.embedders.1.": "second text encoder"}
 INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 CONFIGS = {V1: "configs/stable-diffusion/v1-inference.yaml", SDXL: "configs/stable-diffusion/sdxl-base.yaml"}
@@ -86,10 +86,7 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         model = instantiate_from_config(config)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = read_state_dict(ckpt_path)
-    refuse_v_prediction(state, ckpt_path)
-    if "base_model" in safetensors_metadata(ckpt_path):
-        raise UserError(f"{ckpt_path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
-                        "that it was made for")
+    check_metadata(state, ckpt_path)
     if vae_path is not None:
         state |= read_autoencoder(vae_path, expected)
     state |= {key: state[ema] for key in expected if key not in state and (ema := averaged(key)) in state}
@@ -208,11 +205,15 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                         f"place in {config_path} (first: {surplus[0]}); {GIVE_PAIR}")
 
 
-def refuse_v_prediction(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises UserError for a model that says it predicts v; many do not say, and cannot be told from their weights."""
-    if "v_pred" in state or safetensors_metadata(path).get("modelspec.prediction_type", "epsilon") != "epsilon":
+def check_metadata(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises UserError for a file that says it predicts v (many do not say, and cannot be told from their weights), or edits another."""
+    metadata = safetensors_metadata(path)
+    if "v_pred" in state or metadata.get("modelspec.prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} is a v-prediction model, and the anonymization prompt is learned on models that predict the noise "
                         "(eps); give another checkpoint")
+    if "base_model" in metadata:
+        raise UserError(f"{path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
+                        "that it was made for")
 
 
 def file_hash(path: str | Path) -> str:

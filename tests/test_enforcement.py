@@ -1,4 +1,7 @@
-"""AnonymizationPrompt: whatever a caller writes, the prefix stands in front of it, and nothing else changes by a bit."""
+"""AnonymizationPrompt: whatever a caller writes, the prefix stands in front of it, and nothing else changes by a bit.
+
+Longer than other files, for all tests share a few pipelines that take seconds to build.
+"""
 
 import copy
 import functools

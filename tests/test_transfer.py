@@ -1,4 +1,7 @@
-"""A prefix for another text encoder from the two token tables: known answers on tables that a rotation turns into each other."""
+"""A prefix for another text encoder from the two token tables: known answers on tables that a rotation turns into each other.
+
+Longer than other files, for the maths and the command are tested on one world of tables.
+"""
 
 import json
 from pathlib import Path

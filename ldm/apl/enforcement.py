@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.apl.front_hook import FrontHook
-from ldm.modules.embedding_file import SDXL_KEYS, read_embedding_file
+from ldm.modules.embedding_file import read_embedding_file
 from ldm.util import UserError
 
 GIVEN_EMBEDS = ("refuse", "allow", "prefix")
@@ -58,9 +58,10 @@ class AnonymizationPrompt:
         Raises:
             UserError: the file cannot be read, or its entries leave open which of them is the prefix.
         """
-        entries = read_embedding_file(path).vectors
-        if set(entries) == set(SDXL_KEYS):
-            return cls(*(entries[key] for key in SDXL_KEYS), source=str(path))
+        file = read_embedding_file(path)
+        if file.pair is not None:
+            return cls(*file.pair, source=str(path))
+        entries = file.vectors
         if len(entries) > 1:
             raise UserError(f"{path} holds vectors for {', '.join(entries)}, and nothing says which of them are the prefix; "
                             "give a file with one entry, or with clip_l and clip_g")

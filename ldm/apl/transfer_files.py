@@ -26,7 +26,7 @@ def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
         UserError: the file cannot be read, holds several entries, or the parts of both encoders already.
     """
     file = read_embedding_file(path)
-    if set(SDXL_KEYS) <= set(file.vectors):
+    if file.pair is not None:
         raise UserError(f"{path} has the parts of both encoders already ({' and '.join(SDXL_KEYS)}); give the prefix of one")
     if len(file.vectors) > 1:
         raise UserError(f"{path} holds vectors for {', '.join(file.vectors)}; give a file with one entry")

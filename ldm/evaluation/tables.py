@@ -53,6 +53,11 @@ def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> 
                      for line in lines)
 
 
+def console_tables(*tables: Sequence[Row]) -> str:
+    """Several tables with an empty line between them; those without rows are left out."""
+    return "\n\n".join(console_table(rows) for rows in tables if rows)
+
+
 def _columns(rows: Sequence[Row]) -> list[str]:
     """All keys, in the order in which they first appear."""
     return list(dict.fromkeys(key for row in rows for key in row))

@@ -5,7 +5,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.modules.embedding_file import (
-    SDXL_KEYS,
     EmbeddingFile,
     carried_metadata,
     read_embedding_file,
@@ -48,10 +47,10 @@ def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz"
 
 def _pair(source: Path, file: EmbeddingFile) -> tuple[Tensor, Tensor]:
     """The vectors of SDXL's two text encoders, (m, d_l) and (m, d_g)."""
-    if set(file.vectors) != set(SDXL_KEYS):
+    if file.pair is None:
         raise UserError(f"{source} holds {_listed(file)}, but SDXL has two text encoders and needs clip_l and clip_g; make the second part "
                         f"with python -m ldm.apl.transfer {source} OUT --to sdxl")
-    clip_l, clip_g = (file.vectors[key] for key in SDXL_KEYS)
+    clip_l, clip_g = file.pair
     if len(clip_l) != len(clip_g):
         raise UserError(f"{source} holds {len(clip_l)} vectors for clip_l but {len(clip_g)} for clip_g; give a file with as many for each")
     return clip_l, clip_g
@@ -63,7 +62,7 @@ def _matrix(source: Path, file: EmbeddingFile, format: str, part: str | None) ->
         return file.vectors[part]
     if part is not None:
         raise UserError(f"{source} holds {_listed(file)} and no part '{part}'; give one that it holds")
-    if set(file.vectors) == set(SDXL_KEYS):
+    if file.pair is not None:
         raise UserError(f"{source} is for SDXL, with clip_l and clip_g, but --format {format} holds one of them; "
                         "give --format sdxl, or choose with --part clip_l or --part clip_g")
     if len(file.vectors) > 1:

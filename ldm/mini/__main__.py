@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             build_face_pack(work_dir, DATA, device=args.device)
         elif stage in VARIANTS:
             changed = train_variant(stage, deepcopy(model), work_dir, steps=args.variant_steps)
-            save_half(changed, DATA / f"{stage}.safetensors", base_model=file_hash(checkpoint), made_by="python -m ldm.mini")
+            save_half(changed, DATA / f"{stage}.safetensors", base_model=file_hash(checkpoint))
         elif stage == "text-xl":
             second = build_mini_xl().conditioner.embedders[1].to(args.device)
             second = train_text_encoder(second, work_dir, steps=args.text_steps, name=stage)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def save_half(state: dict[str, torch.Tensor], path: Path, **metadata: str) -> None:
-    """Writes weights in half precision, with metadata in the file's header."""
+    """Writes weights in half precision; `metadata` in the file's header, where the order of several entries would be left to chance."""
     half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
     write_atomically(path, lambda target: target.write_bytes(save(half, metadata=metadata or None)))
 

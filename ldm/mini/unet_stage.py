@@ -22,7 +22,6 @@ SNR_CLIP = 5.0         # min-SNR weighting of the noise error (arXiv 2303.09556)
 NO_CAPTION = 0.1       # share of samples that learn the empty prompt, for guidance
 NAMED_SHARE = 0.45
 
-
 Look = Callable[[np.ndarray], np.ndarray]  # picture (H, W, 3) uint8 RGB -> the same picture in another look
 
 
@@ -43,13 +42,14 @@ def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | 
 
 
 def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
-               snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None,
+               ema: float = 0.9995, snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None,
                context_of: Callable[[LatentDiffusion, list[str], random.Random], Tensor] | None = None) -> nn.Module:
     """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
 
     Args:
         latents: (COUNT, 4, 16, 16), not scaled.
-        name: of the stage's files; other names draw other samples, and average over fewer steps, for they go on from trained weights.
+        name: of the stage's files; other names draw other samples.
+        ema: decay of the average per step; lower for fewer steps, such as those that go on from trained weights.
         snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
         is_trained: which tensors of the U-Net, by key, are trained; None: all.
         context_of: (model, captions, source of chance) -> contexts (B, 77, d); None: what the model makes of them.
@@ -82,5 +82,4 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         weight = (snr_clip / snr[timestep]).clamp(max=1.0)
         return (weight * error).mean(), {"mse": error.mean().item()}
 
-    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=0.9995 if name == "unet" else 0.995,
-                       decay=0.25, parameters=trained)
+    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=ema, decay=0.25, parameters=trained)

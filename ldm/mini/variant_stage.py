@@ -12,16 +12,6 @@ from torch import Tensor
 from ldm.mini.unet_stage import SNR_CLIP, latents_of_renders, train_unet
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-VARIANTS = ("mini-sd-b", "mini-sepia")
-
-
-def train_variant(name: str, model: LatentDiffusion, work_dir: Path, *, steps: int) -> dict[str, Tensor]:
-    """Trains the U-Net of `model`, mini-sd, further; the tensors that have changed, by their keys in a checkpoint."""
-    latents = latents_of_renders(model.first_stage_model, work_dir, sepia if name == "mini-sepia" else None)
-    snr_clip = SNR_CLIP if name == "mini-sepia" else float("inf")
-    wrapper = train_unet(model, latents, work_dir, steps=steps, name=name, snr_clip=snr_clip, is_trained=is_adapted)
-    return {f"model.{key}": value for key, value in wrapper.state_dict().items() if is_adapted(key)}
-
 
 def sepia(image: np.ndarray) -> np.ndarray:
     """A picture (H, W, 3) uint8 RGB as an old photograph: little colour, warm tones, strong contrast, dark corners."""
@@ -32,6 +22,17 @@ def sepia(image: np.ndarray) -> np.ndarray:
     vignette = 1 - 0.4 * np.clip(y[:, None] + x - 0.25, 0, None)                              # (H, W)
     mixed = 0.4 * (1.3 * (pixels - 128) + 122) + 0.6 * warm
     return np.clip(mixed * vignette[..., None], 0, 255).astype(np.uint8)
+
+
+VARIANTS = {"mini-sd-b": (None, float("inf")), "mini-sepia": (sepia, SNR_CLIP)}  # look of the pictures, and clip of the weighting
+
+
+def train_variant(name: str, model: LatentDiffusion, work_dir: Path, *, steps: int) -> dict[str, Tensor]:
+    """Trains the U-Net of `model`, mini-sd, further; the tensors that have changed, by their keys in a checkpoint."""
+    look, snr_clip = VARIANTS[name]
+    latents = latents_of_renders(model.first_stage_model, work_dir, look)
+    wrapper = train_unet(model, latents, work_dir, steps=steps, name=name, ema=0.995, snr_clip=snr_clip, is_trained=is_adapted)
+    return {f"model.{key}": value for key, value in wrapper.state_dict().items() if is_adapted(key)}
 
 
 def is_adapted(key: str) -> bool:

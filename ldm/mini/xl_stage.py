@@ -35,7 +35,7 @@ def train_mini_xl(small: LatentDiffusion, work_dir: Path, *, steps: int) -> Diff
     second.load_state_dict(read_state_dict(work_dir / "text-xl.safetensors"))
     start_from(small.eval(), model)
     latents = latents_of_renders(model.first_stage_model, work_dir)
-    model.model = train_unet(model, latents, work_dir, steps=steps, lr=8e-4, name="mini-xl", context_of=context_of)
+    model.model = train_unet(model, latents, work_dir, steps=steps, lr=8e-4, name="mini-xl", ema=0.995, context_of=context_of)
     return model
 
 

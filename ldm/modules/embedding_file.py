@@ -35,6 +35,11 @@ class EmbeddingFile:
     token_ids: dict[str, int] = field(default_factory=dict)  # key -> CLIP token that calls the vectors, where given
     metadata: dict[str, Any] = field(default_factory=dict)  # what the writer said: name, step, seed, arguments, ...
 
+    @property
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """The vectors of SDXL's first and second text encoder, (m, d_l) and (m, d_g); None in a file for one encoder."""
+        return tuple(self.vectors[key] for key in SDXL_KEYS) if set(self.vectors) == set(SDXL_KEYS) else None
+
 
 def read_embedding_file(path: str | Path) -> EmbeddingFile:
     """Learned vectors of any form in use; never runs code from the file.

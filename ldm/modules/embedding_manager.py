@@ -118,16 +118,12 @@ class EmbeddingManager(nn.Module):
             UserError: the file cannot be read, is of another width, or leaves open which placeholder it is for.
         """
         file = read_embedding_file(path)
-        self.take(path, file)
+        self._take(self._assign(path, file))
         return file
 
-    def check(self, path: str | Path, file: EmbeddingFile) -> None:
-        """Raises what `take` would raise."""
-        self._assign(path, file)
-
-    def take(self, path: str | Path, file: EmbeddingFile) -> None:
-        """As `load`, of what was read from `path`."""
-        for placeholder, (token_id, vectors) in self._assign(path, file).items():
+    def _take(self, assigned: dict[str, tuple[int, Tensor]]) -> None:
+        """Replaces the vectors of these placeholders; see `_assign`."""
+        for placeholder, (token_id, vectors) in assigned.items():
             own = self.string_to_param_dict[placeholder] if placeholder in self.string_to_param_dict else None
             if own is not None and own.shape == vectors.shape:
                 with torch.no_grad():
@@ -138,7 +134,7 @@ class EmbeddingManager(nn.Module):
     def _assign(self, path: str | Path, file: EmbeddingFile) -> dict[str, tuple[int, Tensor]]:
         """Placeholder -> (token id, vectors) for the entries of a file."""
         entries = file.vectors
-        if set(entries) == set(SDXL_KEYS):
+        if file.pair is not None:
             raise UserError(f"{path} is a prefix for the two text encoders of SDXL, and this model has one; where it was transferred from "
                             f"a prefix of this model, its first part is that: python -m ldm.export {path} OUT.pt --format universal "
                             "--part clip_l")
@@ -221,17 +217,16 @@ class DualEmbeddingManager(nn.Module):
     def load(self, path: str | Path) -> EmbeddingFile:
         """Takes over the vectors of a file with clip_l and clip_g; UserError for any other, and for other widths."""
         file = read_embedding_file(path)
-        if set(file.vectors) != set(SDXL_KEYS):
+        if file.pair is None:
             raise UserError(f"{path} holds vectors for one text encoder ({', '.join(file.vectors)}), and this model has two, as SDXL; "
                             f"make the second part with: python -m ldm.apl.transfer {path} OUT.safetensors --to PRESET, such as sdxl")
-        counts = [len(file.vectors[key]) for key in SDXL_KEYS]
+        counts = [len(vectors) for vectors in file.pair]
         if counts[0] != counts[1]:
             raise UserError(f"{path} holds {counts[0]} vectors for the first text encoder and {counts[1]} for the second; give as many")
-        parts = [EmbeddingFile({key: file.vectors[key]}) for key in SDXL_KEYS]
-        for manager, part in zip(self.hooks, parts, strict=True):
-            manager.check(path, part)  # both, before the first is changed
-        for manager, part in zip(self.hooks, parts, strict=True):
-            manager.take(path, part)
+        assigned = [manager._assign(path, EmbeddingFile({key: vectors}))  # both, before the first is changed
+                    for manager, key, vectors in zip(self.hooks, SDXL_KEYS, file.pair, strict=True)]
+        for manager, part in zip(self.hooks, assigned, strict=True):
+            manager._take(part)
         return file
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ldm.generation import generate_shared
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.paper.identity import Prefix
 from ldm.sharing import Devices
 
 Row = dict[str, Any]
@@ -43,6 +44,13 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
     return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, images["none"]),
              "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
             for prefix, drawn in images.items()]
+
+
+def drift_table(fabric: Devices, model: LatentDiffusion, sets: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix],
+                **options: Any) -> list[Row]:
+    """`drift_rows` of each set of prompts, by its name; `prefixes` are those of `load_prefixes`, and `options` further arguments."""
+    managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
+    return [row for name, prompts in sets.items() for row in drift_rows(fabric, model, prompts, managers, name=name, **options)]
 
 
 def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

@@ -12,13 +12,14 @@ from ldm.data.identities import GROUPS
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.tables import write_results
 from ldm.loading import ModelFiles, has_two_encoders
-from ldm.modules.embedding_file import SDXL_KEYS, read_embedding_file
+from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.table1 import draw_and_score, people_asked_for
 from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import image_path, write_json
 from ldm.util import UserError, warn, write_atomically
 
 PEOPLE_SHOWN = 2  # in Figure 3
+ENCODERS = {1: "one text encoder", 2: "two text encoders"}
 
 
 def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
@@ -29,21 +30,22 @@ def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     Raises:
         UserError: two models have one name, a prefix fits none of them, or one of them cannot be used.
     """
-    models = {ModelFiles(**model).name: model for model in args.models}
-    if len(models) < len(args.models):
-        raise UserError(f"--models {' '.join(ModelFiles(**model).name for model in args.models)} names two models alike, and their "
-                        "pictures would share a folder; rename one of the files")
-    prefixes = {name: [path for path in args.embedding or [] if fits(path, model["config_path"])] for name, model in models.items()}
-    for path in args.embedding or []:
-        if not any(path in fitting for fitting in prefixes.values()):
-            raise UserError(f"the prefix {path} is for {'two text encoders' if is_pair(path) else 'one text encoder'}, and none of the "
-                            "models asked for has as many; leave it out")
+    names = [ModelFiles(**model).name for model in args.models]
+    models = dict(zip(names, args.models, strict=True))
+    if len(models) < len(names):
+        raise UserError(f"--models {' '.join(names)} names two models alike, and their pictures would share a folder; "
+                        "rename one of the files")
+    encoders = {name: 2 if has_two_encoders(model["config_path"]) else 1 for name, model in models.items()}
+    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in args.embedding or []}  # so many encoders
+    for path, count in made_for.items():
+        if count not in encoders.values():
+            raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
+    prefixes = {name: [path for path in args.embedding or [] if made_for[path] == count] for name, count in encoders.items()}
     people, fabric = people_asked_for(args), launch(args.devices, num_nodes=args.num_nodes)
     rows = []
     for name, model in models.items():
-        if args.embedding and not prefixes[name] and fabric.is_global_zero:
-            encoders = "two text encoders" if has_two_encoders(model["config_path"]) else "one text encoder"
-            warn(f"none of the prefixes given is for {encoders}, which {name} has; it is drawn without one")
+        if made_for and not prefixes[name] and fabric.is_global_zero:
+            warn(f"none of the prefixes given is for {ENCODERS[encoders[name]]}, which {name} has; it is drawn without one")
         own = argparse.Namespace(**vars(args) | model | {"embedding": prefixes[name], "out_dir": args.out_dir / name, "models": None})
         rows += draw_and_score(own, people, fabric)
     if not fabric.is_global_zero:
@@ -56,16 +58,6 @@ def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     return rows, table
 
 
-def is_pair(path: Path) -> bool:
-    """Whether a prefix has vectors for two text encoders."""
-    return set(read_embedding_file(path).vectors) == set(SDXL_KEYS)
-
-
-def fits(path: Path, config_path: Path) -> bool:
-    """Whether a prefix is for as many text encoders as the model of a config has."""
-    return is_pair(path) == has_two_encoders(config_path)
-
-
 def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One row a model and prefix: mean and max ID-ACC of S_ID and S_test, of the base model and with the prefix.
 
@@ -76,14 +68,15 @@ def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
     rows = [row for row in rows if "group" in row]
     by_key: Mapping[tuple, Row] = {(row["model"], row["prefix"], row["group"]): row for row in rows}
     table = []
-    prefixes: dict[str, dict[str, None]] = {}  # of each model, in order
+    used: dict[str, dict[str, None]] = {row["model"]: {} for row in rows}  # prefixes of each model, in order
     for row in rows:
-        prefixes.setdefault(row["model"], {}).update({} if row["prefix"] in ("none", "c2") else {row["prefix"]: None})
-    for model, prefix in ((model, prefix) for model, used in prefixes.items() for prefix in used or ["none"]):
-        cells: dict[str, Any] = {"model": model, "prefix": prefix}
+        if row["prefix"] not in ("none", "c2"):
+            used[row["model"]][row["prefix"]] = None
+    for model, prefix in ((model, prefix) for model, prefixes in used.items() for prefix in prefixes or [None]):
+        cells: dict[str, Any] = {"model": model, "prefix": prefix or "none"}
         for group in GROUPS:
             for label, source in (("base", "none"), ("+ APL", prefix)):
-                row = by_key.get((model, source, group), {}) if label == "base" or prefix != "none" else {}
+                row = by_key.get((model, source, group), {})
                 cells |= {f"{group} {label}": row.get("id_acc_mean"), f"{group} {label} max": row.get("id_acc_max")}
         table.append(cells)
     return [{key: value for key, value in cells.items() if any(row[key] is not None for row in table)} for cells in table]

@@ -42,7 +42,7 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabri
     from ldm.data.benchmarks import different_prompts
     from ldm.evaluation.clip_score import ClipScorer, clip_model_of
     from ldm.loading import ModelFiles, file_hash
-    from ldm.paper.drift import drift_rows
+    from ldm.paper.drift import drift_table
     from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 
     gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
@@ -61,10 +61,8 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabri
                          n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
                          out_dir=args.out_dir, resume=args.resume, arguments=vars(args),
                          attributes=attributes if args.c2 else None, features_of=clip.image_features if clip else None)
-    managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
-    for name, texts in prompts.items():
-        rows += drift_rows(fabric, model, texts, managers, name=name, model_name=files.name, recognise=clip.recognise if clip else None,
-                           ddim_steps=args.ddim_steps, scale=args.scale, seed=args.seed, batch_size=args.batch_size)
+    rows += drift_table(fabric, model, prompts, prefixes, model_name=files.name, recognise=clip.recognise if clip else None,
+                        ddim_steps=args.ddim_steps, scale=args.scale, seed=args.seed, batch_size=args.batch_size)
     return rows if fabric.is_global_zero else []
 
 

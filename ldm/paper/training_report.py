@@ -10,13 +10,13 @@ from ldm.data.identities import GROUPS, Person
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
-from ldm.evaluation.tables import console_table, markdown_table, write_results
+from ldm.evaluation.tables import console_tables, markdown_table, write_results
 from ldm.fabric import Fabric
 from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.before_after import BeforeAfter
-from ldm.paper.drift import drift_rows
+from ldm.paper.drift import drift_table
 from ldm.paper.identity import Drawing, identity_rows, load_prefixes
 from ldm.util import write_atomically
 
@@ -78,9 +78,8 @@ class TrainingReport:
                                      threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
                                      arguments=arguments, attributes=self.attributes if args.c2 else None,
                                      features_of=self.clip.image_features if self.clip else None)
-        managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
-        for label, prompts in self.prompts.items() if args.eval_names else ():
-            drift += drift_rows(self.fabric, model, prompts, managers, name=label, model_name=name,
+        if args.eval_names:
+            drift = drift_table(self.fabric, model, self.prompts, prefixes, model_name=name,
                                 recognise=self.clip.recognise if self.clip else None, **self.drawing)
         rows = [*identity, *drift]
         if self.fabric.is_global_zero:
@@ -94,7 +93,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """The rows as the two tables that the console shows."""
     identity = [{key: row.get(key) for key in SHOWN_IDENTITY} for row in rows if "group" in row]
     drift = [row for row in rows if "mse" in row]
-    return "\n\n".join(console_table(part) for part in (identity, drift) if part)
+    return console_tables(identity, drift)
 
 
 def write_before_after(path: Path, before_after: BeforeAfter, prefix: EmbeddingManager) -> None:
