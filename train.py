@@ -37,12 +37,12 @@ def train(args: argparse.Namespace) -> None:
     # Imported here so that --help and a mistyped flag are answered at once.
     from ldm.apl.acceleration import accelerate
     from ldm.apl.launch import launch, set_precision
-    from ldm.apl.logbook import Logbook
     from ldm.apl.plan import arguments_of, describe, look_ahead, make_plan, prefix_path, write_arguments
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import train_prefix
     from ldm.device import pick_precision
     from ldm.loading import ModelFiles
+    from ldm.logbook import Logbook
     from ldm.paper.training_report import TrainingReport, summary, write_before_after
 
     plan = make_plan(args)
@@ -69,6 +69,8 @@ def train(args: argparse.Namespace) -> None:
                  draw=lambda: before_after.grid(prefix), recorded=recorded)
 
     final = prefix_path(args, args.iterations)
+    if fabric.is_global_zero:
+        logbook.write_cost(final)
     rows = report.measure(model, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
         write_before_after(args.out_dir / "before-after.png", before_after, prefix)

@@ -3,12 +3,14 @@
 import argparse
 import functools
 import hashlib
+import json
 import os
 import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -19,6 +21,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
+from ldm.modules.embedding_file import OWN_KEY
 from ldm.modules.file_kinds import SDXL, V1, describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
@@ -228,12 +231,17 @@ def _hash(path: str, _size: int, _changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def safetensors_metadata(path: str | Path) -> dict[str, str]:
-    """What the header of a .safetensors file says beside its tensors; nothing for another file."""
+def safetensors_metadata(path: str | Path) -> dict[str, Any]:
+    """What the header of a .safetensors file says beside its tensors, our own entries among the rest; nothing for another file."""
     if Path(path).suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        metadata = file.metadata() or {}
+    try:
+        own = json.loads(metadata.pop(OWN_KEY, "{}"))
+    except (ValueError, RecursionError):  # somebody else's, of the same name
+        own = {}
+    return metadata | (own if isinstance(own, dict) else {})
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from PIL import Image
 
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.launch import launch
-from ldm.apl.logbook import Logbook, _refuse_others
 from ldm.apl.look_ahead import LookAhead, Share, frozen_predictions
 from ldm.apl.prefix import build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
 from ldm.data.mixture import Mixture
+from ldm.logbook import Logbook, _refuse_others
 from ldm.util import UserError
 
 ARGUMENTS = {"iterations": 6, "lr": 0.01}

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ldm.apl.examples import Texts, TrainingSet
-from ldm.apl.logbook import Logbook
 from ldm.apl.look_ahead import LookAhead, Share, steps_ahead
 from ldm.apl.target_cache import TargetCache
 from ldm.apl.trainer import Settings
@@ -20,6 +19,7 @@ from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
 from ldm.fabric import Fabric
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
+from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import versions, write_json

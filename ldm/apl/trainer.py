@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.apl.logbook import Logbook
 from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
 from ldm.fabric import Fabric
+from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 
@@ -50,7 +50,7 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     if logbook.state:
         lr = optimizer.param_groups[0]["lr"]
-        prefix.load_state_dict(logbook.state["prefix"])
+        prefix.load_state_dict(logbook.state["trained"])
         optimizer.load_state_dict(logbook.state["optimizer"])
         optimizer.param_groups[0]["lr"] = lr  # on its device
     if fabric.is_global_zero:

@@ -1,4 +1,4 @@
-"""What a training run writes while it runs: log.csv, TensorBoard, pictures, and the state to go on from.
+"""What a training run writes while it runs: log.csv, TensorBoard, pictures, the state to go on from, and in the end its cost.
 
 log.csv holds no clock, and the state holds its length: a run that was killed and goes on writes the same bytes.
 """
@@ -6,25 +6,35 @@ log.csv holds no clock, and the state holds its length: a run that was killed an
 import json
 import os
 import pickle
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ldm.run_folder import write_json
 from ldm.util import UserError, write_atomically
 
 SECONDS_BETWEEN_STATES = 20.0
+SHARE_OF_TIME = 0.05  # that writing states may take, where they are large
+
+
+class Trained(Protocol):
+    """What a run trains: a prefix, or some weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 class Logbook:
-    """Files under `out_dir`: log.csv, tensorboard/, pictures/, state.pt.
+    """Files under `out_dir`: log.csv, tensorboard/, pictures/, state.pt, cost.json.
 
     Args:
-        arguments: what the learned vectors depend on, "iterations" among it.
+        arguments: what the trained tensors depend on, "iterations" among it.
         resume: go on from state.pt if there is one; False starts anew.
 
     Raises:
@@ -38,7 +48,9 @@ class Logbook:
         self.steps_ahead = self.state["steps_ahead"] if self.state else None  # as the run was started, whatever memory is free now
         if self.state:
             _refuse_others(self.out_dir, self.state, self.arguments)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._began = time.monotonic()
+        self._pause = SECONDS_BETWEEN_STATES
+        self._spent = self.state["cost"] if self.state else {"seconds": 0.0, "peak_memory_bytes": 0}
         self._log = self._tensorboard = None
 
     def open(self) -> None:
@@ -67,18 +79,40 @@ class Logbook:
 
     def state_is_due(self) -> bool:
         """Whether so much time has passed since the last state that a kill would hurt."""
-        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_STATES
+        return time.monotonic() - self._saved_at > self._pause
 
-    def save_state(self, step: int, prefix: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save_state(self, step: int, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
         """state.pt, as a whole or not at all."""
-        state = {"step": step, "prefix": prefix.state_dict(), "optimizer": optimizer.state_dict(),
-                 "log_bytes": self._log.tell(), "steps_ahead": self.steps_ahead, "arguments": json.dumps(self.arguments)}
+        began = time.monotonic()
+        state = {"step": step, "trained": trained.state_dict(), "optimizer": optimizer.state_dict(), "log_bytes": self._log.tell(),
+                 "steps_ahead": self.steps_ahead, "arguments": json.dumps(self.arguments), "cost": self.cost()}
         write_atomically(self.out_dir / "state.pt", lambda path: torch.save(state, path))
         self._saved_at = time.monotonic()
+        self._pause = max(SECONDS_BETWEEN_STATES, (self._saved_at - began) / SHARE_OF_TIME)
+
+    def cost(self) -> dict[str, float]:
+        """Seconds since the run was started, without pauses between its parts, and the most memory that this process took, in bytes.
+
+        Memory is the GPU's where there is one, else the process's.
+        """
+        return {"seconds": self._spent["seconds"] + time.monotonic() - self._began,
+                "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak_memory())}
+
+    def write_cost(self, result: Path) -> None:
+        """cost.json: what the run has cost, and the file that came out of it; a finished run that is started again adds nothing."""
+        if self.first_step < self.arguments["iterations"] or not (self.out_dir / "cost.json").exists():
+            write_json(self.out_dir / "cost.json", self.cost() | {"result": str(result), "result_bytes": result.stat().st_size})
 
     def close(self) -> None:
         self._log.close()
         self._tensorboard.close()
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has taken at once: on the GPU where it used one, else of the computer's memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _read_state(path: Path) -> dict | None:
@@ -86,7 +120,7 @@ def _read_state(path: Path) -> dict | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: state[key] for key in ("step", "prefix", "optimizer", "log_bytes", "steps_ahead", "arguments")}
+        return {key: state[key] for key in ("step", "trained", "optimizer", "log_bytes", "steps_ahead", "arguments", "cost")}
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(f"the training state {path} is damaged or of an older version; start anew with --no-resume") from error
 
