@@ -3,14 +3,17 @@
     python train.py --preset mini
     python train.py --prompt apl --train_method apl --iterations 20000 --lr 1e-3 --devices 0 \
         --config_path configs/stable-diffusion/v1-inference.yaml --ckpt_path models/sd-v1-5.ckpt
+    python train.py --preset mini --train_method esd                                       # a competing method
+    python train.py --preset mini --train_method dreambooth --photos data/mini/photos/n000001    # an attack
 
-Writes the prefix to embeddings/<prompt>-<step>.pt, and log, pictures and the final table to --out_dir. The same command
-again goes on where it stopped.
+Writes the prefix to embeddings/<prompt>-<step>.pt (edited weights to --out_dir), and log, pictures and the final table to --out_dir.
+The same command again goes on where it stopped.
 """
 
 import argparse
 
 from args.train_args import parse_train_args, train_inputs
+from args.train_methods import APL
 from ldm.util import exit_with_sentence
 
 
@@ -19,8 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_train_args(argv)
     if args.dry_run:
         show_plan(args)
-    else:
+    elif args.train_method in APL:
         train(args)
+    else:
+        train_another(args)
 
 
 def show_plan(args: argparse.Namespace) -> None:
@@ -75,6 +80,27 @@ def train(args: argparse.Namespace) -> None:
     if fabric.is_global_zero:
         write_before_after(args.out_dir / "before-after.png", before_after, prefix)
         print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
+
+
+def train_another(args: argparse.Namespace) -> None:
+    """A competing method of Table 2, or an attack of section 4.4."""
+    from ldm.apl.launch import launch, set_precision
+    from ldm.baselines.plan import Plan
+    from ldm.device import pick_precision
+    from ldm.loading import ModelFiles
+    from ldm.logbook import Logbook
+    from ldm.paper.training_report import report_on
+
+    plan = Plan(args)
+    fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
+    if fabric.is_global_zero:
+        print(plan.describe(), flush=True)
+    precision = pick_precision(args.precision, fabric.device)
+    logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
+    model = ModelFiles.of(args).load(fabric.device)
+    set_precision(model, precision)
+    result = plan.run(fabric, model, logbook)
+    report_on(args, plan, fabric, model, result, precision)
 
 
 if __name__ == "__main__":

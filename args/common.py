@@ -37,6 +37,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
         self.remark = ""  # behind every error
+        self.sections: tuple[str, ...] = ()  # whose keys a preset may have, such as "esd.lr", beside those of the command
+        self.section: str | None = None      # that of the sections which is read
+        self.own: frozenset[str] = frozenset()  # flags that `section` alone sets, and not the command's own keys
 
     def error(self, message: str) -> None:
         self.exit(2, f"error: {self.prog}: {message}{self.remark}\n")
@@ -208,8 +211,8 @@ def _preset_names() -> list[str]:
 def preset_flags(parser: Parser, name: str) -> list[str]:
     """The preset's values as flags of this command; the keys of other commands are passed over.
 
-    A key "train.batch_size" is for train.py alone, and goes before "batch_size". The key "like" names a preset, or a YAML
-    file beside this one, that gives all others.
+    A key "train.batch_size" is for train.py alone, and goes before "batch_size"; "esd.lr" is for train.py --train_method esd.
+    The key "like" names a preset, or a YAML file beside this one, that gives all others.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
@@ -217,15 +220,21 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
     values = _preset_values(parser, path)
     parsers = _all_parsers()
     lists, scalars = [], []  # lists first: the last of them would swallow a stray word of the command line
-    for key, value in sorted(values.items(), key=lambda item: "." in str(item[0])):
-        command, _, flag = str(key).rpartition(".")
-        owners = [one for one in parsers if flag in _actions(one) and command in ("", _command(one))]
+    precedence = ["", _command(parser), parser.section]
+    for key, value in sorted(values.items(), key=lambda item: _section(item[0]) in precedence and precedence.index(_section(item[0]))):
+        section, flag = _section(key), str(key).rpartition(".")[2]
+        owners = [one for one in parsers if flag in _actions(one) and section in ("", _command(one), *one.sections)]
         if not owners or flag in ("preset", "help"):
             parser.error(f"{path} sets '{key}', which no command knows; correct or remove it")
         action = _actions(parser).get(flag)
-        if action is not None and command in ("", _command(parser)) and value is not None:
+        is_for_others = section not in precedence or (section == _command(parser) and flag in parser.own)
+        if action is not None and not is_for_others and value is not None:
             (scalars if action.nargs in (None, 0) else lists).extend(_as_flags(action, value))
     return lists + scalars
+
+
+def _section(key: object) -> str:
+    return str(key).rpartition(".")[0]
 
 
 def _preset_values(parser: Parser, path: Path, followed: tuple[Path, ...] = ()) -> dict[str, object]:

@@ -17,9 +17,20 @@ from args.common import (
     inputs_of,
     number,
     parse_with_preset,
+    typed_flags,
+)
+from args.train_methods import (
+    APL,
+    METHODS,
+    PUBLISHED,
+    READ_BY,
+    add_attack_arguments,
+    add_eraser_arguments,
+    check_others,
+    method_asked_for,
+    needed_by,
 )
 
-METHODS = ("apl", "apl-released", "apl-no-reg")
 INITIALIZATIONS = ("uniform01", "vocab")
 NEEDED = ("config_path", "ckpt_path")
 ONLY_FOR_THE_TABLE = ("face_pack", "gallery", "clip")
@@ -31,23 +42,36 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     `out_dir` and `embeddings_dir` are filled in, and what only the final table reads is None where there is none (--eval_names 0).
     With --dry_run files may be missing; `train_inputs` tells.
     """
-    parser = build_parser()
+    parser = build_parser(method_asked_for(argv))
     args = parse_with_preset(parser, argv)
+    method = args.train_method
+    for flag in sorted(typed_flags(argv) & {flag for flag, methods in READ_BY.items() if method not in methods}):
+        parser.error(f"--{flag} has no use with --train_method {method}; leave it out")
+    vars(args).update({flag: None for flag, methods in READ_BY.items() if method not in methods})
+    args.prompt = args.prompt or ("apl" if method in APL else method)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
         parser.error(f"--prompt '{args.prompt}' names files; give letters, digits, '-', '_' or '.'")
-    if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
-        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
-    if args.grad_accum > args.batch_size:
-        parser.error(f"--grad_accum {args.grad_accum} parts cannot be made of --batch_size {args.batch_size} samples; give a larger batch")
+    if method in APL:
+        check_apl(parser, args)
+    else:
+        check_others(parser, args)
     check_devices(parser, args)
-    args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
     args.out_dir = args.out_dir or Path("runs") / args.prompt
     if args.eval_names == 0:
         vars(args).update(dict.fromkeys(ONLY_FOR_THE_TABLE))
     if not args.dry_run:
-        check_paths(parser, args, NEEDED)
+        check_paths(parser, args, (*NEEDED, *needed_by(args)))
     return args
+
+
+def check_apl(parser: Parser, args: argparse.Namespace) -> None:
+    """Flags of APL's own methods."""
+    if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
+        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
+    if args.grad_accum > args.batch_size:
+        parser.error(f"--grad_accum {args.grad_accum} parts cannot be made of --batch_size {args.batch_size} samples; give a larger batch")
+    args.data_seed = args.seed if args.data_seed is None else args.data_seed
 
 
 def train_inputs(args: argparse.Namespace) -> list[Input]:
@@ -55,16 +79,20 @@ def train_inputs(args: argparse.Namespace) -> list[Input]:
     return inputs_of(build_parser(), args)
 
 
-def build_parser() -> Parser:
-    """Flags of train.py, with the paper's values as defaults."""
-    parser = Parser(prog="train.py", description="Learn an anonymization prompt for a frozen text-to-image model.")
+def build_parser(method: str = APL[0]) -> Parser:
+    """Flags of train.py, with the published values of the method as defaults."""
+    parser = Parser(prog="train.py", description="Learn an anonymization prompt for a frozen text-to-image model; or edit the model by a "
+                                                 "competing method, or attack it.")
+    parser.sections = tuple(PUBLISHED)
+    if method in PUBLISHED:
+        parser.section, parser.own = method, frozenset(PUBLISHED[method])
     add_preset_argument(parser)
     add_model_arguments(parser)
     add_devices_argument(parser)
 
     group = parser.add_argument_group("anonymization prompt", "the learnable prefix [AP], paper Eq. 2")
-    group.add_argument("--prompt", metavar="NAME", default="apl",
-                       help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir")
+    group.add_argument("--prompt", metavar="NAME",
+                       help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir (default: apl, or the --train_method)")
     group.add_argument("--placeholder", metavar="WORD", default="alz",
                        help="word that stands for the prefix; must be one CLIP token")
     group.add_argument("--num_vectors", metavar="M", type=number(int, 1, 75), default=10,
@@ -77,7 +105,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("objective", "paper Eq. 5 to 7")
     group.add_argument("--train_method", choices=METHODS, default="apl",
-                       help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg")
+                       help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg; the others: see below")
     group.add_argument("--alpha", metavar="FLOAT", type=number(float, 0), default=1.0,
                        help="strength of the anonymization (Eq. 5)")
     group.add_argument("--mix", metavar="P", type=number(float, 0, 1), default=0.5,
@@ -95,6 +123,9 @@ def build_parser() -> Parser:
                        help="of the samples, timesteps, noise and first vectors")
     group.add_argument("--data_seed", metavar="N", type=number(int, 0, 2**63 - 1),
                        help="of the samples, timesteps and noise alone (default: --seed)")
+
+    add_eraser_arguments(parser)
+    add_attack_arguments(parser)
 
     group = parser.add_argument_group("speed and memory", "the same steps, faster or in less memory")
     group.add_argument("--lookahead", metavar="STEPS", type=number(int, 1),
@@ -142,4 +173,5 @@ def build_parser() -> Parser:
     group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                        help="continue an interrupted run of the same arguments")
     group.add_argument("--dry_run", action="store_true", help="say what is there, what is missing, and what the training will take")
+    parser.set_defaults(**PUBLISHED.get(method, {}))
     return parser

@@ -100,7 +100,7 @@ class Logbook:
 
     def write_cost(self, result: Path) -> None:
         """cost.json: what the run has cost, and the file that came out of it; a finished run that is started again adds nothing."""
-        if self.first_step < self.arguments["iterations"] or not (self.out_dir / "cost.json").exists():
+        if not self.state or self.first_step < self.arguments["iterations"] or not (self.out_dir / "cost.json").exists():
             write_json(self.out_dir / "cost.json", self.cost() | {"result": str(result), "result_bytes": result.stat().st_size})
 
     def close(self) -> None:

@@ -99,3 +99,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def write_before_after(path: Path, before_after: BeforeAfter, prefix: EmbeddingManager) -> None:
     """The picture grid as a file."""
     write_atomically(path, before_after.grid(prefix).save)
+
+
+def report_on(args, plan, fabric, model, result, precision):
+    pass

@@ -1,0 +1,112 @@
+"""Concept Ablation (CA, arXiv 2303.13516): for a name, the model learns to predict what it predicts for an anchor, "a person".
+
+Variants: model-based (the target is the model's own prediction for the anchor) and noise-based (the target is the noise).
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.baselines.samples import Contexts, noise_of, rng_of, timesteps_of
+from ldm.baselines.weights import Weights, cross_attentions
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # random sizes of a picture, and what the prompt says about them
+SMALL_WORDS, LARGE_WORDS = ("a far away ", "very small "), ("zoomed in ", "close up ")
+SHARE_SMALLER = 0.66
+
+
+def ablation_loss(eps_edited: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Squared error where the mask (B, 1, h, w) is 1, mean over its pixels and all channels of each sample, then over samples; scalar.
+
+    Args:
+        eps_edited: prediction for the name, (B, 4, h, w).
+        target: prediction for the anchor (model-based) or the noise (noise-based), (B, 4, h, w); it gets no gradient.
+    """
+    error = (eps_edited - target.detach()).square() * mask
+    return (error.sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * error.shape[1])).mean()
+
+
+class ConceptAblation:
+    """Training samples: a drawn picture of the anchor, noised, and its prompt with one of the names in the anchor's place.
+
+    Args:
+        weights: what is trained.
+        anchor: the words in each prompt whose place the name takes.
+        prompts, latents: of the anchor's pictures, N and (N, 4, h, w).
+        noise_based: target, see above.
+        anchor_weight: of the ordinary loss on the anchor's pictures with their own prompts, 0: none.
+        augment: pictures are made smaller or larger, and the prompt says so.
+    """
+
+    def __init__(self, model: LatentDiffusion, weights: Weights, names: Sequence[str], *, anchor: str, prompts: Sequence[str],
+                 latents: Tensor, noise_based: bool, anchor_weight: float, augment: bool, seed: int):
+        self.model, self.trained, self.names, self.seed = model, weights, names, seed
+        self.anchor, self.prompts, self.latents = anchor, prompts, latents
+        self.noise_based, self.anchor_weight, self.augment = noise_based, anchor_weight, augment
+        self.contexts = Contexts(model)
+
+    def loss(self, numbers: range) -> Tensor:
+        """See `ldm.baselines.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
+        rngs = [rng_of(self.seed, number) for number in numbers]
+        names = [self.names[number % len(self.names)] for number in numbers]
+        pictures = [rng.randrange(len(self.prompts)) for rng in rngs]
+        latent, timestep = self.latents[pictures].to(self.model.device), timesteps_of(self.model, rngs)
+        words, mask = [""] * len(rngs), torch.ones_like(latent[:, :1])
+        if self.augment:
+            latent, mask, words = resized(self.model, latent, rngs)
+        anchored = [word + self.prompts[number] for word, number in zip(words, pictures, strict=True)]
+        named = [prompt.replace(self.anchor, name) for prompt, name in zip(anchored, names, strict=True)]
+        noise = noise_of(self.model, rngs)
+        noisy_latent = self.model.q_sample(latent, timestep, noise)
+        with begin_of_text_detached(self.model):
+            eps_named = self.trained.eps(noisy_latent, timestep, self.contexts(named))
+        with torch.set_grad_enabled(self.anchor_weight > 0):
+            needed = self.anchor_weight > 0 or not self.noise_based
+            eps_anchor = self.trained.eps(noisy_latent, timestep, self.contexts(anchored)) if needed else noise
+        loss = ablation_loss(eps_named, noise if self.noise_based else eps_anchor, mask)
+        return loss + self.anchor_weight * ablation_loss(eps_anchor, noise, mask) if self.anchor_weight else loss
+
+
+@contextmanager
+def begin_of_text_detached(model: LatentDiffusion) -> Iterator[None]:
+    """While it lasts, no gradient passes the keys and values of a text's first position, which all texts share."""
+    def detached(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)  # (B, 77, inner)
+
+    with ExitStack() as stack:
+        for layer in cross_attentions(model).values():
+            for projection in (layer.to_k, layer.to_v):
+                stack.callback(projection.register_forward_hook(detached).remove)
+        yield
+
+
+@torch.no_grad()
+def resized(model: LatentDiffusion, latent: Tensor, rngs: Sequence[random.Random]) -> tuple[Tensor, Tensor, list[str]]:
+    """Pictures made smaller, on grey, or larger, cut off: their latents (B, 4, h, w), the mask (B, 1, h, w), and words for the prompt."""
+    images, masks, words = model.decode_first_stage(latent).float(), [], []
+    side, changed = images.shape[-1], []
+    for image, rng in zip(images.split(1), rngs, strict=True):
+        smaller = rng.random() < SHARE_SMALLER
+        pixels = max(8, round(side * rng.uniform(*(SMALLER if smaller else LARGER))))
+        scaled = F.interpolate(image, size=(pixels, pixels), mode="bilinear", antialias=True)
+        top, left = (rng.randint(0, abs(side - pixels)) for _ in range(2))
+        mask = torch.ones_like(image[:, :1])
+        if smaller:
+            canvas, mask = torch.zeros_like(image), torch.zeros_like(mask)
+            canvas[..., top:top + pixels, left:left + pixels] = scaled
+            mask[..., top:top + pixels, left:left + pixels] = 1.0
+            scaled = canvas
+            words.append(rng.choice(SMALL_WORDS) if pixels < side / 2 else "")
+        else:
+            scaled = scaled[..., top:top + side, left:left + side]
+            words.append(rng.choice(LARGE_WORDS))
+        changed.append(scaled.clamp(-1, 1))
+        masks.append(F.interpolate(mask, size=latent.shape[-2:]))
+    posterior = model.encode_first_stage(torch.cat(changed).to(next(model.first_stage_model.parameters()).dtype))
+    return model.get_first_stage_encoding(posterior.mean).to(latent), torch.cat(masks).to(latent), words

@@ -1,0 +1,89 @@
+"""Erased Stable Diffusion (ESD, arXiv 2303.07345): the model learns to do for a name the opposite of what the name used to do.
+
+Variants, by the parameters that are trained: esd-x (cross-attention), esd-x-strict (its keys and values alone), esd-u (all but
+cross-attention), esd-full.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.baselines.samples import Contexts, PictureLatents, noise_of, rng_of
+from ldm.baselines.weights import Weights
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # by variant
+
+
+def esd_target(eps_empty: Tensor, eps_name: Tensor, eta: float) -> Tensor:
+    """Prediction for the name after erasure (ESD Eq. 7): away from it, eps_0(x, "", t) - eta (eps_0(x, c, t) - eps_0(x, "", t)).
+
+    Args:
+        eps_empty, eps_name: of the frozen model, (B, 4, h, w).
+        eta: negative guidance.
+
+    Returns:
+        (B, 4, h, w), detached.
+    """
+    return (eps_empty - eta * (eps_name - eps_empty)).detach()
+
+
+def esd_loss(eps_edited: Tensor, eps_empty: Tensor, eps_name: Tensor, eta: float) -> Tensor:
+    """Mean squared error to `esd_target`, scalar."""
+    return F.mse_loss(eps_edited, esd_target(eps_empty, eps_name, eta))
+
+
+class ESD:
+    """Training samples: a name c, a part k of the schedule, and the latent z_t that the edited model itself draws for c up to there.
+
+    Args:
+        weights: what is trained.
+        names: to be erased, each drawn as often.
+        eta: see `esd_target`.
+        start_guidance: guidance with which z_t is drawn.
+        bins: DDIM steps of a whole drawing, and parts of the schedule.
+        pictures: takes the noised latent of one of the name's pictures for z_t instead, at a fiftieth of the time; with the numbers of
+            each name's pictures.
+    """
+
+    def __init__(self, model: LatentDiffusion, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
+                 seed: int, pictures: tuple[PictureLatents, dict[str, list[int]]] | None = None):
+        self.model, self.trained, self.names, self.pictures = model, weights, names, pictures
+        self.eta, self.start_guidance, self.bins, self.seed = eta, start_guidance, bins, seed
+        self.contexts, self.sampler = Contexts(model), DDIMSampler(model)
+        self.sampler.make_schedule(bins, verbose=False)
+
+    def loss(self, numbers: range) -> Tensor:
+        """See `ldm.baselines.trainer.Method`; gradients reach the weights alone."""
+        rngs = [rng_of(self.seed, number) for number in numbers]
+        names = [rng.choice(self.names) for rng in rngs]
+        bins = [rng.randrange(self.bins) for rng in rngs]
+        timestep = torch.tensor([int((k + rng.random()) * self.model.num_timesteps / self.bins) for k, rng in zip(bins, rngs, strict=True)],
+                                device=self.model.device)
+        context, noise = self.contexts(names), noise_of(self.model, rngs)
+        empty = self.model.get_negative_conditioning("").expand_as(context)
+        with torch.no_grad():
+            if self.pictures:
+                latents, of_name = self.pictures
+                latent = latents([rng.choice(of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
+                noisy_latent = self.model.q_sample(latent, timestep, noise)
+            else:
+                noisy_latent = torch.cat([self.partly_drawn(one, k, context[i:i + 1], empty[i:i + 1])
+                                          for i, (one, k) in enumerate(zip(noise.split(1), bins, strict=True))])
+            eps_empty, eps_name = self.model.apply_model(torch.cat([noisy_latent, noisy_latent]), torch.cat([timestep, timestep]),
+                                                         torch.cat([empty, context])).float().chunk(2)
+        return esd_loss(self.trained.eps(noisy_latent, timestep, context), eps_empty, eps_name, self.eta)
+
+    @torch.no_grad()
+    def partly_drawn(self, noise: Tensor, k: int, context: Tensor, empty: Tensor) -> Tensor:
+        """z_t at the k-th timestep of the grid, (1, 4, h, w), drawn by the edited model from noise; k = bins - 1 is the noise itself."""
+        latent = noise
+        with self.trained.in_place():
+            for index in range(len(self.sampler.ddim_timesteps) - 1, k, -1):
+                timestep = torch.full((1,), int(self.sampler.ddim_timesteps[index]), device=noise.device)
+                latent, _ = self.sampler.p_sample_ddim(latent, context, timestep, index, unconditional_guidance_scale=self.start_guidance,
+                                                       unconditional_conditioning=empty)
+        return latent

@@ -1,0 +1,94 @@
+"""Forget-Me-Not (FMN, arXiv 2303.17591): the pixels learn not to attend to a name's tokens.
+
+Variants: with-ti (the tokens are first learned from the name's pictures by textual inversion) and without-ti (the name's own).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.baselines.samples import PictureLatents, noise_of, rng_of, timesteps_of
+from ldm.baselines.weights import Weights, cross_attentions
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.attention import CrossAttention
+from ldm.modules.embedding_manager import EmbeddingManager
+
+PROMPT = "a photo of {}"
+
+
+def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Tensor:
+    """Euclidean norm of all attention that a name's tokens get, mean over the samples, scalar.
+
+    Args:
+        probabilities: of each layer, (B, heads, n, 77), of pixels to positions of the text.
+        columns: of each sample, the positions of its name.
+    """
+    squares = [sum(layer[sample][..., list(places)].square().sum() for layer in probabilities)
+               for sample, places in enumerate(columns)]
+    return torch.stack(squares).sqrt().mean()
+
+
+class ForgetMeNot:
+    """Training samples: a picture of somebody, noised, and the prompt "a photo of NAME".
+
+    Args:
+        weights: what is trained.
+        pictures: of the people, encoded; with the numbers of each name's pictures.
+        tokens: name -> vectors that stand for it, from textual inversion; empty: the name itself.
+    """
+
+    def __init__(self, model: LatentDiffusion, weights: Weights, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *,
+                 seed: int, tokens: Mapping[str, EmbeddingManager]):
+        self.model, self.trained, self.pictures, self.of_name = model, weights, pictures, of_name
+        self.names, self.seed, self.tokens = list(of_name), seed, tokens
+
+    def loss(self, numbers: range) -> Tensor:
+        """See `ldm.baselines.trainer.Method`."""
+        rngs = [rng_of(self.seed, number) for number in numbers]
+        names = [self.names[number % len(self.names)] for number in numbers]
+        latent = self.pictures([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
+        timestep = timesteps_of(self.model, rngs)
+        noisy_latent = self.model.q_sample(latent, timestep, noise_of(self.model, rngs))
+        contexts, columns = zip(*(self.prompt_of(name) for name in names), strict=True)
+        with attention_recorded(self.model) as probabilities:
+            self.trained.eps(noisy_latent, timestep, torch.cat(contexts))
+        return attention_norm(probabilities, columns)
+
+    @torch.no_grad()
+    def prompt_of(self, name: str) -> tuple[Tensor, list[int]]:
+        """Context (1, 77, d) of "a photo of NAME", and the positions of the name in it."""
+        embedder, manager = self.model.cond_stage_model, self.tokens.get(name)
+        word = name if manager is None else next(iter(manager.string_to_token_dict))
+        before = len(embedder.tokenizer(PROMPT.format("").strip(), add_special_tokens=False)["input_ids"]) + 1  # and begin of text
+        length = len(embedder.tokenizer(word, add_special_tokens=False)["input_ids"])
+        if manager is not None:
+            length = len(next(manager.embedding_parameters()))
+        context = self.model.get_learned_conditioning([PROMPT.format(word)], manager)
+        return context, list(range(before, before + length))
+
+
+@contextmanager
+def attention_recorded(model: LatentDiffusion) -> Iterator[list[Tensor]]:
+    """While it lasts, the list takes up the attention probabilities (B, heads, n, 77) of every cross-attention that is computed."""
+    recorded: list[Tensor] = []
+
+    def record(layer: CrossAttention, found: dict[str, Tensor]) -> Any:
+        def hook(_module: Any, _inputs: Any, keys: Tensor) -> None:
+            recorded.append(attention_probabilities(found.pop("q"), keys, layer.heads))
+        return hook
+
+    with ExitStack() as stack:
+        for layer in cross_attentions(model).values():
+            found: dict[str, Tensor] = {}
+            stack.callback(layer.to_q.register_forward_hook(lambda _m, _i, out, found=found: found.__setitem__("q", out)).remove)
+            stack.callback(layer.to_k.register_forward_hook(record(layer, found)).remove)
+        yield recorded
+
+
+def attention_probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of (B, n, heads d) and (B, k, heads d): (B, heads, n, k), float32."""
+    q, k = (tensor.float().unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, keys))
+    return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)

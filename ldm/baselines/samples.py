@@ -1,0 +1,106 @@
+"""What training samples are made of: pictures as latents, contexts of texts, noise and timesteps; all a function of seed and number."""
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.data.images import ImageSource, load_image
+from ldm.data.mixture import normal
+from ldm.generation import Job, batches_of, image_noise
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.sharing import Devices
+from ldm.util import write_atomically
+
+TEXTS_KEPT = 4096
+DRAWN_TOGETHER = 8
+
+
+def rng_of(seed: int, number: int, what: str = "sample") -> random.Random:
+    """The source of every choice about training sample `number`."""
+    return random.Random(f"{what} {seed} {number}")
+
+
+def noise_of(model: LatentDiffusion, rngs: Sequence[random.Random]) -> Tensor:
+    """Standard normal noise of some samples, (B, 4, h, w) on the model's device."""
+    shape = (model.channels, model.image_size, model.image_size)
+    return torch.stack([normal(rng.getrandbits(63), shape) for rng in rngs]).to(model.device)
+
+
+def timesteps_of(model: LatentDiffusion, rngs: Sequence[random.Random]) -> Tensor:
+    """t, uniform over the training schedule, (B,)."""
+    return torch.tensor([rng.randrange(model.num_timesteps) for rng in rngs], device=model.device)
+
+
+class Contexts:
+    """tau(c) of the frozen text encoder; each text is encoded once, and alone."""
+
+    def __init__(self, model: LatentDiffusion):
+        @torch.no_grad()
+        def context(text: str) -> Tensor:
+            return model.get_learned_conditioning([text])[0].cpu()
+
+        self._device, self._context = model.device, functools.lru_cache(TEXTS_KEPT)(context)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(B, 77, d) on the model's device."""
+        return torch.stack([self._context(text) for text in texts]).to(self._device)
+
+
+class PictureLatents:
+    """Pictures in files as latents z_0, each encoded once, and alone."""
+
+    def __init__(self, model: LatentDiffusion, sources: Sequence[ImageSource]):
+        self.model, self.sources = model, sources
+        self._moments: dict[int, Tensor] = {}  # mean and log-variance, (8, h, w), on the CPU
+
+    def __call__(self, indices: Sequence[int], rngs: Sequence[random.Random]) -> Tensor:
+        """A draw from the posterior of each of these pictures, (B, 4, h, w)."""
+        drawn = []
+        for index, rng in zip(indices, rngs, strict=True):
+            mean, logvar = self._moments_of(index).chunk(2)
+            drawn.append(mean + torch.exp(0.5 * logvar) * normal(rng.getrandbits(63), mean.shape))
+        return self.model.get_first_stage_encoding(torch.stack(drawn)).to(self.model.device)
+
+    @torch.no_grad()
+    def _moments_of(self, index: int) -> Tensor:
+        if index not in self._moments:
+            image = load_image(self.sources[index], 8 * self.model.image_size)[None].to(self.model.device)
+            posterior = self.model.encode_first_stage(image)
+            self._moments[index] = torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
+        return self._moments[index]
+
+
+@torch.no_grad()
+def drawn_latents(fabric: Devices, model: LatentDiffusion, jobs: Sequence[Job], folder: Path, *, model_hash: str, scale: float,
+                  seed: int, steps: int = 25) -> Tensor:
+    """Latents z_0 that the frozen model draws with DPM-Solver, (N, 4, h, w) on the CPU; kept in a file, drawn by the first device.
+
+    Args:
+        jobs: (prompt, number of the sample).
+        folder: where the file is; what is there of the same jobs and settings is not drawn again.
+        scale: guidance.
+    """
+    key = hashlib.sha256(json.dumps([list(jobs), model_hash, scale, seed, steps]).encode()).hexdigest()[:16]
+    path = folder / f"drawn-{key}.pt"
+    shape = (model.channels, model.image_size, model.image_size)
+    if fabric.is_global_zero:
+        found = torch.load(path, weights_only=True) if path.exists() else torch.zeros(0, *shape)
+        sampler, unconditional = DPMSolverSampler(model), model.get_negative_conditioning("")
+        batches = batches_of(jobs, DRAWN_TOGETHER)
+        for batch in tqdm(batches[len(found) // DRAWN_TOGETHER:] if len(found) < len(jobs) else (), "drawing", unit="batch"):
+            noise = torch.stack([image_noise(seed, *job, shape) for job in batch]).to(model.device)
+            context = model.get_learned_conditioning([prompt for prompt, _ in batch])
+            latent, _ = sampler.sample(steps, len(batch), shape, context, verbose=False, x_T=noise, unconditional_guidance_scale=scale,
+                                       unconditional_conditioning=unconditional)
+            found = torch.cat([found, latent.float().cpu()])
+            write_atomically(path, lambda target, found=found: torch.save(found, target))
+    fabric.barrier()
+    return torch.load(path, weights_only=True)

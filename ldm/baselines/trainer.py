@@ -1,0 +1,100 @@
+"""The training that all methods share: optimizer steps on the few tensors that a method trains, resumable, on one device or several."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.fabric import Fabric
+from ldm.logbook import Logbook
+from ldm.sharing import Devices
+
+
+class Trained(Protocol):
+    """The tensors that a method trains."""
+
+    def parameters(self) -> Iterator[Tensor]: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+class Method(Protocol):
+    """A competing method or an attack: what it trains, and by which loss."""
+
+    trained: Trained
+
+    def loss(self, numbers: range) -> Tensor:
+        """Mean loss of the training samples of these numbers, scalar; sample i is a pure function of the seed and i."""
+
+@dataclass(frozen=True)
+class Settings:
+    """Named as the flags of train.py; optimizer as published, by method."""
+
+    iterations: int
+    batch_size: int  # of all devices together
+    lr: float
+    weight_decay: float = 0.0
+    max_grad_norm: float = float("inf")
+    log_every: int = 50
+    save_every: int = 1000
+
+
+def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, save: Callable[[int], None]) -> None:
+    """Trains what the method trains, from where the logbook's state ends to the last iteration.
+
+    Args:
+        save: writes the result of a step to its file.
+    """
+    optimizer = adam(method, settings)
+    if logbook.state:
+        method.trained.load_state_dict(logbook.state["trained"])
+        optimizer.load_state_dict(logbook.state["optimizer"])
+    if fabric.is_global_zero:
+        logbook.open()
+        if logbook.first_step == settings.iterations:
+            save(settings.iterations)  # again, for the file of a finished run may have been moved away
+    losses: list[Tensor] = []
+    with tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
+              disable=not fabric.is_global_zero) as bar:
+        for step in range(logbook.first_step + 1, settings.iterations + 1):
+            losses.append(training_step(fabric, method, optimizer, settings, step))
+            bar.update()
+            last = step == settings.iterations
+            saved = step % settings.save_every == 0 or last
+            if step % settings.log_every and not saved:
+                continue
+            loss = fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+            losses.clear()
+            if fabric.is_global_zero:
+                bar.set_postfix(loss=f"{loss:.3g}")
+                logbook.row(step, {"loss": loss})
+                if saved:
+                    save(step)
+                if saved or logbook.state_is_due():
+                    logbook.save_state(step, method.trained, optimizer)
+    if fabric.is_global_zero:
+        logbook.close()
+
+
+def adam(method: Method, settings: Settings) -> torch.optim.Optimizer:
+    """Adam, with decoupled weight decay where the method has one."""
+    return torch.optim.AdamW(method.trained.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def training_step(fabric: Devices, method: Method, optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> Tensor:
+    """One optimizer step (from 1) on this device's share of the samples; returns its mean loss, detached."""
+    numbers = range((step - 1) * settings.batch_size + fabric.global_rank, step * settings.batch_size, fabric.world_size)
+    optimizer.zero_grad()
+    loss = method.loss(numbers)
+    loss.backward()
+    trained = [tensor for tensor in method.trained.parameters() if tensor.grad is not None]
+    for tensor in trained if fabric.world_size > 1 else ():
+        tensor.grad = fabric.all_reduce(tensor.grad, reduce_op="mean")
+    torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+    optimizer.step()
+    return loss.detach()

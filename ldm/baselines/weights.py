@@ -1,0 +1,73 @@
+"""Which tensors of the model a method trains, and their float32 copies that are trained; the frozen model itself never changes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ldm.edited_weights import edited
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.attention import CrossAttention
+from ldm.util import UserError
+
+UNET = "model.diffusion_model."
+CROSS_ATTENTION = ".attn2."  # attn1 attends to the pixels themselves
+NO_TEXT = (f"{UNET}time_embed.", f"{UNET}out.")  # left out of "noxattn", as by the authors of ESD
+
+# Groups of parameters, by name: whether a parameter of the U-Net belongs to it.
+PARAMETERS = {
+    "xattn-kv": lambda key: CROSS_ATTENTION in key and (".to_k." in key or ".to_v." in key),
+    "xattn": lambda key: CROSS_ATTENTION in key,
+    "noxattn": lambda key: CROSS_ATTENTION not in key and not key.startswith(NO_TEXT),
+    "full": lambda key: True,
+}
+
+
+def parameters_of(model: LatentDiffusion, group: str, *, text_encoder: bool = False) -> list[str]:
+    """Names of the U-Net's parameters that belong to a group of `PARAMETERS`, and those of the text encoder if asked for."""
+    unet = [key for key, _ in model.named_parameters() if key.startswith(UNET) and PARAMETERS[group](key)]
+    return unet + [key for key, _ in model.named_parameters() if text_encoder and key.startswith(f"{model.text_encoder}.")]
+
+
+class Weights:
+    """Copies of some of a model's parameters in float32, to be trained.
+
+    Args:
+        keys: names of the parameters.
+    """
+
+    def __init__(self, model: LatentDiffusion, keys: list[str]):
+        self.model = model
+        self.tensors = {key: model.get_parameter(key).detach().to(torch.float32, copy=True).contiguous().requires_grad_()
+                        for key in keys}
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(self.tensors.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {key: value.detach() for key, value in self.tensors.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for key, value in self.tensors.items():
+            value.copy_(state[key])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While it lasts, the model computes with the copies."""
+        with edited(self.model, self.tensors):
+            yield
+
+    def eps(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """eps_theta(z_t, tau(c), t) of the edited model, (B, 4, h, w) float32; gradients reach the copies."""
+        with self.in_place():
+            return self.model.apply_model(noisy_latent, timestep, context).float()
+
+
+def cross_attentions(model: LatentDiffusion) -> dict[str, CrossAttention]:
+    """The layers in which pixels attend to the text, by name."""
+    found = {name: module for name, module in model.named_modules() if f"{name}.".endswith(CROSS_ATTENTION)}
+    if not found:
+        raise UserError("this model has no cross-attention to the text, which the method edits; give another")
+    return found
