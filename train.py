@@ -89,7 +89,7 @@ def train_another(args: argparse.Namespace) -> None:
     from ldm.device import pick_precision
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
-    from ldm.paper.training_report import report_on
+    from ldm.paper.method_report import report_of
 
     plan = Plan(args)
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
@@ -97,10 +97,13 @@ def train_another(args: argparse.Namespace) -> None:
         print(plan.describe(), flush=True)
     precision = pick_precision(args.precision, fabric.device)
     logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
+    report = report_of(args, plan, fabric, precision)
     model = ModelFiles.of(args).load(fabric.device)
     set_precision(model, precision)
     result = plan.run(fabric, model, logbook)
-    report_on(args, plan, fabric, model, result, precision)
+    said = report(model, result)
+    if fabric.is_global_zero:
+        print(f"{said}\n\nresult {result}, tables and pictures {args.out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""The end of train.py with a competing method or an attack: the table of Table 1 and pictures, or the pictures of the person learned."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ldm.baselines.plan import Plan, phrase_of
+from ldm.data.identities import read_people
+from ldm.data.images import load_image
+from ldm.fabric import Fabric
+from ldm.generation import generate, to_uint8
+from ldm.loading import ModelFiles
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.paper.attack_pictures import checkpoint_weights
+from ldm.paper.identity import Prefix, load_prefixes
+from ldm.paper.training_report import NOISE_SEED, PORTRAIT, TrainingReport, summary
+from ldm.edited_weights import edited
+from ldm.pictures import picture_grid
+from ldm.util import write_atomically
+
+PHOTOS_SHOWN = 4
+
+Report = Callable[[LatentDiffusion, Path], str]  # (frozen model, result) -> what the console shows; files go to --out_dir
+
+
+def report_of(args: argparse.Namespace, plan: Plan, fabric: Fabric, precision: str) -> Report:
+    """The report on a method; what it reads is read now, so that a missing face or model is found out before the training."""
+    if not plan.names:
+        return lambda model, result: attack_report(args, plan, fabric, model, result)
+    training_report = TrainingReport(args, read_people(args.people) if args.people else {}, fabric)
+
+    def report(model: LatentDiffusion, result: Path) -> str:
+        fabric.barrier()  # the first device may still be writing the result
+        rows = training_report.measure(model, result, precision=precision, arguments=vars(args))
+        if fabric.is_global_zero:
+            _, method = load_prefixes(model, [result], ModelFiles.of(args))
+            sheet = training_report.before_after(model).grid(method)
+            write_atomically(args.out_dir / "before-after.png", sheet.save)
+        return summary(rows)
+    return report
+
+
+def attack_report(args: argparse.Namespace, plan: Plan, fabric: Fabric, model: LatentDiffusion, result: Path) -> str:
+    """pictures.png: photos, and the person as drawn before the attack, after it, and behind the prefix of --embedding."""
+    if not fabric.is_global_zero:
+        return ""
+    files, count = ModelFiles.of(args), min(PHOTOS_SHOWN, len(plan.pictures))
+    jobs = [(PORTRAIT.replace("{name}", phrase_of(args)), sample) for sample in range(count)]
+
+    def drawn(prefix: Prefix) -> list:
+        return [image for _, image in generate(model, jobs, embedding_manager=prefix.manager, ddim_steps=args.eval_ddim_steps,
+                                               scale=args.scale, seed=NOISE_SEED)]
+
+    rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.pictures[:count]],
+            "before": drawn(Prefix())}
+    none, *prefixes = load_prefixes(model, [args.embedding] if args.embedding else [], files)
+    with edited(model, checkpoint_weights(model, result, args.token, files)):
+        rows |= {"after": drawn(none), **{f"after, with {prefix.label}": drawn(prefix) for prefix in prefixes}}
+    sheet = picture_grid(list(rows.values()), list(rows), [f"{number + 1}" for number in range(count)])
+    write_atomically(args.out_dir / "pictures.png", sheet.save)
+    return f"photos and drawings of '{phrase_of(args)}' side by side: {args.out_dir / 'pictures.png'}"

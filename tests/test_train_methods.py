@@ -1,0 +1,155 @@
+"""train.py with a competing method or an attack: its flags, the file that comes out of it, and a run that goes on where it stopped."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refusals import refusal
+from safetensors.torch import load_file
+from test_test_id import PixelAnalyzer
+
+import train
+from args.train_args import parse_train_args
+from args.train_methods import PUBLISHED, READ_BY
+from ldm.edited_weights import write_edited_weights
+from ldm.loading import file_hash, load_frozen_model, safetensors_metadata
+from ldm.modules.embedding_file import read_embedding_file
+
+PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
+FEW = {  # flags that make each method short
+    "esd": ("--iterations", 4, "--ddim_steps", 2, "--save_every", 2), "uce": (),
+    "concept_ablation": ("--iterations", 4, "--batch_size", 2, "--n_prior_images", 3, "--save_every", 2),
+    "forget_me_not": ("--iterations", 4, "--ti_iterations", 1, "--save_every", 2),
+    "dreambooth": ("--iterations", 4, "--save_every", 2, "--n_prior_images", 2),
+    "textual_inversion": ("--iterations", 4, "--save_every", 2, "--batch_size", 2)}
+ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and photos/."""
+    folder = tmp_path_factory.mktemp("inputs")
+    with (folder / "people.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
+    (folder / "templates.txt").write_text("a photo of {}\n")
+    (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
+    (folder / "faces").mkdir()
+    (folder / "faces" / "fake.onnx").touch()
+    random = np.random.default_rng(0)
+    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in PEOPLE})
+    for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "photos/1", "photos/2"):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def command(inputs, tiny_files, tmp_path, monkeypatch):
+    """(method, further flags) -> flags of train.py for the tiny model, without a table at the end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ldm.paper.training_report.FaceAnalyzer", PixelAnalyzer, raising=False)
+
+    def flags(method: str, *more: object) -> list[str]:
+        data = ("--photos", inputs / "photos") if method not in ERASERS else ("--people", inputs / "people.csv")
+        data += ("--identity_images", inputs / "s_id") if method == "forget_me_not" else ()
+        data += ("--templates", inputs / "templates.txt") if method in ("concept_ablation", "textual_inversion") else ()
+        return [str(flag) for flag in ("--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--train_method", method, *data,
+                                       "--devices", "cpu", "--eval_names", 0, "--eval_ddim_steps", 2, *FEW[method], *more)]
+    return flags
+
+
+def result_of(tmp_path, method: str):
+    return tmp_path / json.loads((tmp_path / "runs" / method / "cost.json").read_text())["result"]
+
+
+@pytest.mark.parametrize("method", ERASERS)
+def test_an_eraser_writes_changed_tensors_that_say_how_they_came_about(command, tmp_path, tiny_files, method):
+    train.main(command(method))
+    weights, own = load_file(result_of(tmp_path, method)), load_file(tiny_files[1])
+    assert set(weights) < set(own) and any(not torch.equal(value, own[key]) for key, value in weights.items())
+    record = safetensors_metadata(result_of(tmp_path, method))
+    assert record["train_method"] == method and record["names"] == ["Ada Stone", "Ben Wood"] and record["seed"] == 0
+    assert record["base_model"] == file_hash(tiny_files[1]) and record["variant"] == PUBLISHED[method]["variant"]
+    cost = json.loads((tmp_path / "runs" / method / "cost.json").read_text())
+    assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1e7 and cost["result_bytes"] == result_of(tmp_path, method).stat().st_size
+
+
+@pytest.mark.parametrize("method", [method for method in FEW if method != "uce"])
+def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(command, tmp_path, method):
+    train.main(command(method))
+    whole = result_of(tmp_path, method).read_bytes()
+    train.main(command(method, "--iterations", 2, "--out_dir", "parts"))
+    train.main(command(method, "--out_dir", "parts"))
+    assert (tmp_path / "parts" / result_of(tmp_path, method).name).read_bytes() == whole
+    assert (tmp_path / "parts" / "log.csv").read_bytes() == (tmp_path / "runs" / method / "log.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        train.main(command(method, "--seed", 1, "--out_dir", "parts"))
+
+
+def test_edited_weights_are_taken_as_such_and_edited_again(command, tmp_path, tiny_files):
+    first = tmp_path / "first.safetensors"
+    key = "model.diffusion_model.out.2.bias"
+    write_edited_weights(first, {key: torch.full_like(load_file(tiny_files[1])[key], 0.5)}, base_model=file_hash(tiny_files[1]))
+    train.main(command("uce", "--edited_weights", first))
+    model = load_frozen_model(*tiny_files, edited_weights=result_of(tmp_path, "uce"))
+    assert model.get_parameter(key).eq(0.5).all()  # what lay beneath is in the new file too
+
+
+def test_textual_inversion_writes_the_token_alone(command, tmp_path):
+    train.main(command("textual_inversion"))
+    file = read_embedding_file(result_of(tmp_path, "textual_inversion"))
+    assert {key: value.shape for key, value in file.vectors.items()} == {"*": (1, 32)} and file.metadata["token"] == "sks"
+    assert (tmp_path / "runs" / "textual_inversion" / "pictures.png").exists()
+
+
+def test_a_table_is_made_of_an_eraser_and_pictures_of_it(command, inputs, tmp_path, capsys):
+    train.main(command("uce", "--eval_names", 1, "--eval_samples", 1, "--prompts_file", inputs / "prompts.txt", "--gallery",
+                       inputs / "gallery.npz", "--face_pack", inputs / "faces"))
+    rows = json.loads((tmp_path / "runs" / "uce" / "results.json").read_text())
+    assert [row["prefix"] for row in rows if "group" in row] == ["none", "none", *["runs/uce/uce.safetensors"] * 2]
+    assert [row["mse"] > 0 for row in rows if "mse" in row] == [False, True, True]
+    assert (tmp_path / "runs" / "uce" / "before-after.png").exists() and "condition number" in capsys.readouterr().out
+
+
+def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("args.train_args.check_paths", lambda *_: None)
+    (tmp_path / "mine.yaml").write_text("train.lr: 0.5\ntrain.iterations: 7\ntrain.log_every: 3\nesd.lr: 0.25\nseed: 5\n")
+    args = parse_train_args(["--preset", str(tmp_path / "mine.yaml"), "--train_method", "esd", "--people", "people.csv"])
+    assert (args.lr, args.iterations, args.log_every, args.seed, args.prompt) == (0.25, 1000, 3, 5, "esd")
+    assert parse_train_args(["--preset", str(tmp_path / "mine.yaml")]).lr == 0.5
+
+
+@pytest.mark.parametrize(("method", "flags", "said"), [
+    ("esd", ("--alpha", "2"), "--alpha has no use with --train_method esd"),
+    ("esd", ("--variant", "model-based"), "give one of esd-x, esd-x-strict, esd-u, esd-full"),
+    ("uce", ("--iters_per_concept", "3"), "--iters_per_concept has no use with --train_method uce"),
+    ("uce", ("--names_file", "twice.txt"), "names 'Ada Stone' twice"),
+    ("uce", ("--names_file", "empty.txt"), "names nobody to be erased"),
+    ("concept_ablation", ("--anchor_prompts", "twice.txt"), "without the anchor 'a person'"),
+    ("forget_me_not", ("--names_file", "unknown.txt"), "has no picture of Cleo Vance"),
+    ("dreambooth", ("--photos", "many"), "give the folder of one, such as many/n1"),
+    ("dreambooth", ("--photos", "empty"), "holds no photos"),
+    ("textual_inversion", ("--token", "two words"), "one ordinary token"),
+    ("dreambooth", ("--dry_run",), "--dry_run has no use")])
+def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, method, flags, said):
+    (tmp_path / "twice.txt").write_text("Ada Stone\nAda Stone\n")
+    (tmp_path / "unknown.txt").write_text("Cleo Vance\n")
+    (tmp_path / "empty.txt").write_text("# nobody\n")
+    (tmp_path / "many" / "n1").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "many" / "n1" / "1.png")
+    (tmp_path / "empty" / "notes").mkdir(parents=True)
+    assert said in refusal(capsys, train.main, command(method, *flags))
+
+
+def test_iterations_are_counted_for_each_name(command, tmp_path):
+    train.main(command("concept_ablation", "--iters_per_concept", 1))
+    assert result_of(tmp_path, "concept_ablation").name == "concept_ablation-2.safetensors"
+
+
+def test_every_flag_that_only_some_methods_read_is_a_flag():
+    from args.train_args import build_parser
+    assert set(READ_BY) <= {action.dest for action in build_parser()._actions}
