@@ -63,13 +63,14 @@ def read_classes(path: Path) -> dict[str, str]:
 
 
 def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Path, *, max_photos: int | None = None,
-                 photos: Path | None = None, arguments: Mapping[str, Any] | None = None) -> list[Row]:
+                 first_photo: int = 0, photos: Path | None = None, arguments: Mapping[str, Any] | None = None) -> list[Row]:
     """Writes gallery.npz (name -> embedding), gallery.csv (a row a photo) and gallery.json, and returns a row a person.
 
     What is known of a person is kept in gallery/<name>.npz and is taken from there while photos and recogniser are the same.
 
     Args:
         max_photos: the first ones of each person; None takes all.
+        first_photo: number of the first photo that is taken, from 0.
         photos: the folder of all of them; where a model drew them, its manifest goes into gallery.json.
         arguments: of the command, for gallery.json.
 
@@ -83,7 +84,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
     gallery: dict[str, np.ndarray] = {}
     rows, table = [], []
     for name, folder in tqdm(people.items(), "gallery", unit="person"):
-        files = picture_files(folder)[:max_photos]
+        files = picture_files(folder)[first_photo:max_photos]
         embeddings, seen = _embeddings(files, analyzer, out_dir / "gallery" / f"{safe_name(name)}.npz", recogniser)
         table += [{"name": name, "photo": str(path), "seen": what} for path, what in zip(files, seen, strict=True)]
         rows.append({"name": name, "photos": len(files), "with_face": len(embeddings), "unreadable": seen.count("unreadable")})

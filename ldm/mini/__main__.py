@@ -19,7 +19,7 @@ from ldm.evaluation.tables import console_table
 from ldm.loading import file_hash, load_frozen_model, read_state_dict
 from ldm.mini.autoencoder_stage import train_autoencoder, train_decoder
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
-from ldm.mini.data_stage import write_caption_images, write_identity_images, write_prompts
+from ldm.mini.data_stage import write_caption_images, write_identity_images, write_photos, write_prompts
 from ldm.mini.face_pack import build_face_pack
 from ldm.mini.stage import rank_and_world
 from ldm.mini.text_stage import train_text_encoder
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             write_prompts(DATA)
             write_caption_images(DATA / "s_reg")
+            write_photos(DATA / "photos")
             write_identity_images(load_frozen_model(CONFIG, checkpoint, args.device), DATA / "s_id", scale=SCALE)
         if stage in ("autoencoder", "text", "unet", "decoder") and rank_and_world()[0] == 0:
             save_half(model.state_dict(), checkpoint)

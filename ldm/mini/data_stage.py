@@ -1,4 +1,4 @@
-"""Writes the miniature's data: the prompts, S_Reg (drawn pictures with captions) and S_ID (pictures by the frozen model)."""
+"""Writes the miniature's data: the prompts, S_Reg (drawn pictures with captions), S_ID (pictures by the frozen model), photos."""
 
 import random
 from collections.abc import Iterable
@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ldm.data.images import write_metadata
 from ldm.generation import generate
-from ldm.mini.people import anonymous_caption, named_people, sample_person, sample_view
-from ldm.mini.renders import COUNT, NAMED, draw, subject
+from ldm.mini.people import Person, anonymous_caption, attribute_prompt, named_people, sample_person, sample_view
+from ldm.mini.portraits import draw_portrait
+from ldm.mini.renders import COUNT, NAMED, SIZE, draw, subject
 from ldm.mini.scenes import sample_scene, scene_phrase
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import write_atomically
@@ -19,6 +20,7 @@ from ldm.util import write_atomically
 PROMPTS = 50              # of scenes, and as many of people without a name
 CAPTION_IMAGES = 2_000    # S_Reg
 IMAGES_PER_IDENTITY = 4   # S_ID
+NEW_PEOPLE, PHOTOS = 12, 12
 PORTRAIT = "A close-up portrait of {}"
 
 
@@ -51,11 +53,26 @@ def write_identity_images(model: LatentDiffusion, folder: Path, *, scale: float,
                            for (prompt, sample), image in tqdm(made, total=len(jobs), desc="S_ID", unit="image")))
 
 
+def write_photos(folder: Path) -> None:
+    """<identity>/<number>.jpg of people whom no model has seen, no two described alike: what is learned later (section 4.4)."""
+    rng = random.Random("photos")
+    people: dict[str, Person] = {}
+    while len(people) < NEW_PEOPLE:
+        person = sample_person(rng)
+        people.setdefault(attribute_prompt(person), person)
+    for number, person in enumerate(people.values(), start=1):
+        for photo in range(1, PHOTOS + 1):
+            _write_jpeg(folder / f"n{number:06d}" / f"{photo}.jpg", draw_portrait(person, sample_view(rng), SIZE).image)
+
+
 def _write_folder(folder: Path, pictures: Iterable[tuple[str, np.ndarray, dict[str, str]]]) -> None:
     """Pictures and their metadata.jsonl, which is written last."""
     rows = []
     for file_name, pixels, fields in pictures:
-        picture = Image.fromarray(pixels)
-        write_atomically(folder / file_name, lambda path, picture=picture: picture.save(path, quality=92))
+        _write_jpeg(folder / file_name, pixels)
         rows.append({"file_name": file_name, **fields})
     write_metadata(folder, rows)
+
+
+def _write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    write_atomically(path, lambda target: Image.fromarray(pixels).save(target, quality=92))

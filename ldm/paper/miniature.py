@@ -99,6 +99,7 @@ Everything here was drawn and trained by this repository from nothing (`python -
 - `mini-clip.safetensors`, `mini-clip.json`: an image-text model in open_clip's format, trained on captions without names.
 - `people.csv`, `gallery.npz`: 100 people of S_ID and 100 of S_test, all known to the model by name, and their true faces.
 - `s_id/`: pictures of S_ID drawn by the frozen model. `s_reg/`: pictures of scenes and of people without a name, with captions.
+- `photos/`: 12 photos each of 12 people whom none of these models has seen, in VGGFace2's layout; from them identities are learned later.
 - `prompts.txt`, `anonymous_prompts.txt`: prompts that name nobody. `templates.txt`: of the training prompts.
 
 ## Figures

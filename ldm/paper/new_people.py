@@ -1,0 +1,68 @@
+"""People whom a model learns later (paper section 4.4): which photos it learns from, and which give the true face."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.gallery import make_gallery, person_folders
+from ldm.evaluation.id_acc import load_gallery
+from ldm.pictures import picture_files
+from ldm.util import UserError
+
+
+@dataclass(frozen=True)
+class NewPerson:
+    """The photo files of a person; those of `learned` and of `held_out` are different ones."""
+
+    folder: Path
+    learned: list[Path]
+    held_out: list[Path]
+
+    def copy_learned(self, place: Path) -> None:
+        """Makes `place` a folder of the learned photos and nothing else: what an attack may see."""
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        for photo in self.learned:
+            shutil.copy2(photo, place / photo.name)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the content of the learned photos."""
+        return hashlib.sha256(b"".join(hashlib.sha256(photo.read_bytes()).digest() for photo in self.learned)).hexdigest()[:16]
+
+
+def read_new_people(photos: Path, n_people: int, n_photos: int) -> dict[str, NewPerson]:
+    """The first people of a folder by name; the first `n_photos` photos of each are learned, the others held out.
+
+    Raises:
+        UserError: the folder holds no folders of people, or fewer people or photos than asked for.
+    """
+    folders = person_folders(photos)
+    if len(folders) < n_people:
+        raise UserError(f"{photos} has photos of {len(folders)} people where {n_people} are asked for; give more, or a smaller --n_people")
+    people = {}
+    for name, folder in list(folders.items())[:n_people]:
+        files = picture_files(folder)
+        if len(files) <= n_photos:
+            raise UserError(f"{folder} has {len(files)} photos, and {n_photos} to learn from leave none for the true face; give more, or a "
+                            "smaller --n_photos")
+        people[name] = NewPerson(folder, files[:n_photos], files[n_photos:])
+    return people
+
+
+def true_faces(people: Mapping[str, NewPerson], analyzer: FaceAnalyzer, out_dir: Path, *, n_photos: int) -> dict[str, np.ndarray]:
+    """Mean embedding of the held-out photos by name, (512,) of unit length; files of `make_gallery` go to `out_dir`.
+
+    Raises:
+        UserError: somebody's held-out photos show no face.
+    """
+    rows = make_gallery({name: person.folder for name, person in people.items()}, analyzer, out_dir, first_photo=n_photos)
+    faceless = [row["name"] for row in rows if not row["with_face"]]
+    if faceless:
+        raise UserError(f"no face was found in the held-out photos of {', '.join(faceless)}, see {out_dir / 'gallery.csv'}; give photos of "
+                        "faces, or another --photos")
+    return load_gallery(out_dir / "gallery.npz", people)
