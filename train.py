@@ -48,6 +48,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.device import pick_precision
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
+    from ldm.paper.identity import Prefix
     from ldm.paper.training_report import TrainingReport, summary, write_before_after
 
     plan = make_plan(args)
@@ -71,14 +72,14 @@ def train(args: argparse.Namespace) -> None:
     before_after = report.before_after(model)
     train_prefix(fabric, model, prefix, batches, settings=plan.settings, logbook=logbook,
                  save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
-                 draw=lambda: before_after.grid(prefix), recorded=recorded)
+                 draw=lambda: before_after.grid(Prefix(manager=prefix)), recorded=recorded)
 
     final = prefix_path(args, args.iterations)
     if fabric.is_global_zero:
         logbook.write_cost(final)
     rows = report.measure(model, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
-        write_before_after(args.out_dir / "before-after.png", before_after, prefix)
+        write_before_after(args.out_dir / "before-after.png", before_after, Prefix(manager=prefix))
         print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
 
 

@@ -24,6 +24,11 @@ def devices_of(devices: str) -> tuple[str, int | list[int], int]:
     return "cuda", numbers, len(numbers)
 
 
+def same_devices(devices: str) -> str:
+    """What the flag --devices says about a result: of GPUs their number, for a run may go on on others."""
+    return devices if devices[0].isalpha() else f"{len(devices.split(','))} GPU"
+
+
 def pick_device(devices: str) -> torch.device:
     """The first device of the flag --devices; UserError if it is not there."""
     accelerator, chosen, _ = devices_of(devices)

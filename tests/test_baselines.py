@@ -1,4 +1,4 @@
-"""The competing methods and the attacks: each loss on numbers checked in the head, its gradient by finite differences, and what it leaves alone."""
+"""The competing methods and the attacks: each loss on numbers checked in the head, its gradient, and what it leaves alone."""
 
 import random
 from contextlib import nullcontext

@@ -17,6 +17,7 @@ from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
 from ldm.data.templates import read_templates
+from ldm.device import same_devices
 from ldm.fabric import Fabric
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
@@ -27,8 +28,8 @@ from ldm.sharing import gather
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
-LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "devices", "num_nodes", "ddim_steps", "mix",
-                "alpha", "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
+LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
+                "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every")
 TARGETS = 1  # to be raised when this code computes other targets from the same arguments
 
@@ -71,7 +72,8 @@ def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[s
     data = [[str(image.source), image.name, image.attributes] for image in plan.identities]
     data += [[str(image.source), image.caption] for image in plan.captions]
     return {name: getattr(args, name) for name in LEARNED_FROM} | {
-        "precision": precision, "data": hashlib.sha256(repr((data, plan.templates)).encode()).hexdigest()[:16],
+        "devices": same_devices(args.devices), "precision": precision,
+        "data": hashlib.sha256(repr((data, plan.templates)).encode()).hexdigest()[:16],
         "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
 
 

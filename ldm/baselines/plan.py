@@ -20,6 +20,7 @@ from ldm.baselines.weights import Weights, parameters_of
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource, read_text
 from ldm.data.templates import fill, read_templates
+from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.fabric import Fabric
 from ldm.loading import ModelFiles, file_hash, read_edited_weights
@@ -34,7 +35,7 @@ ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 # Weight decay and largest gradient norm of AdamW, as published.
 OPTIMIZERS = {**dict.fromkeys(("concept_ablation", "forget_me_not", "dreambooth"), (1e-2, 1.0)), "textual_inversion": (1e-2, float("inf"))}
 # Flags on which the result depends; the files behind the path flags enter by their content.
-LEARNED_FROM = ("train_method", "iterations", "lr", "batch_size", "devices", "num_nodes", "seed", "variant", "parameters",
+LEARNED_FROM = ("train_method", "iterations", "lr", "batch_size", "num_nodes", "seed", "variant", "parameters",
                 "negative_guidance", "start_guidance", "z_t", "ddim_steps", "anchor", "augment", "prior_weight", "n_prior_images", "scale",
                 "erase_scale", "preserve_scale", "lamb", "ti_iterations", "token", "class_word", "train_text_encoder", "num_vectors",
                 "log_every")
@@ -72,12 +73,14 @@ class Plan:
         return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
     def arguments(self, precision: str) -> dict[str, Any]:
-        """What the result depends on, as JSON values: flags, and the content of lists, pictures, config and checkpoint."""
+        """What the result depends on, as JSON values: flags, names of S_ID's pictures, and the content of lists, photos and weights."""
         args = self.args
         files = [getattr(args, flag) for flag in FILES if getattr(args, flag)] + (args.preserve_prompts or [])
-        data = [self.names, [str(source) for source in self.pictures], [file_hash(path) for path in files]]
+        pictures = [file_hash(source.path) if args.photos else str(source) for source in self.pictures]  # S_ID has thousands
+        data = [self.names, pictures, [file_hash(path) for path in files]]
         return {name: getattr(args, name) for name in LEARNED_FROM} | {
-            "precision": precision, "data": hashlib.sha256(repr(data).encode()).hexdigest()[:16], "config": file_hash(args.config_path),
+            "devices": same_devices(args.devices), "precision": precision,
+            "data": hashlib.sha256(repr(data).encode()).hexdigest()[:16], "config": file_hash(args.config_path),
             "base_model": ModelFiles.of(args).hash()}
 
     def path(self, step: int | None) -> Path:

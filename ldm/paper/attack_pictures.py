@@ -45,7 +45,9 @@ class Studio:
         missing = [path for run, iteration in shots for one in run.prefixes for path in run.paths(one, iteration) if not path.exists()]
         with ImageWriter() as writer, tqdm(total=len(missing), desc=label, unit="image") as bar:
             for run, iteration in shots:
-                weights = self._weights(model, run.checkpoint(iteration)) if run.flags is not None else {}
+                weights = {}
+                if run.flags is not None:
+                    weights = checkpoint_weights(model, run.checkpoint(iteration), self.token, self.files.ckpt_path)
                 with edited(model, weights):
                     for one in run.prefixes:
                         paths = {(self.prompt, sample): path for sample, path in enumerate(run.paths(one, iteration))}
@@ -57,13 +59,13 @@ class Studio:
             del model, manager, prefixes
             torch.cuda.empty_cache()
 
-    def _weights(self, model: LatentDiffusion, checkpoint: Path) -> Mapping[str, Tensor]:
-        """What a checkpoint changes in the model: its edited weights, or the token's row in the table of embeddings."""
-        if is_edited_weights(checkpoint):
-            expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-            return read_edited_weights(checkpoint, expected, self.files.ckpt_path)
-        manager = EmbeddingManager(model.cond_stage_model, [self.token], num_vectors_per_token=1)
-        manager.load(checkpoint)
-        table = model.get_parameter(TOKEN_TABLE).clone()
-        table[manager.string_to_token_dict[self.token]] = manager.string_to_param_dict[self.token].detach()[0].to(table)
-        return {TOKEN_TABLE: table}
+
+def checkpoint_weights(model: LatentDiffusion, checkpoint: Path, token: str, ckpt_path: Path) -> Mapping[str, Tensor]:
+    """What an attack's checkpoint changes in the model: its edited weights, or the token's row in the table of embeddings."""
+    if is_edited_weights(checkpoint):
+        return read_edited_weights(checkpoint, {key: tuple(value.shape) for key, value in model.state_dict().items()}, ckpt_path)
+    manager = EmbeddingManager(model.cond_stage_model, [token], num_vectors_per_token=1)
+    manager.load(checkpoint)
+    table = model.get_parameter(TOKEN_TABLE).clone()
+    table[manager.string_to_token_dict[token]] = manager.string_to_param_dict[token].detach()[0].to(table)
+    return {TOKEN_TABLE: table}

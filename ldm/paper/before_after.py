@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm.generation import generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.paper.identity import Prefix
 from ldm.pictures import picture_grid
 
 
@@ -24,11 +24,13 @@ class BeforeAfter:
         self.model, self.prompts, self.drawing = model, dict(prompts), drawing
         self._before: list[np.ndarray] = []  # drawn once, for the frozen model never changes
 
-    def grid(self, prefix: EmbeddingManager) -> Image.Image:
-        """The grid with the prefix as it is now."""
-        self._before = self._before or self._draw(None)
-        return picture_grid([self._before, self._draw(prefix)], ["no prefix", "with prefix"], list(self.prompts))
+    def grid(self, prefix: Prefix) -> Image.Image:
+        """The grid with the prefix, or the edited weights, as they are now."""
+        self._before = self._before or self._draw(Prefix())
+        labels = ["no prefix", "with prefix"] if prefix.manager else ["frozen", "edited"]
+        return picture_grid([self._before, self._draw(prefix)], labels, list(self.prompts))
 
-    def _draw(self, prefix: EmbeddingManager | None) -> list[np.ndarray]:
+    def _draw(self, prefix: Prefix) -> list[np.ndarray]:
         jobs = [(prompt, 0) for prompt in self.prompts.values()]
-        return [image for _, image in generate(self.model, jobs, embedding_manager=prefix, **self.drawing)]
+        with prefix.in_place(self.model):
+            return [image for _, image in generate(self.model, jobs, embedding_manager=prefix.manager, **self.drawing)]

@@ -7,14 +7,14 @@ from pathlib import Path
 from ldm.baselines.plan import Plan, phrase_of
 from ldm.data.identities import read_people
 from ldm.data.images import load_image
+from ldm.edited_weights import edited
 from ldm.fabric import Fabric
 from ldm.generation import generate, to_uint8
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.attack_pictures import checkpoint_weights
 from ldm.paper.identity import Prefix, load_prefixes
-from ldm.paper.training_report import NOISE_SEED, PORTRAIT, TrainingReport, summary
-from ldm.edited_weights import edited
+from ldm.paper.training_report import NOISE_SEED, PORTRAIT, TrainingReport, summary, write_before_after
 from ldm.pictures import picture_grid
 from ldm.util import write_atomically
 
@@ -34,8 +34,7 @@ def report_of(args: argparse.Namespace, plan: Plan, fabric: Fabric, precision: s
         rows = training_report.measure(model, result, precision=precision, arguments=vars(args))
         if fabric.is_global_zero:
             _, method = load_prefixes(model, [result], ModelFiles.of(args))
-            sheet = training_report.before_after(model).grid(method)
-            write_atomically(args.out_dir / "before-after.png", sheet.save)
+            write_before_after(args.out_dir / "before-after.png", training_report.before_after(model), method)
         return summary(rows)
     return report
 
@@ -54,7 +53,7 @@ def attack_report(args: argparse.Namespace, plan: Plan, fabric: Fabric, model: L
     rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.pictures[:count]],
             "before": drawn(Prefix())}
     none, *prefixes = load_prefixes(model, [args.embedding] if args.embedding else [], files)
-    with edited(model, checkpoint_weights(model, result, args.token, files)):
+    with edited(model, checkpoint_weights(model, result, args.token, args.ckpt_path)):
         rows |= {"after": drawn(none), **{f"after, with {prefix.label}": drawn(prefix) for prefix in prefixes}}
     sheet = picture_grid(list(rows.values()), list(rows), [f"{number + 1}" for number in range(count)])
     write_atomically(args.out_dir / "pictures.png", sheet.save)

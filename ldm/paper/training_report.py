@@ -14,10 +14,9 @@ from ldm.evaluation.tables import console_tables, markdown_table, write_results
 from ldm.fabric import Fabric
 from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.before_after import BeforeAfter
 from ldm.paper.drift import drift_table
-from ldm.paper.identity import Drawing, identity_rows, load_prefixes
+from ldm.paper.identity import Drawing, Prefix, identity_rows, load_prefixes
 from ldm.util import write_atomically
 
 PORTRAIT = "A close-up portrait of {name}"
@@ -96,10 +95,6 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return console_tables(identity, drift)
 
 
-def write_before_after(path: Path, before_after: BeforeAfter, prefix: EmbeddingManager) -> None:
+def write_before_after(path: Path, before_after: BeforeAfter, prefix: Prefix) -> None:
     """The picture grid as a file."""
     write_atomically(path, before_after.grid(prefix).save)
-
-
-def report_on(args, plan, fabric, model, result, precision):
-    pass
