@@ -29,9 +29,10 @@ def main(argv: list[str] | None = None) -> None:
         rows = table.existing(*args.images)
     else:
         precision = pick_precision(args.precision, fabric.device)
-        model = ModelFiles.of(args).load(fabric.device)
+        files = ModelFiles.of(args)
+        model = files.load(fabric.device)
         set_precision(model, precision)
-        rows = table.drawn(fabric, model, load_prefixes(model, args.embedding or []), precision)
+        rows = table.drawn(fabric, model, load_prefixes(model, args.embedding or [], files), precision)
     if fabric.is_global_zero:
         write_results(rows, args.out_dir)
         write_results(papers_table(rows), args.out_dir, name="table2")

@@ -8,7 +8,7 @@ import pkgutil
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,6 +162,15 @@ def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
     add_model_arguments(model)
     values = vars(model.parse_args(preset_flags(model, name)))
     return {flag: values[flag] for flag in MODEL_FILES}
+
+
+def as_flags(parser: Parser, values: Mapping[str, object], source: str) -> list[str]:
+    """Values by flag, of a file `source`, in the words of the parser's command line; ends the program where it has no such flag."""
+    actions = _actions(parser)
+    for key in values:
+        if key not in actions or key in ("preset", "help"):
+            parser.error(f"{source} sets '{key}', which this command does not know; correct or remove it")
+    return [word for key, value in values.items() for word in _as_flags(actions[key], value)]
 
 
 class Input(NamedTuple):

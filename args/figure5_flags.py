@@ -7,6 +7,7 @@ from args.common import Parser, check_paths, number, parse_with_preset
 from args.test_id_args import build_parser
 
 FIGURE5_NEEDED = ("photos", "embedding")
+FIGURE5_FLAGS = {*FIGURE5_NEEDED, "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OF_KNOWN_PEOPLE = ("people", "gallery", "embedding", "clip", "drift_prompts")  # flags of test_id.py without a use here
 
 

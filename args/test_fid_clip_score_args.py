@@ -55,7 +55,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--half", choices=("both", "id", "non_id"), default="both",
                        help="prompts that name people (id), prompts of the benchmark (non_id), or both")
-    group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+", help="prefix files, a row each in each half")
+    group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
+                       help="prefix files, or edited weights that take a prefix's place: a row each in each half")
     group.add_argument("--anonymize", action=argparse.BooleanOptionalAction, default=True,
                        help="put the prefixes in front of the prompts; without, only the model as it is is measured")
     group.add_argument("--benchmark", metavar="FILE", type=Path, nargs="+",

@@ -74,7 +74,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
-                       help="prefix files, a row each beside the row without a prefix")
+                       help="prefix files, or edited weights that take a prefix's place: a row each beside the row without")
     group.add_argument("--models", metavar="MODEL", nargs="+",
                        help="compare these in one table: presets, or checkpoints of --config_path; each prefix is used where it fits")
     group.add_argument("--prompt", metavar="TEXT", default="A close-up portrait of {name}", help="prompt, with {name}")

@@ -62,7 +62,8 @@ def add_eraser_arguments(parser: argparse.ArgumentParser) -> None:
                        help="concept_ablation: prompts with the anchor in them, one a line (default: --templates with the anchor)")
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
                        help="concept_ablation: pictures made smaller or larger, and prompts that say so")
-    group.add_argument("--preserve_prompts", metavar="FILE", type=Path, nargs="+", help="uce: texts that are kept, one a line")
+    group.add_argument("--preserve_prompts", metavar="FILE", type=Path, nargs="+",
+                       help="uce: texts that are kept: one a line, COCO captions .json, .jsonl or .csv")
     group.add_argument("--erase_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each name")
     group.add_argument("--preserve_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each text kept")
     group.add_argument("--lamb", metavar="FLOAT", type=number(float, 0, above=True), default=0.5, 

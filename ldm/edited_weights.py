@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ldm.loading import safetensors_metadata
+from ldm.loading import PARTS, safetensors_metadata
 from ldm.modules.embedding_file import OWN_KEY
 from ldm.util import write_atomically
 
@@ -57,5 +58,9 @@ def write_edited_weights(path: str | Path, weights: Mapping[str, Tensor], *, bas
 
 
 def is_edited_weights(path: str | Path) -> bool:
-    """Whether a file says that it holds edited weights."""
-    return "base_model" in safetensors_metadata(path)
+    """Whether a file says that it holds edited weights: it has tensors of a model and names their checkpoint, as prefixes may too."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "base_model" in safetensors_metadata(path) and any(key.startswith(tuple(PARTS)) for key in file.keys())
+    except (SafetensorError, OSError):  # no .safetensors, or damaged
+        return False

@@ -14,6 +14,8 @@ from ldm.apl.launch import launch
 from ldm.data.captions import CaptionImage
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource
+from ldm.edited_weights import write_edited_weights
+from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
@@ -77,6 +79,15 @@ def tiny_files(tiny_model, tmp_path_factory) -> tuple[Path, Path]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": TINY}), encoding="utf-8")
     save_file({key: value.clone() for key, value in tiny_model.state_dict().items()}, folder / "tiny.safetensors")
     return folder / "tiny.yaml", folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_edited(tiny_model, tiny_files, tmp_path_factory) -> Path:
+    """Edited weights for `tiny_files`: its cross-attention's keys and values, each a little larger."""
+    changed = {key: 1.5 * value for key, value in tiny_model.state_dict().items() if ".attn2.to_k." in key or ".attn2.to_v." in key}
+    path = tmp_path_factory.mktemp("edited") / "esd-4.safetensors"
+    write_edited_weights(path, changed, base_model=file_hash(tiny_files[1]), train_method="esd")
+    return path
 
 
 @pytest.fixture(scope="session")

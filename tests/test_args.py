@@ -55,7 +55,7 @@ def sentence(capsys, parse, *flags):
     return output.err
 
 
-@pytest.mark.parametrize("module", ["train_args", "test_id_args", "test_fid_clip_score_args", "benchmark_args"])
+@pytest.mark.parametrize("module", ["train_args", "test_id_args", "test_fid_clip_score_args", "benchmark_args", "paper_args"])
 def test_help_answers_at_once_without_torch(module):
     script = (f"import sys\nfrom args.{module} import *\ntry:\n    parse_{module}(['--help'])\n"
               "except SystemExit as stop:\n    assert stop.code == 0\n"

@@ -6,6 +6,7 @@ import pytest
 from ldm.apl.prefix import build_prefix
 from ldm.paper.before_after import BeforeAfter
 from ldm.paper.drift import drift_rows, pixel_mse, recognised
+from ldm.paper.identity import Prefix
 from ldm.sharing import OneDevice
 
 DRAWING = {"ddim_steps": 2, "scale": 2.0, "seed": 0, "batch_size": 2}
@@ -24,8 +25,8 @@ def test_recognised_is_the_share_of_images_that_show_their_own_prompt(answer, ex
 
 def test_rows_compare_the_prefix_with_other_noise(tiny_model):
     prefix = build_prefix(tiny_model, num_vectors=2)
-    rows = drift_rows(OneDevice(), tiny_model, ["a car", "a boat"], {"apl.pt": prefix}, name="scenes", model_name="tiny",
-                      recognise=lambda images, captions: [0, 1], **DRAWING)
+    rows = drift_rows(OneDevice(), tiny_model, ["a car", "a boat"], [Prefix("apl", "apl.pt", manager=prefix)], name="scenes",
+                      model_name="tiny", recognise=lambda images, captions: [0, 1], **DRAWING)
     assert [(row["model"], row["prefix"], row["prompts"], row["recognised"]) for row in rows] == [
         ("tiny", "none", "scenes", 1.0), ("tiny", "none, other noise", "scenes", 1.0), ("tiny", "apl.pt", "scenes", 1.0)]
     assert rows[0]["mse"] == 0 and rows[1]["mse"] > rows[2]["mse"] > 0

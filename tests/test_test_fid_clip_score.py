@@ -126,6 +126,16 @@ def test_the_papers_table_has_both_halves_of_a_prefix_in_one_row(finished):
     assert (finished / "table2.csv").exists() and (finished / "results.csv").exists() and (finished / "results.md").exists()
 
 
+def test_edited_weights_are_a_row_and_leave_no_trace_in_the_others(finished, command, inputs, tiny_edited, tmp_path):
+    test_fid_clip_score.main(command(tmp_path, "--embedding", tiny_edited, inputs / "apl.pt"))
+    rows = rows_in(tmp_path)
+    assert [row["prefix"] for row in rows[1::3]] == [str(tiny_edited)] * 2 and rows[1]["fid"] > 0 and rows[4]["fid"] > 0
+    assert [row for row in rows if row["prefix"] != str(tiny_edited)] == rows_in(finished)
+    drawn = bytes_below(tmp_path)
+    assert {file: content for file, content in drawn.items() if "esd-4" not in file} == bytes_below(finished)
+    assert len(set(drawn.values())) == len(drawn) == 24
+
+
 def test_one_half_alone_fills_its_columns_alone():
     row = {"model": "m", "prefix": "none", "half": "id", "fid": 1.0, "id_acc_mean": 0.5, "attr_acc": 0.7, "n_images": 4}
     assert papers_table([row]) == [

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from ldm.apl.workers import start_workers
+from ldm.apl.workers import end_with_starter, start_workers
 from ldm.device import DTYPES, devices_of
 from ldm.fabric import Fabric, SLURMEnvironment, TorchElasticEnvironment
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -24,6 +24,7 @@ def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -
         UserError: a GPU that is not there, a batch that the devices cannot share evenly, or torchrun or SLURM have started
             other processes.
     """
+    end_with_starter()
     accelerator, chosen, count = devices_of(devices)
     if batch_size is not None and batch_size % (count * num_nodes):
         raise UserError(f"--batch_size {batch_size} cannot be shared evenly by the {count * num_nodes} devices of --devices "

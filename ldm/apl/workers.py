@@ -14,7 +14,7 @@ from types import TracebackType
 from ldm.fabric import ClusterEnvironment
 from ldm.util import PATIENCE
 
-STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that was started here: the number of the one that started it
+STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that a command has started: the number of the command's
 LOOK_EVERY = 0.5               # seconds
 HAVE_SPOKEN = (2, 130)         # statuses of a process that has said itself why it ends, see `exit_with_sentence`
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
@@ -25,8 +25,6 @@ _ending = threading.Lock()  # taken by the first thread that ends the run
 def start_workers(environment: ClusterEnvironment, devices: int) -> None:
     """Starts this command again for each further device of this machine, unless torchrun or SLURM have, and watches over the run."""
     sys.excepthook = _without_traceback
-    if STARTED_BY in os.environ:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
     if not environment.creates_processes_externally:
         os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port), "LOCAL_RANK": "0"}
         own = os.environ | {STARTED_BY: str(os.getpid())}
@@ -34,6 +32,12 @@ def start_workers(environment: ClusterEnvironment, devices: int) -> None:
                    for rank in range(1, devices)]
         for number in range(len(workers)):
             threading.Thread(target=_end_with_worker, args=(workers, number), daemon=True).start()
+
+
+def end_with_starter() -> None:
+    """From now on this process ends with the one that started it, if that is a command of ours: nobody would look after it."""
+    if STARTED_BY in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_worker(workers: list[subprocess.Popen], number: int) -> None:

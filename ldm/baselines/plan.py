@@ -17,6 +17,7 @@ from ldm.baselines.samples import PictureLatents, drawn_latents
 from ldm.baselines.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
 from ldm.baselines.trainer import Settings, train
 from ldm.baselines.weights import Weights, parameters_of
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource, read_text
 from ldm.data.templates import fill, read_templates
@@ -183,7 +184,7 @@ def build_textual_inversion(args: argparse.Namespace, _names: list[str], _fabric
 
 def edit_by_uce(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[dict[str, Tensor], float]:
     """Edited weights of --train_method uce, and the condition number."""
-    preserve = [line for path in args.preserve_prompts or () for line in lines_of(path)]
+    preserve = [text for path in args.preserve_prompts or () for text in different_prompts(path)]
     to_end = args.variant == "to-end"
     return uce.edit(model, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
                     preserve_scale=args.preserve_scale, lamb=args.lamb)

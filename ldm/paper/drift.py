@@ -11,7 +11,6 @@ import numpy as np
 
 from ldm.generation import generate_shared
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.identity import Prefix
 from ldm.sharing import Devices
 
@@ -19,14 +18,14 @@ Row = dict[str, Any]
 Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[int]]
 
 
-def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], prefixes: Mapping[str, EmbeddingManager], *, name: str,
+def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], prefixes: Sequence[Prefix], *, name: str,
                model_name: str, recognise: Recogniser | None = None, **drawing: Any) -> list[Row]:
     """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each prefix.
 
     Args:
         fabric: its devices share the drawing; each returns all rows.
         prompts: different texts; one image each.
-        prefixes: prefix by the name of its file.
+        prefixes: see `load_prefixes`; "none" is there in any case.
         name: of the set of prompts, for the rows.
         recognise: images and captions -> the index of the caption that fits each image best; None leaves
             `recognised` empty.
@@ -36,11 +35,13 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
         mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
         recognised the share of images that fit their own prompt best among all `prompts`.
     """
-    cases = {"none": (0, None), "none, other noise": (1, None)} | {file: (0, prefix) for file, prefix in prefixes.items()}
+    cases = {"none": (0, Prefix()), "none, other noise": (1, Prefix())} | {prefix.file: (0, prefix) for prefix in prefixes}
     images = {}
     for label, (sample, prefix) in cases.items():
         jobs = [(prompt, sample) for prompt in prompts]
-        images[label] = generate_shared(fabric, model, jobs, label=f"drawing {name}, {label}", embedding_manager=prefix, **drawing)
+        with prefix.in_place(model):
+            images[label] = generate_shared(fabric, model, jobs, label=f"drawing {name}, {label}", embedding_manager=prefix.manager,
+                                            **drawing)
     return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, images["none"]),
              "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
             for prefix, drawn in images.items()]
@@ -49,8 +50,7 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
 def drift_table(fabric: Devices, model: LatentDiffusion, sets: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix],
                 **options: Any) -> list[Row]:
     """`drift_rows` of each set of prompts, by its name; `prefixes` are those of `load_prefixes`, and `options` further arguments."""
-    managers = {prefix.file: prefix.manager for prefix in prefixes if prefix.manager is not None}
-    return [row for name, prompts in sets.items() for row in drift_rows(fabric, model, prompts, managers, name=name, **options)]
+    return [row for name, prompts in sets.items() for row in drift_rows(fabric, model, prompts, prefixes, name=name, **options)]
 
 
 def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

@@ -2,18 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
+from ldm.edited_weights import edited, is_edited_weights
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
 from ldm.generation import Job, batches_of, generate
-from ldm.loading import file_hash
+from ldm.loading import ModelFiles, file_hash, read_edited_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
 from ldm.pictures import ImageWriter, read_image
@@ -41,16 +45,24 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A learned prefix; without arguments: none, the model as it is."""
+    """A learned prefix, or edited weights in its place; without arguments: none, the model as it is."""
 
     label: str = "none"  # of its pictures' folder
     file: str = "none"
     hash: str | None = None
     manager: EmbeddingManager | DualEmbeddingManager | None = None
+    read_weights: Callable[[], Mapping[str, Tensor]] | None = None  # of edited weights, which may be as large as the model
+
+    def in_place(self, model: LatentDiffusion) -> AbstractContextManager[None]:
+        """While it lasts, the model computes with the edited weights, if that is what this is; afterwards it is what it was."""
+        return edited(model, self.read_weights()) if self.read_weights else nullcontext()
 
 
-def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]:
-    """"none", then the prefix of each file, on the model's device.
+def load_prefixes(model: LatentDiffusion, paths: Sequence[Path], files: ModelFiles) -> list[Prefix]:
+    """"none", then the prefix of each file, on the model's device; files of edited weights are read, checked and let go.
+
+    Args:
+        files: of the model.
 
     Raises:
         UserError: a file cannot be used with this model, or two files have one name.
@@ -60,10 +72,24 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path]) -> list[Prefix]
         if path.stem in (C2, *(prefix.label for prefix in prefixes)):
             raise UserError(f"{path} has the name of another row, '{path.stem}', and their pictures would share a "
                             "folder; rename one of the files")
-        manager = manager_for(model.cond_stage_model)
-        manager.load(path)
-        prefixes.append(Prefix(path.stem, str(path), file_hash(path), manager.requires_grad_(False)))
+        if is_edited_weights(path):
+            prefixes.append(Prefix(path.stem, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
+        else:
+            manager = manager_for(model.cond_stage_model)
+            manager.load(path)
+            prefixes.append(Prefix(path.stem, str(path), file_hash(path), manager.requires_grad_(False)))
     return prefixes
+
+
+def _edited_weights(path: Path, model: LatentDiffusion, files: ModelFiles) -> Callable[[], Mapping[str, Tensor]]:
+    """Reads a file of edited weights, which has been read once and fits the model."""
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    read = partial(read_edited_weights, path, shapes, files.ckpt_path)
+    changed = read()
+    if files.edited_weights and not read_edited_weights(files.edited_weights, shapes, files.ckpt_path).keys() <= changed.keys():
+        raise UserError(f"{path} holds edited weights, but not on top of those that the model has, of --edited_weights "
+                        f"{files.edited_weights}; leave out one of them")
+    return read
 
 
 def identity_rows(fabric: Devices, model: LatentDiffusion, analyzer: Analyzer, gallery: Mapping[str, np.ndarray],
@@ -131,7 +157,8 @@ def draw_portraits(fabric: Devices, model: LatentDiffusion, folder: RunFolder, p
             prompt = drawing.prompt.replace("{name}", described[name])
             paths[prompt, next(number for number in itertools.count(sample) if (prompt, number) not in paths)] = path
     mine = list(itertools.chain(*share(fabric, lambda: unfinished_batches(list(paths), lambda job: paths[job].exists(), batch_size))))
-    with tqdm(total=len(mine), desc=label, unit="image", disable=not fabric.is_global_zero) as bar, ImageWriter() as writer:
+    weights = prefix.in_place(model) if mine else nullcontext()
+    with tqdm(total=len(mine), desc=label, unit="image", disable=not fabric.is_global_zero) as bar, ImageWriter() as writer, weights:
         for _ in draw_jobs(model, mine, paths, prefix, drawing=drawing, batch_size=batch_size, writer=writer, bar=bar):
             pass
     fabric.barrier()
@@ -149,7 +176,7 @@ def unfinished_batches(jobs: Sequence[Job], is_finished: Callable[[Job], bool], 
 
 def draw_jobs(model: LatentDiffusion, jobs: Sequence[Job], paths: Mapping[Job, Path], prefix: Prefix, *, drawing: Drawing,
               batch_size: int, writer: ImageWriter, bar: tqdm) -> Iterator[tuple[Job, np.ndarray]]:
-    """The pictures that are not there yet, each on its way into its file."""
+    """The pictures that are not there yet, each on its way into its file; edited weights are `in_place` already."""
     images = generate(model, jobs, embedding_manager=prefix.manager, ddim_steps=drawing.ddim_steps, scale=drawing.scale,
                       seed=drawing.seed, batch_size=batch_size)
     for job, image in images:

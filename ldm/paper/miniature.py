@@ -45,7 +45,7 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
     clip = ClipScorer(str(data_dir / "mini-clip.json"), data_dir / "mini-clip.safetensors", device)
     prompts = different_prompts(data_dir / "prompts.txt")
-    scenes = drift_rows(OneDevice(), model, prompts, {}, name="scenes", model_name="mini-sd", recognise=clip.recognise,
+    scenes = drift_rows(OneDevice(), model, prompts, [], name="scenes", model_name="mini-sd", recognise=clip.recognise,
                         ddim_steps=DDIM_STEPS, scale=scale, seed=0, batch_size=BATCH_SIZE)
     true = face_figures(data_dir)
     mean = {key: (base["train"][key] + base["test"][key]) / 2 for key in ("detection_rate", "rank1")}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ldm.apl.launch import launch
 from ldm.data.identities import GROUPS
+from ldm.edited_weights import is_edited_weights
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.tables import write_results
 from ldm.loading import ModelFiles, has_two_encoders
@@ -35,6 +36,10 @@ def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     if len(models) < len(names):
         raise UserError(f"--models {' '.join(names)} names two models alike, and their pictures would share a folder; "
                         "rename one of the files")
+    if changed := next(filter(is_edited_weights, args.embedding or []), None):
+        raise UserError(f"{changed} holds edited weights, which fit the checkpoint that they were made for alone, and --models compares "
+                        "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
+                        "'edited_weights: FILE'")
     encoders = {name: 2 if has_two_encoders(model["config_path"]) else 1 for name, model in models.items()}
     made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in args.embedding or []}  # so many encoders
     for path, count in made_for.items():

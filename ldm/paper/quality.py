@@ -15,6 +15,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -88,8 +89,9 @@ class HalfFolder:
         starts = range(0, len(self.half.texts), CHUNK)
         for prefix in self.prefixes:
             mine = share(self.fabric, lambda prefix=prefix: [start for start in starts if not self._finished(prefix, start)])
-            with tqdm(total=sum(len(self._chunk(start)) for start in mine), desc=f"{self.half.name}, {prefix.label}", unit="image",
-                      disable=not self.fabric.is_global_zero) as bar:  # the share of the first device, which ends with the others
+            weights = prefix.in_place(model) if mine else nullcontext()
+            with weights, tqdm(total=sum(len(self._chunk(start)) for start in mine), desc=f"{self.half.name}, {prefix.label}", unit="image",
+                               disable=not self.fabric.is_global_zero) as bar:  # the first device's share, which ends with the others
                 for start in mine:
                     self._finish(model, prefix, start, batch_size, bar)
         self.fabric.barrier()
@@ -154,5 +156,5 @@ class HalfFolder:
 
 def pairs_sheet(pictures: Sequence[Sequence[np.ndarray]], prefixes: Sequence[Prefix], texts: Sequence[str]) -> Image.Image:
     """A row a prefix, a column a prompt or name: pictures of the same noise below each other."""
-    rows = ["no prefix" if prefix.manager is None else f"with {prefix.label}" for prefix in prefixes]
+    rows = ["no prefix" if prefix == Prefix() else f"with {prefix.label}" for prefix in prefixes]
     return picture_grid(pictures, rows, [textwrap.shorten(text, LABEL) for text in texts], cell=160)

@@ -52,7 +52,7 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabri
     files = ModelFiles.of(args)
     model = files.load(device)
     set_precision(model, precision)
-    prefixes = load_prefixes(model, args.embedding or [])
+    prefixes = load_prefixes(model, args.embedding or [], files)
     clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device) if args.clip else None
     attributes = {person.name: person.attributes for person in read_people(args.people).values()}
     hashes = files.hash(), file_hash(args.config_path)

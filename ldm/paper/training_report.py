@@ -66,19 +66,19 @@ class TrainingReport:
                 arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows of identity accuracy, then of drift, on every device; written to --out_dir as results.json, .csv and .md."""
         self.fabric.barrier()  # the first device may still be writing the file
-        args, name = self.args, ModelFiles.of(self.args).name
-        prefixes = load_prefixes(model, [prefix_file])
+        args, files = self.args, ModelFiles.of(self.args)
+        prefixes = load_prefixes(model, [prefix_file], files)
         identity, drift = [], []
         if self.analyzer:
-            hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
+            hashes = files.hash(), file_hash(args.config_path)
             drawing = Drawing(*hashes, PORTRAIT, NOISE_SEED, args.scale, args.eval_ddim_steps, precision)
-            identity = identity_rows(self.fabric, model, self.analyzer, self.gallery, self.names, prefixes, model_name=name,
+            identity = identity_rows(self.fabric, model, self.analyzer, self.gallery, self.names, prefixes, model_name=files.name,
                                      drawing=drawing, n_samples=args.eval_samples, batch_size=BATCH_SIZE,
                                      threshold=args.threshold, out_dir=args.out_dir / "identity", resume=args.resume,
                                      arguments=arguments, attributes=self.attributes if args.c2 else None,
                                      features_of=self.clip.image_features if self.clip else None)
         if args.eval_names:
-            drift = drift_table(self.fabric, model, self.prompts, prefixes, model_name=name,
+            drift = drift_table(self.fabric, model, self.prompts, prefixes, model_name=files.name,
                                 recognise=self.clip.recognise if self.clip else None, **self.drawing)
         rows = [*identity, *drift]
         if self.fabric.is_global_zero:
