@@ -113,7 +113,8 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=50,
                        help="bins of the 1000 timesteps from which t is drawn")
 
-    group = parser.add_argument_group("optimization", "Adam on the prefix alone")
+    group = parser.add_argument_group("optimization", "Adam, on the prefix alone; for the published values of another method: "
+                                                      "train.py --train_method esd --help")
     group.add_argument("--iterations", metavar="N", type=number(int, 1), default=20_000, help="optimizer steps")
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=1e-3, help="learning rate")
     group.add_argument("--lr_decay", metavar="SHARE", type=number(float, 0, 1), default=0.0,

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.baselines.plan import Plan, phrase_of
+from ldm.baselines.builders import phrase_of
+from ldm.baselines.plan import Plan
 from ldm.data.identities import read_people
 from ldm.data.images import load_image
 from ldm.edited_weights import edited

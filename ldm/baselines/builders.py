@@ -1,0 +1,152 @@
+"""From the flags of train.py to each method, with the pictures and texts that it needs."""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.baselines import uce
+from ldm.baselines.concept_ablation import ConceptAblation
+from ldm.baselines.dreambooth import DreamBooth
+from ldm.baselines.esd import ESD, PARAMETERS_OF
+from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
+from ldm.baselines.samples import PictureLatents, drawn_latents
+from ldm.baselines.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
+from ldm.baselines.weights import Weights, parameters_of
+from ldm.data.benchmarks import different_prompts
+from ldm.data.identities import IdentityImage, identity_images, read_people
+from ldm.data.images import ImageSource, read_text
+from ldm.data.templates import fill, read_templates
+from ldm.fabric import Fabric
+from ldm.loading import ModelFiles
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.pictures import picture_files
+from ldm.util import UserError
+
+
+def build_esd(args: argparse.Namespace, names: list[str], _fabric: Fabric, model: LatentDiffusion) -> ESD:
+    """ESD in the variant asked for."""
+    pictures = pictures_of_names(args, names, model) if args.z_t == "noised" else None
+    return ESD(model, Weights(model, parameters_of(model, PARAMETERS_OF[args.variant])), names, eta=args.negative_guidance,
+               start_guidance=args.start_guidance, bins=args.ddim_steps, seed=args.seed, pictures=pictures)
+
+
+def build_concept_ablation(args: argparse.Namespace, names: list[str], fabric: Fabric, model: LatentDiffusion) -> ConceptAblation:
+    """Concept Ablation, with the anchor's pictures drawn."""
+    prompts = anchor_prompts(args)
+    jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(args.n_prior_images)]
+    return ConceptAblation(model, Weights(model, parameters_of(model, args.parameters)), names, anchor=args.anchor,
+                           prompts=[prompt for prompt, _ in jobs], latents=prior_latents(args, fabric, model, jobs),
+                           noise_based=args.variant == "noise-based", anchor_weight=args.prior_weight, augment=args.augment,
+                           seed=args.seed)
+
+
+def build_forget_me_not(args: argparse.Namespace, names: list[str], fabric: Fabric, model: LatentDiffusion) -> ForgetMeNot:
+    """Forget-Me-Not, after its first stage where there is one."""
+    pictures, of_name = pictures_of_names(args, names, model)
+    tokens = {}
+    if args.variant == "with-ti":
+        tokens = tokens_of_names(fabric, model, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
+                                 model_hash=ModelFiles.of(args).hash(), folder=args.out_dir)
+    return ForgetMeNot(model, Weights(model, parameters_of(model, args.parameters)), pictures, of_name, seed=args.seed, tokens=tokens)
+
+
+def build_dreambooth(args: argparse.Namespace, _names: list[str], fabric: Fabric, model: LatentDiffusion) -> DreamBooth:
+    """DreamBooth, with the class's pictures drawn."""
+    class_prompt = f"a photo of a {args.class_word}"
+    jobs = [(class_prompt, number) for number in range(args.n_prior_images if args.prior_weight else 0)]
+    weights = Weights(model, parameters_of(model, "full", text_encoder=args.train_text_encoder))
+    return DreamBooth(model, weights, PictureLatents(model, photos_of(args.photos)), prompt=f"a photo of {phrase_of(args)}",
+                      class_prompt=class_prompt, class_latents=prior_latents(args, fabric, model, jobs), prior_weight=args.prior_weight,
+                      seed=args.seed)
+
+
+def build_textual_inversion(args: argparse.Namespace, _names: list[str], _fabric: Fabric, model: LatentDiffusion) -> TextualInversion:
+    """Textual inversion, behind the prefix of --embedding if there is one."""
+    vectors = TokenVectors(token_manager(args, model), args.token)
+    return TextualInversion(model, vectors, PictureLatents(model, photos_of(args.photos)), templates=templates_of(args),
+                            phrase=phrase_of(args), prefixed=args.embedding is not None, seed=args.seed)
+
+
+def edit_by_uce(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[dict[str, Tensor], float]:
+    """Edited weights of --train_method uce, and the condition number."""
+    preserve = [text for path in args.preserve_prompts or () for text in different_prompts(path)]
+    to_end = args.variant == "to-end"
+    return uce.edit(model, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
+                    preserve_scale=args.preserve_scale, lamb=args.lamb)
+
+
+def token_manager(args: argparse.Namespace, model: LatentDiffusion) -> EmbeddingManager:
+    """The prefix of --embedding, if any, and a new token whose vectors start as the class word's."""
+    placeholders = [args.placeholder, args.token] if args.embedding else [args.token]
+    manager = EmbeddingManager(model.cond_stage_model, placeholders, num_vectors_per_token=args.num_vectors,
+                               initializer_words=[args.class_word] * len(placeholders))
+    if args.embedding:
+        manager.load(args.embedding)
+    return manager
+
+
+def anchor_prompts(args: argparse.Namespace) -> list[str]:
+    """Prompts with the anchor in them; UserError for one without."""
+    if not args.anchor_prompts:
+        return [fill(template, args.anchor) for template in dict.fromkeys(templates_of(args))]
+    prompts = lines_of(args.anchor_prompts)
+    wrong = [f"the prompt '{prompt}' without the anchor '{args.anchor}'" for prompt in prompts if args.anchor not in prompt]
+    if wrong or not prompts:
+        raise UserError(f"{args.anchor_prompts} has {wrong[0] if wrong else 'no prompts'}; write prompts in which a name can take the "
+                        "anchor's place")
+    return prompts
+
+
+def templates_of(args: argparse.Namespace) -> list[str]:
+    """Those of --templates, or the one of DreamBooth."""
+    return read_templates(args.templates) if args.templates else [PROMPT]
+
+
+def phrase_of(args: argparse.Namespace) -> str:
+    """What an attacker calls the person: the token and the class word."""
+    return f"{args.token} {args.class_word}".strip()
+
+
+def prior_latents(args: argparse.Namespace, fabric: Fabric, model: LatentDiffusion, jobs: list[tuple[str, int]]) -> Tensor:
+    """What the frozen model draws for the prompts of the anchor or of the class."""
+    return drawn_latents(fabric, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
+
+
+def pictures_of_names(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
+    """The pictures of --identity_images that show the names, and the numbers of each name's."""
+    images = images_of(args, names)
+    of_name = {name: [number for number, image in enumerate(images) if image.name == name] for name in names}
+    return PictureLatents(model, [image.source for image in images]), of_name
+
+
+def images_of(args: argparse.Namespace, names: list[str]) -> list[IdentityImage]:
+    """The pictures of --identity_images that show the names; UserError where a name has none."""
+    images = [image for image in identity_images(args.identity_images, read_people(args.people)) if image.name in set(names)]
+    without = sorted(set(names) - {image.name for image in images})
+    if without:
+        raise UserError(f"{args.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name out")
+    return images
+
+
+def photos_of(folder: Path) -> list[ImageSource]:
+    """The photos of one person; UserError where the folder holds those of several, or none."""
+    photos = picture_files(folder)
+    people = [path for path in folder.iterdir() if path.is_dir() and picture_files(path)]
+    if photos:
+        return [ImageSource(path) for path in photos]
+    if people:
+        raise UserError(f"{folder} holds photos of {len(people)} people, a folder each; give the folder of one, such as {people[0]}")
+    raise UserError(f"{folder} holds no photos; give a folder with a few photos of one person")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are neither empty nor start with #."""
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# (flags, names, fabric, model) -> the method, by --train_method; uce has nothing to train.
+BUILDERS = {"esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
+            "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}
