@@ -86,13 +86,14 @@ def train(args: argparse.Namespace) -> None:
 def train_another(args: argparse.Namespace) -> None:
     """A competing method of Table 2, or an attack of section 4.4."""
     from ldm.apl.launch import launch, set_precision
-    from ldm.baselines.plan import Plan
+    from ldm.baselines.builders import weights_to_train
+    from ldm.baselines.plan import MethodPlan
     from ldm.device import pick_precision
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
     from ldm.paper.method_report import report_of
 
-    plan = Plan(args)
+    plan = MethodPlan(args)
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     if fabric.is_global_zero:
         print(plan.describe(), flush=True)
@@ -100,8 +101,9 @@ def train_another(args: argparse.Namespace) -> None:
     logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
     report = report_of(args, plan, fabric, precision)
     model = ModelFiles.of(args).load(fabric.device)
+    weights = weights_to_train(args, model)  # in float32, as they are in the checkpoint
     set_precision(model, precision)
-    result = plan.run(fabric, model, logbook)
+    result = plan.run(fabric, weights, logbook)
     said = report(model, result)
     if fabric.is_global_zero:
         print(f"{said}\n\nresult {result}, tables and pictures {args.out_dir}")

@@ -21,7 +21,7 @@ FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",
     "face_pack": "unpack an InsightFace pack such as buffalo_l there, or give the folder that holds its .onnx files",
-    "photos": "give a folder with a sub-folder of photos for each person, or draw some: dataset_generation.py faces",
+    "photos": "give a folder of photos, with a sub-folder for each person where they are of several",
     "identity_images": "make them with dataset_generation.py or give a folder of yours",
     "inception_weights": "put pt_inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt there, or give the path of yours",
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
@@ -270,12 +270,12 @@ def _as_flags(action: argparse.Action, value: object) -> list[str]:
     if action.nargs == 0:  # a switch: --resume / --no-resume, or --dry_run
         switch = f"--{action.dest}" if value else f"--no-{action.dest}"
         return [switch] if switch in action.option_strings else []
-    values = [str(_found(Path(one)) if action.type is Path else one)
+    values = [str(found(Path(one)) if action.type is Path else one)
               for one in (value if isinstance(value, list) else [value])]
     return [f"--{action.dest}={values[0]}"] if action.nargs is None else [f"--{action.dest}", *values]
 
 
-def _found(path: Path) -> Path:
+def found(path: Path) -> Path:
     """A preset's path: from the current folder, or else from the repository."""
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 

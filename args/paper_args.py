@@ -34,7 +34,8 @@ def build_parser() -> Parser:
     """Flags of the paper's tables and figures."""
     lines = "\n".join(f"  {name:8} {what}" for name, what in SHOWN.items())
     parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [--preset NAME] [--devices LIST] [--out_dir DIR]",
-                    description=f"Train what is missing, draw, score and print, published beside measured:\n\n{lines}\n\n"
+                    description=f"Train what is missing, draw, score and print; the tables in --out_dir have the published values "
+                                f"beside:\n\n{lines}\n\n"
                                 "The same command again goes on where it stopped.")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", metavar="WHAT", nargs="?", choices=SHOWN, help=f"one of {', '.join(SHOWN)}")

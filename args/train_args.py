@@ -44,8 +44,11 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = build_parser(method_asked_for(argv))
     args = parse_with_preset(parser, argv)
-    method = args.train_method
-    for flag in sorted(typed_flags(argv) & {flag for flag, methods in READ_BY.items() if method not in methods}):
+    if args.train_method != method_asked_for(argv):  # a preset's
+        parser = build_parser(args.train_method)
+        args = parse_with_preset(parser, argv)
+    method, typed = args.train_method, typed_flags(argv)
+    for flag in sorted(typed & {flag for flag, methods in READ_BY.items() if method not in methods}):
         parser.error(f"--{flag} has no use with --train_method {method}; leave it out")
     vars(args).update({flag: None for flag, methods in READ_BY.items() if method not in methods})
     args.prompt = args.prompt or ("apl" if method in APL else method)
@@ -54,7 +57,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     if method in APL:
         check_apl(parser, args)
     else:
-        check_others(parser, args)
+        check_others(parser, args, typed)
     check_devices(parser, args)
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
     args.out_dir = args.out_dir or Path("runs") / args.prompt

@@ -14,11 +14,11 @@ PUBLISHED = {
     "esd": {"iterations": 1000, "lr": 1e-5, "batch_size": 1, "lr_decay": 0.0, "variant": "esd-x"},
     "concept_ablation": {"iterations": 100, "lr": 1.6e-5, "batch_size": 8, "lr_decay": 0.0, "variant": "model-based",
                          "parameters": "xattn-kv", "prior_weight": 0.0, "n_prior_images": 1000},
-    "uce": {"iterations": 1, "variant": "last-token"},
+    "uce": {"variant": "last-token"},
     "forget_me_not": {"iterations": 35, "lr": 2e-6, "batch_size": 1, "lr_decay": 0.0, "variant": "with-ti", "parameters": "full"},
     "dreambooth": {"iterations": 800, "lr": 2e-6, "batch_size": 1, "lr_decay": 0.0, "save_every": 100, "prior_weight": 1.0,
                    "n_prior_images": 200},
-    "textual_inversion": {"iterations": 5000, "lr": 5e-3, "batch_size": 4, "lr_decay": 0.0, "save_every": 500, "num_vectors": 1},
+    "textual_inversion": {"iterations": 5000, "lr": 5e-3, "batch_size": 4, "lr_decay": 0.0, "save_every": 500},
 }
 VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_ablation": ("model-based", "noise-based"),
             "uce": ("last-token", "to-end"), "forget_me_not": ("with-ti", "without-ti")}
@@ -28,7 +28,7 @@ Z_T = ("sampled", "noised")
 READ_BY = {
     **dict.fromkeys(("alpha", "mix", "init", "initializer_words", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
                      "checkpointing", "compile", "cuda_graphs", "caption_images", "val_every", "lr_decay", "embeddings_dir"), APL),
-    "placeholder": (*APL, "textual_inversion"), "num_vectors": (*APL, "textual_inversion"), "ddim_steps": (*APL, "esd"),
+    "placeholder": (*APL, "textual_inversion"), "num_vectors": APL, "ddim_steps": (*APL, "esd"),
     **dict.fromkeys(("lr", "batch_size", "save_every", "log_every"), (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS)),
     "iterations": (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS), "identity_images": (*APL, "esd", "forget_me_not"),
     "templates": (*APL, "concept_ablation", "textual_inversion"), "variant": ERASERS, "names_file": ERASERS,
@@ -38,8 +38,12 @@ READ_BY = {
     **dict.fromkeys(("prior_weight", "n_prior_images"), ("concept_ablation", "dreambooth")),
     **dict.fromkeys(("preserve_prompts", "erase_scale", "preserve_scale", "lamb"), ("uce",)), "ti_iterations": ("forget_me_not",),
     **dict.fromkeys(("photos", "token", "class_word"), ATTACKS), "train_text_encoder": ("dreambooth",), "embedding": ATTACKS,
-    **dict.fromkeys(("people", "gallery", "face_pack", "clip", "prompts_file"), (*APL, *ERASERS)),
+    **dict.fromkeys(("people", "gallery", "face_pack", "clip", "prompts_file", "eval_names", "eval_samples", "threshold", "det_size",
+                     "det_thresh", "c2"), (*APL, *ERASERS)),
 }
+WITHOUT_USE = (  # beside another flag: (flag, flag that it has no use beside, value of that)
+    ("iterations", "iters_per_concept", None), ("identity_images", "z_t", "sampled"), ("start_guidance", "z_t", "noised"),
+    ("templates", "anchor_prompts", None))
 
 
 def add_eraser_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,8 +92,12 @@ def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
                        help="weight of the loss on those pictures with their own prompts; 0: none")
 
 
-def check_others(parser: Parser, args: argparse.Namespace) -> None:
-    """Flags of the competing methods and the attacks."""
+def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
+    """Flags of the competing methods and the attacks, some of them `typed`."""
+    for flag, other, value in WITHOUT_USE:
+        given = getattr(args, other)
+        if flag in typed and given is not None and value in (None, given):
+            parser.error(f"--{flag} has no use with --{other} {given}; leave out one of them")
     variants = VARIANTS.get(args.train_method, (None,))
     if args.variant not in variants:
         parser.error(f"--variant '{args.variant}' is none of --train_method {args.train_method}; give one of {', '.join(variants)}")

@@ -50,7 +50,9 @@ class Logbook:
             _refuse_others(self.out_dir, self.state, self.arguments)
         self._saved_at = self._began = time.monotonic()
         self._pause = SECONDS_BETWEEN_STATES
-        self._spent = self.state["cost"] if self.state else {"seconds": 0.0, "peak_memory_bytes": 0}
+        spent = self.out_dir / "spent.json"  # before there is a state, or since
+        noted = json.loads(spent.read_text(encoding="utf-8")) if resume and spent.exists() else {"seconds": 0.0, "peak_memory_bytes": 0}
+        self._spent = max(noted, self.state["cost"] if self.state else noted, key=lambda cost: cost["seconds"])
         self._log = self._tensorboard = None
 
     def open(self) -> None:
@@ -89,6 +91,14 @@ class Logbook:
         write_atomically(self.out_dir / "state.pt", lambda path: torch.save(state, path))
         self._saved_at = time.monotonic()
         self._pause = max(SECONDS_BETWEEN_STATES, (self._saved_at - began) / SHARE_OF_TIME)
+
+    def let_go(self) -> None:
+        """The tensors of the state that the run has gone on from, which may be large."""
+        self.state |= {"trained": None, "optimizer": None}
+
+    def note_cost(self) -> None:
+        """spent.json: what the run has cost so far, for work that is kept before there is a state."""
+        write_json(self.out_dir / "spent.json", self.cost())
 
     def cost(self) -> dict[str, float]:
         """Seconds since the run was started, without pauses between its parts, and the most memory that this process took, in bytes.

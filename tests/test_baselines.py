@@ -11,7 +11,7 @@ from ldm.baselines.concept_ablation import ConceptAblation, ablation_loss, begin
 from ldm.baselines.dreambooth import DreamBooth
 from ldm.baselines.esd import ESD, PARAMETERS_OF, esd_loss, esd_target
 from ldm.baselines.forget_me_not import ForgetMeNot, attention_norm, attention_probabilities, attention_recorded
-from ldm.baselines.samples import PictureLatents, drawn_latents
+from ldm.baselines.samples import PictureLatents, Work, drawn_latents
 from ldm.baselines.textual_inversion import NAME_TOKEN, TextualInversion, TokenVectors, manager_of_name, tokens_of_names
 from ldm.baselines.trainer import Settings, adam, training_step
 from ldm.baselines.weights import PARAMETERS, UNET, Weights, cross_attentions, parameters_of
@@ -38,14 +38,14 @@ def method_of(tiny_model, photos):
             vectors = TokenVectors(EmbeddingManager(tiny_model.cond_stage_model, ["alz", "sks"], num_vectors_per_token=2), "sks")
             return TextualInversion(tiny_model, vectors, photos, templates=["a photo of {}"], phrase="sks person", prefixed=True, seed=0)
         return {
-            "esd": lambda: ESD(tiny_model, weights, NAMES, eta=1.0, start_guidance=3.0, bins=5, seed=0, pictures=(photos, OF_NAME)),
-            "esd sampled": lambda: ESD(tiny_model, weights, NAMES, eta=1.0, start_guidance=3.0, bins=5, seed=0),
-            "concept_ablation": lambda: ConceptAblation(tiny_model, weights, NAMES, anchor="a person", prompts=[CAR] * 3, latents=latents,
+            "esd": lambda: ESD(weights, NAMES, eta=1.0, start_guidance=3.0, bins=5, seed=0, pictures=(photos, OF_NAME)),
+            "esd sampled": lambda: ESD(weights, NAMES, eta=1.0, start_guidance=3.0, bins=5, seed=0),
+            "concept_ablation": lambda: ConceptAblation(weights, NAMES, anchor="a person", prompts=[CAR] * 3, latents=latents,
                                                         noise_based=False, anchor_weight=0.0, augment=False, seed=0),
-            "noise-based": lambda: ConceptAblation(tiny_model, weights, NAMES, anchor="a person", prompts=[CAR] * 3, latents=latents,
+            "noise-based": lambda: ConceptAblation(weights, NAMES, anchor="a person", prompts=[CAR] * 3, latents=latents,
                                                    noise_based=True, anchor_weight=0.5, augment=True, seed=0),
-            "forget_me_not": lambda: ForgetMeNot(tiny_model, weights, photos, OF_NAME, seed=0, tokens={}),
-            "dreambooth": lambda: DreamBooth(tiny_model, weights, photos, prompt="a photo of sks person", class_prompt=CAR,
+            "forget_me_not": lambda: ForgetMeNot(weights, photos, OF_NAME, seed=0, tokens={}),
+            "dreambooth": lambda: DreamBooth(weights, photos, prompt="a photo of sks person", class_prompt=CAR,
                                              class_latents=latents, prior_weight=1.0, seed=0),
         }[name]()
     return build
@@ -95,11 +95,12 @@ def test_every_cross_attention_is_recorded_once(tiny_model):
     assert len(recorded) == len(cross_attentions(tiny_model))  # not after it
 
 
-def test_a_name_stands_at_its_own_positions(tiny_model, method_of):
+def test_a_name_stands_at_its_own_positions_and_the_end_of_text_behind_it(tiny_model, method_of):
     token_ids = tiny_model.cond_stage_model.tokenizer("Ada Stone", add_special_tokens=False)["input_ids"]
     columns = method_of("forget_me_not").prompt_of("Ada Stone")[1]
     prompt = tiny_model.cond_stage_model.tokenize(["a photo of Ada Stone"])[0]
-    assert prompt[columns].tolist() == token_ids
+    end = tiny_model.cond_stage_model.tokenizer.eos_token_id
+    assert prompt[columns].tolist() == token_ids + [end] * (len(columns) - len(token_ids)) and columns[-1] == 76
 
 
 def test_the_begin_of_text_gets_no_gradient(tiny_model):
@@ -191,12 +192,20 @@ def test_the_noisiest_part_starts_from_noise_and_the_others_are_drawn_by_the_edi
     assert not torch.equal(method.partly_drawn(noise, 2, context, empty), before)
 
 
-def test_a_smaller_picture_lies_where_its_mask_is(tiny_model):
+def test_only_a_smaller_picture_has_a_mask_and_words_say_so(tiny_model):
     latent, mask, words = resized(tiny_model, torch.randn(20, 4, 4, 4), [random.Random(number) for number in range(20)])
     smaller = mask.flatten(1).mean(1) < 1
-    assert latent.shape == (20, 4, 4, 4) and 5 < smaller.sum() < 20
-    assert all(word in ("", "a far away ", "very small ") for word, small in zip(words, smaller, strict=True) if small)
-    assert {"zoomed in ", "close up "} >= {word for word, small in zip(words, smaller, strict=True) if not small and word}
+    assert latent.shape == (20, 4, 4, 4) and 2 < smaller.sum() < 15 and mask.flatten(1).any(1).all()
+    assert all(word in ("a far away ", "very small ") for word, small in zip(words, smaller, strict=True) if small)
+    assert {"zoomed in ", "close up ", ""} == {word for word, small in zip(words, smaller, strict=True) if not small}
+
+
+def test_the_name_takes_the_anchors_place_and_no_part_of_a_word(method_of):
+    method, seen = method_of("concept_ablation"), []
+    method.prompts = ["a personal photo of a person"] * 3
+    method.contexts = lambda texts: seen.append(texts) or torch.zeros(len(texts), 77, 32)
+    method.loss(range(1))
+    assert seen == [["a personal photo of Ada Stone"], ["a personal photo of a person"]]
 
 
 def test_only_the_tokens_vectors_are_inverted(method_of):
@@ -225,9 +234,9 @@ def test_a_names_vectors_start_as_its_tokens(tiny_model):
 
 def test_vectors_of_names_are_learned_once(tiny_model, photos, tmp_path, monkeypatch):
     flags = {"template": "a photo of {}", "iterations": 2, "seed": 0, "model_hash": "abc", "folder": tmp_path}
-    first = tokens_of_names(OneDevice(), tiny_model, photos, OF_NAME, **flags)
+    first = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
     monkeypatch.setattr("ldm.baselines.textual_inversion.training_step", None)
-    again = tokens_of_names(OneDevice(), tiny_model, photos, OF_NAME, **flags)
+    again = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
     assert all(torch.equal(first[name].string_to_param_dict[NAME_TOKEN], again[name].string_to_param_dict[NAME_TOKEN]) for name in NAMES)
     assert not torch.equal(first[NAMES[0]].string_to_param_dict[NAME_TOKEN], first[NAMES[1]].string_to_param_dict[NAME_TOKEN])
 
@@ -235,8 +244,9 @@ def test_vectors_of_names_are_learned_once(tiny_model, photos, tmp_path, monkeyp
 def test_drawn_latents_that_were_cut_off_are_gone_on_with(tiny_model, tmp_path, monkeypatch):
     jobs = [(CAR, number) for number in range(10)]
     flags = {"model_hash": "abc", "scale": 2.0, "seed": 0, "steps": 2}
-    whole = drawn_latents(OneDevice(), tiny_model, jobs, tmp_path / "a", **flags)
+    whole = drawn_latents(Work(OneDevice()), tiny_model, jobs, tmp_path / "a", **flags)
     path, = (tmp_path / "a").glob("*.pt")
     torch.save(whole[:8].clone(), path)
-    assert torch.equal(drawn_latents(OneDevice(), tiny_model, jobs, tmp_path / "a", **flags), whole)
+    assert torch.equal(drawn_latents(Work(OneDevice()), tiny_model, jobs, tmp_path / "a", **flags), whole)
     assert whole.shape == (10, 4, 4, 4)
+    assert drawn_latents(Work(OneDevice()), tiny_model, [], tmp_path / "none", **flags).shape == (0, 4, 4, 4)

@@ -18,7 +18,7 @@ from ldm.loading import ModelFiles, file_hash
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper import attack_pictures, figure5
-from ldm.paper.attack_runs import CONFIG, Plan, attack_runs, frozen_run, read_plan
+from ldm.paper.attack_runs import CONFIG, AttackPlan, attack_runs, frozen_run, read_plan
 from ldm.paper.figure5 import Curves
 from ldm.paper.identity import Drawing
 from ldm.paper.new_people import read_new_people, true_faces
@@ -27,7 +27,7 @@ from ldm.util import UserError
 
 RED, GREEN, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 0)
 EDITED = "model.diffusion_model.out.2.weight"
-PLAN = Plan(n_people=2, n_photos=2, n_samples=2, iterations=2, every=1, prompt="A portrait of {name}", token="sks", name="sks person",
+PLAN = AttackPlan(n_people=2, n_photos=2, n_samples=2, iterations=2, every=1, prompt="A portrait of {name}", token="sks", name="sks person",
             seed=0, attacks={"dreambooth": {"train": {"train_method": "dreambooth"}, "published": {"without": 0.53, "with": 0.43}},
                              "textual_inversion": {"train": {"train_method": "textual_inversion"}, "learned_through_prefix": True}})
 

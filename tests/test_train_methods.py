@@ -14,9 +14,10 @@ from test_test_id import PixelAnalyzer
 import train
 from args.train_args import parse_train_args
 from args.train_methods import PUBLISHED, READ_BY
+from ldm.baselines.builders import token_manager
 from ldm.edited_weights import write_edited_weights
 from ldm.loading import file_hash, load_frozen_model, safetensors_metadata
-from ldm.modules.embedding_file import read_embedding_file
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 
 PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
 FEW = {  # flags that make each method short
@@ -56,9 +57,11 @@ def command(inputs, tiny_files, tmp_path, monkeypatch):
     def flags(method: str, *more: object) -> list[str]:
         data = ("--photos", inputs / "photos") if method not in ERASERS else ("--people", inputs / "people.csv")
         data += ("--identity_images", inputs / "s_id") if method == "forget_me_not" else ()
-        data += ("--templates", inputs / "templates.txt") if method in ("concept_ablation", "textual_inversion") else ()
+        templates = method in ("concept_ablation", "textual_inversion") and "--anchor_prompts" not in more
+        data += ("--templates", inputs / "templates.txt") if templates else ()
         return [str(flag) for flag in ("--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--train_method", method, *data,
-                                       "--devices", "cpu", "--eval_names", 0, "--eval_ddim_steps", 2, *FEW[method], *more)]
+                                       "--devices", "cpu", "--eval_ddim_steps", 2, *(("--eval_names", 0) if method in ERASERS else ()),
+                                       *FEW[method], *more)]
     return flags
 
 
@@ -121,14 +124,21 @@ def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(t
     args = parse_train_args(["--preset", str(tmp_path / "mine.yaml"), "--train_method", "esd", "--people", "people.csv"])
     assert (args.lr, args.iterations, args.log_every, args.seed, args.prompt) == (0.25, 1000, 3, 5, "esd")
     assert parse_train_args(["--preset", str(tmp_path / "mine.yaml")]).lr == 0.5
+    (tmp_path / "attack.yaml").write_text("like: mini\ntrain_method: dreambooth\n")
+    args = parse_train_args(["--preset", str(tmp_path / "attack.yaml"), "--photos", "photos"])
+    assert (args.iterations, args.batch_size, args.save_every, args.lr, args.alpha) == (800, 1, 100, 1e-4, None)
 
 
 @pytest.mark.parametrize(("method", "flags", "said"), [
     ("esd", ("--alpha", "2"), "--alpha has no use with --train_method esd"),
     ("esd", ("--variant", "model-based"), "give one of esd-x, esd-x-strict, esd-u, esd-full"),
     ("uce", ("--iters_per_concept", "3"), "--iters_per_concept has no use with --train_method uce"),
-    ("uce", ("--names_file", "twice.txt"), "names 'Ada Stone' twice"),
-    ("uce", ("--names_file", "empty.txt"), "names nobody to be erased"),
+    ("uce", ("--names_file", "twice.txt"), "has 1 names twice"),
+    ("uce", ("--names_file", "empty.txt"), "holds no name"),
+    ("esd", ("--ddim_steps", "60"), "--ddim_steps 60 does not divide the 1000 timesteps"),
+    ("esd", ("--iters_per_concept", "3"), "--iterations has no use with --iters_per_concept 3"),
+    ("esd", ("--identity_images", "many"), "--identity_images has no use with --z_t sampled"),
+    ("dreambooth", ("--eval_names", "1"), "--eval_names has no use"),
     ("concept_ablation", ("--anchor_prompts", "twice.txt"), "without the anchor 'a person'"),
     ("forget_me_not", ("--names_file", "unknown.txt"), "has no picture of Cleo Vance"),
     ("dreambooth", ("--photos", "many"), "give the folder of one, such as many/n1"),
@@ -146,8 +156,63 @@ def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, meth
 
 
 def test_iterations_are_counted_for_each_name(command, tmp_path):
-    train.main(command("concept_ablation", "--iters_per_concept", 1))
+    flags = command("concept_ablation", "--iters_per_concept", 1)
+    place = flags.index("--iterations")
+    train.main(flags[:place] + flags[place + 2:])
     assert result_of(tmp_path, "concept_ablation").name == "concept_ablation-2.safetensors"
+
+
+def test_trained_tensors_start_as_the_checkpoint_has_them_whatever_the_arithmetic(command, tmp_path, tiny_files):
+    train.main(command("esd", "--precision", "bf16", "--lr", "1e-30"))
+    weights, own = load_file(result_of(tmp_path, "esd")), load_file(tiny_files[1])
+    assert all(torch.equal(value, own[key]) for key, value in weights.items())
+
+
+def test_a_prefix_of_another_name_stands_in_front_of_the_token(command, tmp_path, tiny_model):
+    """Whatever the file calls its vectors: they are the ones behind the placeholder while the token is learned."""
+    vectors = torch.randn(3, 32)
+    write_embedding_file(tmp_path / "theirs.pt", {"dog": vectors}, {"dog": tiny_model.cond_stage_model.tokenizer("dog")["input_ids"][1]})
+    args = parse_train_args(command("textual_inversion", "--embedding", tmp_path / "theirs.pt"))
+    manager = token_manager(args, tiny_model)
+    assert list(manager.string_to_token_dict) == ["alz", "sks"] and torch.equal(manager.string_to_param_dict["alz"], vectors)
+
+
+def test_other_settings_never_take_a_closed_forms_place(command, tmp_path, capsys):
+    train.main(command("uce"))
+    assert "was made with another lamb" in refusal(capsys, train.main, command("uce", "--lamb", 2))
+    train.main(command("uce", "--lamb", 2, "--no-resume"))
+    assert safetensors_metadata(result_of(tmp_path, "uce"))["lamb"] == 2
+
+
+def test_what_was_made_before_a_training_counts_in_its_cost(command, tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm.baselines.plan.train", killed)
+        with pytest.raises(SystemExit):
+            train.main(command("dreambooth"))
+    spent = json.loads((tmp_path / "runs" / "dreambooth" / "spent.json").read_text())["seconds"]
+    (tmp_path / "runs" / "dreambooth" / "spent.json").write_text(json.dumps({"seconds": 1000 + spent, "peak_memory_bytes": 0}))
+    train.main(command("dreambooth"))
+    assert json.loads((tmp_path / "runs" / "dreambooth" / "cost.json").read_text())["seconds"] > 1000
+
+
+def test_without_prior_preservation_nothing_is_drawn(command, tmp_path):
+    train.main(command("dreambooth", "--prior_weight", 0))
+    assert not list((tmp_path / "runs" / "dreambooth").glob("drawn-*"))
+
+
+@pytest.mark.parametrize(("method", "flags"), [("textual_inversion", ()), ("forget_me_not", ("--variant", "with-ti"))])
+def test_tokens_of_two_encoders_are_refused(command, capsys, tiny_xl_files, method, flags):
+    given = command(method, "--config_path", tiny_xl_files[0], "--ckpt_path", tiny_xl_files[1], *flags)
+    assert "for one text encoder" in refusal(capsys, train.main, given)
+
+
+@pytest.mark.parametrize("method", ["esd", "concept_ablation", "uce", "dreambooth"])
+def test_models_of_sdxls_form_are_edited_too(command, tmp_path, tiny_xl_files, method):
+    train.main(command(method, "--config_path", tiny_xl_files[0], "--ckpt_path", tiny_xl_files[1]))
+    assert all(torch.isfinite(value).all() for value in load_file(result_of(tmp_path, method)).values())
 
 
 def test_every_flag_that_only_some_methods_read_is_a_flag():

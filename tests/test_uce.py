@@ -3,9 +3,20 @@
 import pytest
 import torch
 
-from ldm.baselines.uce import edit, edited_matrix, phrase_contexts
+from ldm.baselines.uce import Edit, edit, phrase_contexts
+from ldm.baselines.weights import Weights, parameters_of
 
 SCALES = {"erase_scale": 2.0, "preserve_scale": 3.0, "lamb": 0.5}
+
+
+def edited_matrix(weight: torch.Tensor, *contexts: torch.Tensor, **scales: float) -> tuple[torch.Tensor, float]:
+    solution = Edit.of(*contexts, **scales)
+    return solution.of_matrix(weight), solution.condition
+
+
+@pytest.fixture
+def weights(tiny_model):
+    return Weights(tiny_model, parameters_of(tiny_model, "xattn-kv"))
 
 
 @pytest.fixture
@@ -56,22 +67,22 @@ def test_a_phrase_is_read_at_its_last_token(tiny_model):
 
 
 @pytest.mark.parametrize("to_end", [False, True])
-def test_keys_and_values_alone_are_edited_towards_the_guide(tiny_model, to_end):
-    weights, condition = edit(tiny_model, ["Ada Stone"], guide="a person", preserve=["a red car"], to_end=to_end, erase_scale=1e4,
+def test_keys_and_values_alone_are_edited_towards_the_guide(tiny_model, weights, to_end):
+    edits, condition = edit(weights, ["Ada Stone"], guide="a person", preserve=["a red car"], to_end=to_end, erase_scale=1e4,
                               preserve_scale=1.0, lamb=0.5)
-    assert condition > 1 and all(".attn2.to_k." in key or ".attn2.to_v." in key for key in weights)
+    assert condition > 1 and all(".attn2.to_k." in key or ".attn2.to_v." in key for key in edits)
     name, guide = (phrase_contexts(tiny_model, [text], to_end=False)[0] for text in ("Ada Stone", "a person"))
-    for key, edited in weights.items():
+    for key, edited in edits.items():
         own = tiny_model.get_parameter(key)
         assert (name @ edited.T - guide @ own.T).norm() < 0.1 * (name @ own.T - guide @ own.T).norm()
 
 
-def test_a_text_that_is_preserved_moves_less(tiny_model):
+def test_a_text_that_is_preserved_moves_less(tiny_model, weights):
     flags = {"guide": "a person", "to_end": False, "erase_scale": 1.0, "preserve_scale": 10.0, "lamb": 0.5}
     kept, = phrase_contexts(tiny_model, ["a red car"], to_end=False)
 
     def moved(preserve: list[str]) -> float:
-        weights, _ = edit(tiny_model, ["Ada Stone"], preserve=preserve, **flags)
-        return sum((kept @ (edited - tiny_model.get_parameter(key)).T).norm().item() for key, edited in weights.items())
+        edits, _ = edit(weights, ["Ada Stone"], preserve=preserve, **flags)
+        return sum((kept @ (edited - tiny_model.get_parameter(key)).T).norm().item() for key, edited in edits.items())
 
     assert moved(["a red car"]) < 0.3 * moved([])

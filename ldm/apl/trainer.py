@@ -53,6 +53,7 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
         prefix.load_state_dict(logbook.state["trained"])
         optimizer.load_state_dict(logbook.state["optimizer"])
         optimizer.param_groups[0]["lr"] = lr  # on its device
+        logbook.let_go()
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:

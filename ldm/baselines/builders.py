@@ -10,14 +10,13 @@ from ldm.baselines.concept_ablation import ConceptAblation
 from ldm.baselines.dreambooth import DreamBooth
 from ldm.baselines.esd import ESD, PARAMETERS_OF
 from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
-from ldm.baselines.samples import PictureLatents, drawn_latents
+from ldm.baselines.samples import PictureLatents, Work, drawn_latents
 from ldm.baselines.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
 from ldm.baselines.weights import Weights, parameters_of
 from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import IdentityImage, identity_images, read_people
-from ldm.data.images import ImageSource, read_text
-from ldm.data.templates import fill, read_templates
-from ldm.fabric import Fabric
+from ldm.data.images import ImageSource
+from ldm.data.templates import fill, lines_of, read_templates
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -25,65 +24,77 @@ from ldm.pictures import picture_files
 from ldm.util import UserError
 
 
-def build_esd(args: argparse.Namespace, names: list[str], _fabric: Fabric, model: LatentDiffusion) -> ESD:
-    """ESD in the variant asked for."""
-    pictures = pictures_of_names(args, names, model) if args.z_t == "noised" else None
-    return ESD(model, Weights(model, parameters_of(model, PARAMETERS_OF[args.variant])), names, eta=args.negative_guidance,
-               start_guidance=args.start_guidance, bins=args.ddim_steps, seed=args.seed, pictures=pictures)
+def weights_to_train(args: argparse.Namespace, model: LatentDiffusion) -> Weights:
+    """Float32 copies of what the method trains, of a model as it was loaded, before its arithmetic is chosen; none for a token."""
+    group = {"esd": PARAMETERS_OF.get(args.variant), "uce": "xattn-kv", "dreambooth": "full"}.get(args.train_method, args.parameters)
+    return Weights(model, parameters_of(model, group, text_encoder=bool(args.train_text_encoder)) if group else [])
 
 
-def build_concept_ablation(args: argparse.Namespace, names: list[str], fabric: Fabric, model: LatentDiffusion) -> ConceptAblation:
+def build_esd(args: argparse.Namespace, names: list[str], weights: Weights, _work: Work) -> ESD:
+    """ESD in the variant asked for; UserError where the schedule has no so many equal parts."""
+    if weights.model.num_timesteps % args.ddim_steps:
+        raise UserError(f"--ddim_steps {args.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give a "
+                        "number that does, such as 50")
+    pictures = pictures_of_names(args, names, weights.model) if args.z_t == "noised" else None
+    return ESD(weights, names, eta=args.negative_guidance, start_guidance=args.start_guidance, bins=args.ddim_steps, seed=args.seed,
+               pictures=pictures)
+
+
+def build_concept_ablation(args: argparse.Namespace, names: list[str], weights: Weights, work: Work) -> ConceptAblation:
     """Concept Ablation, with the anchor's pictures drawn."""
     prompts = anchor_prompts(args)
     jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(args.n_prior_images)]
-    return ConceptAblation(model, Weights(model, parameters_of(model, args.parameters)), names, anchor=args.anchor,
-                           prompts=[prompt for prompt, _ in jobs], latents=prior_latents(args, fabric, model, jobs),
-                           noise_based=args.variant == "noise-based", anchor_weight=args.prior_weight, augment=args.augment,
-                           seed=args.seed)
+    return ConceptAblation(weights, names, anchor=args.anchor, prompts=[prompt for prompt, _ in jobs],
+                           latents=prior_latents(args, weights.model, jobs, work), noise_based=args.variant == "noise-based",
+                           anchor_weight=args.prior_weight, augment=args.augment, seed=args.seed)
 
 
-def build_forget_me_not(args: argparse.Namespace, names: list[str], fabric: Fabric, model: LatentDiffusion) -> ForgetMeNot:
+def build_forget_me_not(args: argparse.Namespace, names: list[str], weights: Weights, work: Work) -> ForgetMeNot:
     """Forget-Me-Not, after its first stage where there is one."""
-    pictures, of_name = pictures_of_names(args, names, model)
+    pictures, of_name = pictures_of_names(args, names, weights.model)
     tokens = {}
     if args.variant == "with-ti":
-        tokens = tokens_of_names(fabric, model, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
+        tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
                                  model_hash=ModelFiles.of(args).hash(), folder=args.out_dir)
-    return ForgetMeNot(model, Weights(model, parameters_of(model, args.parameters)), pictures, of_name, seed=args.seed, tokens=tokens)
+    return ForgetMeNot(weights, pictures, of_name, seed=args.seed, tokens=tokens)
 
 
-def build_dreambooth(args: argparse.Namespace, _names: list[str], fabric: Fabric, model: LatentDiffusion) -> DreamBooth:
+def build_dreambooth(args: argparse.Namespace, _names: list[str], weights: Weights, work: Work) -> DreamBooth:
     """DreamBooth, with the class's pictures drawn."""
     class_prompt = f"a photo of a {args.class_word}"
     jobs = [(class_prompt, number) for number in range(args.n_prior_images if args.prior_weight else 0)]
-    weights = Weights(model, parameters_of(model, "full", text_encoder=args.train_text_encoder))
-    return DreamBooth(model, weights, PictureLatents(model, photos_of(args.photos)), prompt=f"a photo of {phrase_of(args)}",
-                      class_prompt=class_prompt, class_latents=prior_latents(args, fabric, model, jobs), prior_weight=args.prior_weight,
-                      seed=args.seed)
+    return DreamBooth(weights, PictureLatents(weights.model, photos_of(args.photos)), prompt=f"a photo of {phrase_of(args)}",
+                      class_prompt=class_prompt, class_latents=prior_latents(args, weights.model, jobs, work),
+                      prior_weight=args.prior_weight, seed=args.seed)
 
 
-def build_textual_inversion(args: argparse.Namespace, _names: list[str], _fabric: Fabric, model: LatentDiffusion) -> TextualInversion:
+def build_textual_inversion(args: argparse.Namespace, _names: list[str], weights: Weights, _work: Work) -> TextualInversion:
     """Textual inversion, behind the prefix of --embedding if there is one."""
+    model = weights.model
     vectors = TokenVectors(token_manager(args, model), args.token)
     return TextualInversion(model, vectors, PictureLatents(model, photos_of(args.photos)), templates=templates_of(args),
                             phrase=phrase_of(args), prefixed=args.embedding is not None, seed=args.seed)
 
 
-def edit_by_uce(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[dict[str, Tensor], float]:
+def edit_by_uce(args: argparse.Namespace, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
     """Edited weights of --train_method uce, and the condition number."""
     preserve = [text for path in args.preserve_prompts or () for text in different_prompts(path)]
     to_end = args.variant == "to-end"
-    return uce.edit(model, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
+    return uce.edit(weights, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
                     preserve_scale=args.preserve_scale, lamb=args.lamb)
 
 
 def token_manager(args: argparse.Namespace, model: LatentDiffusion) -> EmbeddingManager:
     """The prefix of --embedding, if any, and a new token whose vectors start as the class word's."""
-    placeholders = [args.placeholder, args.token] if args.embedding else [args.token]
-    manager = EmbeddingManager(model.cond_stage_model, placeholders, num_vectors_per_token=args.num_vectors,
-                               initializer_words=[args.class_word] * len(placeholders))
-    if args.embedding:
-        manager.load(args.embedding)
+    def manager_of(*placeholders: str) -> EmbeddingManager:
+        words = [args.class_word or "person"] * len(placeholders)
+        return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
+
+    if not args.embedding:
+        return manager_of(args.token)
+    prefix, manager = manager_of(args.placeholder), manager_of(args.placeholder, args.token)
+    prefix.load(args.embedding)  # alone, where its vectors go to the only placeholder whatever the file calls them
+    manager.string_to_param_dict[args.placeholder] = next(prefix.embedding_parameters())
     return manager
 
 
@@ -109,9 +120,9 @@ def phrase_of(args: argparse.Namespace) -> str:
     return f"{args.token} {args.class_word}".strip()
 
 
-def prior_latents(args: argparse.Namespace, fabric: Fabric, model: LatentDiffusion, jobs: list[tuple[str, int]]) -> Tensor:
+def prior_latents(args: argparse.Namespace, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
     """What the frozen model draws for the prompts of the anchor or of the class."""
-    return drawn_latents(fabric, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
+    return drawn_latents(work, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
 
 
 def pictures_of_names(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
@@ -141,12 +152,6 @@ def photos_of(folder: Path) -> list[ImageSource]:
     raise UserError(f"{folder} holds no photos; give a folder with a few photos of one person")
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are neither empty nor start with #."""
-    lines = [line.strip() for line in read_text(path).split("\n")]
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-# (flags, names, fabric, model) -> the method, by --train_method; uce has nothing to train.
+# (flags, names, weights, work) -> the method, by --train_method; uce has nothing to train.
 BUILDERS = {"esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
             "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}

@@ -4,6 +4,7 @@ Variants: model-based (the target is the model's own prediction for the anchor) 
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 
 SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # random sizes of a picture, and what the prompt says about them
 SMALL_WORDS, LARGE_WORDS = ("a far away ", "very small "), ("zoomed in ", "close up ")
-SHARE_SMALLER = 0.66
+SHARE_SMALLER, LEFT_WHOLE = 0.66, 0.6  # of the smaller ones, those from this size on stay as they are
+BORDER = 8  # pixels of a smaller picture that do not count, a cell of its latent
 
 
 def ablation_loss(eps_edited: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -44,12 +46,12 @@ class ConceptAblation:
         augment: pictures are made smaller or larger, and the prompt says so.
     """
 
-    def __init__(self, model: LatentDiffusion, weights: Weights, names: Sequence[str], *, anchor: str, prompts: Sequence[str],
+    def __init__(self, weights: Weights, names: Sequence[str], *, anchor: str, prompts: Sequence[str],
                  latents: Tensor, noise_based: bool, anchor_weight: float, augment: bool, seed: int):
-        self.model, self.trained, self.names, self.seed = model, weights, names, seed
-        self.anchor, self.prompts, self.latents = anchor, prompts, latents
+        self.model, self.trained, self.names, self.seed = weights.model, weights, names, seed
+        self.place, self.prompts, self.latents = re.compile(rf"\b{re.escape(anchor)}\b"), prompts, latents
         self.noise_based, self.anchor_weight, self.augment = noise_based, anchor_weight, augment
-        self.contexts = Contexts(model)
+        self.contexts = Contexts(self.model)
 
     def loss(self, numbers: range) -> Tensor:
         """See `ldm.baselines.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
@@ -60,15 +62,16 @@ class ConceptAblation:
         words, mask = [""] * len(rngs), torch.ones_like(latent[:, :1])
         if self.augment:
             latent, mask, words = resized(self.model, latent, rngs)
-        anchored = [word + self.prompts[number] for word, number in zip(words, pictures, strict=True)]
-        named = [prompt.replace(self.anchor, name) for prompt, name in zip(anchored, names, strict=True)]
+        anchored = [self.prompts[number] for number in pictures]
+        named = [word + self.place.sub(lambda _, name=name: name, prompt)
+                 for word, prompt, name in zip(words, anchored, names, strict=True)]
         noise = noise_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         with begin_of_text_detached(self.model):
             eps_named = self.trained.eps(noisy_latent, timestep, self.contexts(named))
-        with torch.set_grad_enabled(self.anchor_weight > 0):
-            needed = self.anchor_weight > 0 or not self.noise_based
-            eps_anchor = self.trained.eps(noisy_latent, timestep, self.contexts(anchored)) if needed else noise
+            with torch.set_grad_enabled(self.anchor_weight > 0):
+                needed = self.anchor_weight > 0 or not self.noise_based
+                eps_anchor = self.trained.eps(noisy_latent, timestep, self.contexts(anchored)) if needed else noise
         loss = ablation_loss(eps_named, noise if self.noise_based else eps_anchor, mask)
         return loss + self.anchor_weight * ablation_loss(eps_anchor, noise, mask) if self.anchor_weight else loss
 
@@ -88,25 +91,25 @@ def begin_of_text_detached(model: LatentDiffusion) -> Iterator[None]:
 
 @torch.no_grad()
 def resized(model: LatentDiffusion, latent: Tensor, rngs: Sequence[random.Random]) -> tuple[Tensor, Tensor, list[str]]:
-    """Pictures made smaller, on grey, or larger, cut off: their latents (B, 4, h, w), the mask (B, 1, h, w), and words for the prompt."""
-    images, masks, words = model.decode_first_stage(latent).float(), [], []
-    side, changed = images.shape[-1], []
-    for image, rng in zip(images.split(1), rngs, strict=True):
+    """Pictures mirrored, made smaller, on grey, or larger, cut off: latents (B, 4, h, w), mask (B, 1, h, w), and words for the prompt."""
+    changed, masks, words = [], [], []
+    side = 8 * latent.shape[-1]
+    for image, rng in zip(model.decode_first_stage(latent).float().split(1), rngs, strict=True):
         smaller = rng.random() < SHARE_SMALLER
-        pixels = max(8, round(side * rng.uniform(*(SMALLER if smaller else LARGER))))
+        size = rng.uniform(*(SMALLER if smaller else LARGER))
+        pixels = side if smaller and size >= LEFT_WHOLE else round(side * size)
+        image = image.flip(-1) if rng.random() < 0.5 else image
         scaled = F.interpolate(image, size=(pixels, pixels), mode="bilinear", antialias=True)
         top, left = (rng.randint(0, abs(side - pixels)) for _ in range(2))
         mask = torch.ones_like(image[:, :1])
-        if smaller:
+        if pixels < side:
             canvas, mask = torch.zeros_like(image), torch.zeros_like(mask)
             canvas[..., top:top + pixels, left:left + pixels] = scaled
-            mask[..., top:top + pixels, left:left + pixels] = 1.0
+            inner = min(BORDER, pixels // 4)
+            mask[..., top + inner:top + pixels - inner, left + inner:left + pixels - inner] = 1.0
             scaled = canvas
-            words.append(rng.choice(SMALL_WORDS) if pixels < side / 2 else "")
-        else:
-            scaled = scaled[..., top:top + side, left:left + side]
-            words.append(rng.choice(LARGE_WORDS))
-        changed.append(scaled.clamp(-1, 1))
-        masks.append(F.interpolate(mask, size=latent.shape[-2:]))
-    posterior = model.encode_first_stage(torch.cat(changed).to(next(model.first_stage_model.parameters()).dtype))
+        changed.append(scaled[..., top:top + side, left:left + side] if pixels > side else scaled)
+        words.append(rng.choice(SMALL_WORDS) if pixels < side else rng.choice(LARGE_WORDS) if pixels > side else "")
+        masks.append(F.interpolate(mask, size=latent.shape[-2:], mode="area").ceil())
+    posterior = model.encode_first_stage(torch.cat(changed).clamp(-1, 1).to(next(model.first_stage_model.parameters()).dtype))
     return model.get_first_stage_encoding(posterior.mean).to(latent), torch.cat(masks).to(latent), words

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from ldm.baselines.samples import PictureLatents, noise_of, rng_of, timesteps_of
 from ldm.baselines.weights import Weights
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 class DreamBooth:
@@ -22,9 +21,9 @@ class DreamBooth:
         prior_weight: of the loss on the class's pictures (prior preservation).
     """
 
-    def __init__(self, model: LatentDiffusion, weights: Weights, photos: PictureLatents, *, prompt: str, class_prompt: str,
+    def __init__(self, weights: Weights, photos: PictureLatents, *, prompt: str, class_prompt: str,
                  class_latents: Tensor, prior_weight: float, seed: int):
-        self.model, self.trained, self.photos = model, weights, photos
+        self.model, self.trained, self.photos = weights.model, weights, photos
         self.prompt, self.class_prompt, self.class_latents = prompt, class_prompt, class_latents
         self.prior_weight, self.seed = prior_weight, seed
 

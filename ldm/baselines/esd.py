@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ldm.baselines.samples import Contexts, PictureLatents, noise_of, rng_of
 from ldm.baselines.weights import Weights
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # by variant
 
@@ -49,11 +48,11 @@ class ESD:
             each name's pictures.
     """
 
-    def __init__(self, model: LatentDiffusion, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
+    def __init__(self, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
                  seed: int, pictures: tuple[PictureLatents, dict[str, list[int]]] | None = None):
-        self.model, self.trained, self.names, self.pictures = model, weights, names, pictures
+        self.model, self.trained, self.names, self.pictures = weights.model, weights, names, pictures
         self.eta, self.start_guidance, self.bins, self.seed = eta, start_guidance, bins, seed
-        self.contexts, self.sampler = Contexts(model), DDIMSampler(model)
+        self.contexts, self.sampler = Contexts(self.model), DDIMSampler(self.model)
         self.sampler.make_schedule(bins, verbose=False)
 
     def loss(self, numbers: range) -> Tensor:

@@ -1,4 +1,4 @@
-"""Forget-Me-Not (FMN, arXiv 2303.17591): the pixels learn not to attend to a name's tokens.
+"""Forget-Me-Not (FMN, arXiv 2303.17591): the pixels learn not to attend to a name, nor to the end of a text with it.
 
 Variants: with-ti (the tokens are first learned from the name's pictures by textual inversion) and without-ti (the name's own).
 """
@@ -20,11 +20,11 @@ PROMPT = "a photo of {}"
 
 
 def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Tensor:
-    """Euclidean norm of all attention that a name's tokens get, mean over the samples, scalar.
+    """Euclidean norm of all attention that some positions of the text get, mean over the samples, scalar.
 
     Args:
         probabilities: of each layer, (B, heads, n, 77), of pixels to positions of the text.
-        columns: of each sample, the positions of its name.
+        columns: of each sample, the positions.
     """
     squares = [sum(layer[sample][..., list(places)].square().sum() for layer in probabilities)
                for sample, places in enumerate(columns)]
@@ -40,9 +40,9 @@ class ForgetMeNot:
         tokens: name -> vectors that stand for it, from textual inversion; empty: the name itself.
     """
 
-    def __init__(self, model: LatentDiffusion, weights: Weights, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *,
-                 seed: int, tokens: Mapping[str, EmbeddingManager]):
-        self.model, self.trained, self.pictures, self.of_name = model, weights, pictures, of_name
+    def __init__(self, weights: Weights, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *, seed: int,
+                 tokens: Mapping[str, EmbeddingManager]):
+        self.model, self.trained, self.pictures, self.of_name = weights.model, weights, pictures, of_name
         self.names, self.seed, self.tokens = list(of_name), seed, tokens
 
     def loss(self, numbers: range) -> Tensor:
@@ -59,15 +59,12 @@ class ForgetMeNot:
 
     @torch.no_grad()
     def prompt_of(self, name: str) -> tuple[Tensor, list[int]]:
-        """Context (1, 77, d) of "a photo of NAME", and the positions of the name in it."""
+        """Context (1, 77, d) of "a photo of NAME", and the positions in it of the name and of the end of the text, which sums it up."""
         embedder, manager = self.model.cond_stage_model, self.tokens.get(name)
         word = name if manager is None else next(iter(manager.string_to_token_dict))
         before = len(embedder.tokenizer(PROMPT.format("").strip(), add_special_tokens=False)["input_ids"]) + 1  # and begin of text
-        length = len(embedder.tokenizer(word, add_special_tokens=False)["input_ids"])
-        if manager is not None:
-            length = len(next(manager.embedding_parameters()))
         context = self.model.get_learned_conditioning([PROMPT.format(word)], manager)
-        return context, list(range(before, before + length))
+        return context, list(range(before, embedder.max_length))  # the end of the text follows the name, and fills the rest
 
 
 @contextmanager

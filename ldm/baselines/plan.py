@@ -2,25 +2,30 @@
 
 import argparse
 import hashlib
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ldm.baselines.builders import BUILDERS, edit_by_uce, images_of, lines_of, photos_of, phrase_of
+from torch import Tensor
+
+from args.train_methods import ERASERS
+from ldm.baselines.builders import BUILDERS, edit_by_uce, images_of, photos_of, phrase_of
+from ldm.baselines.samples import Work
 from ldm.baselines.textual_inversion import TextualInversion
 from ldm.baselines.trainer import Settings, train
+from ldm.baselines.weights import Weights
+from ldm.data.attribute_sentences import read_names
 from ldm.data.identities import read_people
 from ldm.data.images import ImageSource
 from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.fabric import Fabric
-from ldm.loading import ModelFiles, file_hash, read_edited_weights
+from ldm.loading import ModelFiles, file_hash, has_two_encoders, read_edited_weights, safetensors_metadata
 from ldm.logbook import Logbook
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run_folder import versions, write_json
 from ldm.util import UserError
 
-ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 # Weight decay and largest gradient norm of AdamW, as published.
 OPTIMIZERS = {**dict.fromkeys(("concept_ablation", "forget_me_not", "dreambooth"), (1e-2, 1.0)), "textual_inversion": (1e-2, float("inf"))}
 # Flags on which the result depends; the files behind the path flags enter by their content.
@@ -28,18 +33,22 @@ LEARNED_FROM = ("train_method", "iterations", "lr", "batch_size", "num_nodes", "
                 "negative_guidance", "start_guidance", "z_t", "ddim_steps", "anchor", "augment", "prior_weight", "n_prior_images", "scale",
                 "erase_scale", "preserve_scale", "lamb", "ti_iterations", "token", "class_word", "train_text_encoder", "num_vectors",
                 "log_every")
-FILES = ("anchor_prompts", "templates", "embedding")
+FILES = ("anchor_prompts", "templates")
 
 
-class Plan:
+class MethodPlan:
     """What will be trained from checked flags of train.py.
 
     Raises:
-        UserError: a list cannot be read, or there is nobody to erase and no photo to learn from.
+        UserError: a list cannot be read, there is nobody to erase and no photo to learn from, or the method cannot do with two text
+            encoders.
     """
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.method = args, args.train_method
+        if (self.method == "textual_inversion" or args.variant == "with-ti") and has_two_encoders(args.config_path):
+            raise UserError(f"--train_method {self.method} learns the vectors of a token for one text encoder, and {args.config_path} has "
+                            f"two; give another model{', or --variant without-ti' if args.variant else ''}")
         self.names = names_to_erase(args) if self.method in ERASERS else []
         self.pictures: list[ImageSource] = []
         if args.photos:
@@ -65,6 +74,7 @@ class Plan:
         """What the result depends on, as JSON values: flags, names of S_ID's pictures, and the content of lists, photos and weights."""
         args = self.args
         files = [getattr(args, flag) for flag in FILES if getattr(args, flag)] + (args.preserve_prompts or [])
+        files += [args.embedding] if self.method == "textual_inversion" and args.embedding else []
         pictures = [file_hash(source.path) if args.photos else str(source) for source in self.pictures]  # S_ID has thousands
         data = [self.names, pictures, [file_hash(path) for path in files]]
         return {name: getattr(args, name) for name in LEARNED_FROM} | {
@@ -77,22 +87,30 @@ class Plan:
         suffix = ".pt" if self.method == "textual_inversion" else ".safetensors"
         return self.args.out_dir / f"{self.args.prompt}{'' if step is None else f'-{step}'}{suffix}"
 
-    def run(self, fabric: Fabric, model: LatentDiffusion, logbook: Logbook) -> Path:
-        """Trains, or goes on, and returns the file of the result; the logbook notes the cost."""
+    def run(self, fabric: Fabric, weights: Weights, logbook: Logbook) -> Path:
+        """Trains `weights`, or goes on, and returns the file of the result; the logbook notes the cost.
+
+        Raises:
+            UserError: in place of the result there is one of other settings.
+        """
         args, result = self.args, self.path(self.args.iterations)
         record = {"names": self.names} | logbook.arguments | {"base_model": file_hash(args.ckpt_path)}
+        beneath: dict[str, Tensor] = {}
+        if args.edited_weights:
+            shapes = {key: tuple(value.shape) for key, value in weights.model.state_dict().items()}
+            beneath = read_edited_weights(args.edited_weights, shapes, args.ckpt_path)
+            record["beneath"] = file_hash(args.edited_weights)
         if fabric.is_global_zero:
+            self.refuse_another(result, record)
             written = {"arguments": vars(args), "learned_from": logbook.arguments, "versions": versions()}
             write_json(args.out_dir / "arguments.json", written)
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        beneath = read_edited_weights(args.edited_weights, shapes, args.ckpt_path) if args.edited_weights else {}
         if self.method == "uce":
-            weights, condition = edit_by_uce(args, self.names, model)
+            edited, condition = edit_by_uce(args, self.names, weights)
             if fabric.is_global_zero:
                 print(f"condition number of the matrix that is inverted: {condition:.3g}")
-                write_edited_weights(result, beneath | weights, condition=condition, **record)
+                write_edited_weights(result, beneath | edited, condition=condition, **record)
         else:
-            method = BUILDERS[self.method](args, self.names, fabric, model)
+            method = BUILDERS[self.method](args, self.names, weights, Work(fabric, logbook.note_cost))
 
             def save(step: int) -> None:
                 if isinstance(method, TextualInversion):
@@ -101,10 +119,17 @@ class Plan:
                     write_edited_weights(self.path(step), beneath | method.trained.state_dict(), step=step, **record)
 
             train(fabric, method, self.settings(), logbook, save)
-        fabric.barrier()
         if fabric.is_global_zero:
             logbook.write_cost(result)
         return result
+
+    def refuse_another(self, result: Path, record: dict[str, Any]) -> None:
+        """Raises UserError where a closed form would overwrite what other settings have given; a training has its state for that."""
+        if self.method == "uce" and self.args.resume and result.exists():
+            there, asked = safetensors_metadata(result), json.loads(json.dumps(record, default=str))
+            if different := [key for key, value in asked.items() if there.get(key) != value]:
+                raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to make it "
+                                "anew")
 
     def settings(self) -> Settings:
         """What the trainer needs."""
@@ -116,11 +141,10 @@ class Plan:
 def names_to_erase(args: argparse.Namespace) -> list[str]:
     """The names of --names_file, or S_ID's of --people; UserError if there is none, or one stands there twice."""
     if args.names_file:
-        names = lines_of(args.names_file)
+        names, repeated = read_names(args.names_file)
     else:
-        names = [person.name for person in read_people(args.people).values() if person.group == "train"]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if not names or twice:
-        what = f"names '{twice[0]}' twice" if twice else "names nobody to be erased"
-        raise UserError(f"{args.names_file or args.people} {what}; give each name once, one a line, or people of the group train")
+        names, repeated = [person.name for person in read_people(args.people).values() if person.group == "train"], 0
+    if repeated or not names:
+        what = f"has {repeated} names twice" if repeated else "has nobody of the group train"
+        raise UserError(f"{args.names_file or args.people} {what}; give names to erase, each once")
     return names

@@ -4,7 +4,8 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ldm.data.mixture import normal
 from ldm.generation import Job, batches_of, image_noise
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
-from ldm.sharing import Devices
+from ldm.sharing import Devices, in_rounds
 from ldm.util import write_atomically
 
 TEXTS_KEPT = 4096
@@ -78,29 +79,47 @@ class PictureLatents:
         return self._moments[index]
 
 
+@dataclass(frozen=True)
+class Work:
+    """The devices that share what is made before a training, and what is called whenever some of it has been put into a file."""
+
+    fabric: Devices
+    kept: Callable[[], None] = lambda: None
+
+
 @torch.no_grad()
-def drawn_latents(fabric: Devices, model: LatentDiffusion, jobs: Sequence[Job], folder: Path, *, model_hash: str, scale: float,
-                  seed: int, steps: int = 25) -> Tensor:
-    """Latents z_0 that the frozen model draws with DPM-Solver, (N, 4, h, w) on the CPU; kept in a file, drawn by the first device.
+def drawn_latents(work: Work, model: LatentDiffusion, jobs: Sequence[Job], folder: Path, *, model_hash: str, scale: float, seed: int,
+                  steps: int = 25) -> Tensor:
+    """Latents z_0 that the frozen model draws with DPM-Solver, (N, 4, h, w) on the CPU; all devices draw, and a file keeps them.
 
     Args:
         jobs: (prompt, number of the sample).
         folder: where the file is; what is there of the same jobs and settings is not drawn again.
         scale: guidance.
     """
-    key = hashlib.sha256(json.dumps([list(jobs), model_hash, scale, seed, steps]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([list(jobs), model_hash, dtype_of(model), scale, seed, steps]).encode()).hexdigest()[:16]
     path = folder / f"drawn-{key}.pt"
     shape = (model.channels, model.image_size, model.image_size)
-    if fabric.is_global_zero:
-        found = torch.load(path, weights_only=True) if path.exists() else torch.zeros(0, *shape)
-        sampler, unconditional = DPMSolverSampler(model), model.get_negative_conditioning("")
-        batches = batches_of(jobs, DRAWN_TOGETHER)
-        for batch in tqdm(batches[len(found) // DRAWN_TOGETHER:] if len(found) < len(jobs) else (), "drawing", unit="batch"):
-            noise = torch.stack([image_noise(seed, *job, shape) for job in batch]).to(model.device)
-            context = model.get_learned_conditioning([prompt for prompt, _ in batch])
-            latent, _ = sampler.sample(steps, len(batch), shape, context, verbose=False, x_T=noise, unconditional_guidance_scale=scale,
-                                       unconditional_conditioning=unconditional)
-            found = torch.cat([found, latent.float().cpu()])
+    sampler, unconditional = DPMSolverSampler(model), model.get_negative_conditioning("")
+
+    def drawn(batch: Sequence[Job]) -> Tensor:
+        noise = torch.stack([image_noise(seed, *job, shape) for job in batch]).to(model.device)
+        context = model.get_learned_conditioning([prompt for prompt, _ in batch])
+        latent, _ = sampler.sample(steps, len(batch), shape, context, verbose=False, x_T=noise, unconditional_guidance_scale=scale,
+                                   unconditional_conditioning=unconditional)
+        return latent.float().cpu()
+
+    found = torch.load(path, weights_only=True) if path.exists() else torch.zeros(0, *shape)
+    left = batches_of(jobs, DRAWN_TOGETHER)[-(-len(found) // DRAWN_TOGETHER):]
+    for latent in tqdm(in_rounds(work.fabric, lambda: left, drawn), "drawing", len(left), unit="batch", leave=False,
+                       disable=not work.fabric.is_global_zero):
+        found = torch.cat([found, latent])
+        if work.fabric.is_global_zero:
             write_atomically(path, lambda target, found=found: torch.save(found, target))
-    fabric.barrier()
-    return torch.load(path, weights_only=True)
+            work.kept()
+    return found
+
+
+def dtype_of(model: LatentDiffusion) -> str:
+    """In which type the U-Net computes, on which the bits of what it draws depend."""
+    return str(model.model.diffusion_model.dtype)

@@ -5,6 +5,7 @@ Forget-Me-Not.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ldm.baselines.samples import PictureLatents, noise_of, rng_of, timesteps_of
+from ldm.baselines.samples import PictureLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
 from ldm.baselines.trainer import Settings, adam, training_step
 from ldm.data.templates import fill
 from ldm.generation import with_prefix
@@ -22,7 +23,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import safe_name
-from ldm.sharing import Devices, OneDevice, share
+from ldm.sharing import OneDevice, share
 
 NAME_TOKEN, NAME_VECTORS = "sks", 4  # of Forget-Me-Not's first stage
 NAME_OPTIMIZER = {"batch_size": 1, "lr": 1e-3, "weight_decay": 0.1}
@@ -79,8 +80,8 @@ class TextualInversion:
         return F.mse_loss(eps.float(), noise)
 
 
-def tokens_of_names(fabric: Devices, model: LatentDiffusion, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *,
-                    template: str, iterations: int, seed: int, model_hash: str, folder: Path) -> dict[str, EmbeddingManager]:
+def tokens_of_names(work: Work, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
+                    seed: int, model_hash: str, folder: Path) -> dict[str, EmbeddingManager]:
     """For each name the vectors that textual inversion finds for its pictures, learned by all devices together and kept in files.
 
     Args:
@@ -89,7 +90,9 @@ def tokens_of_names(fabric: Devices, model: LatentDiffusion, pictures: PictureLa
         iterations: for each name.
         folder: where the files are; those of the same settings are not learned again.
     """
-    learned_from = template, iterations, seed, model_hash, [str(source) for source in pictures.sources]
+    fabric, model = work.fabric, pictures.model
+    taken = [(str(source), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns) for source in pictures.sources]
+    learned_from = template, iterations, seed, model_hash, dtype_of(model), taken
     key = hashlib.sha256(repr(learned_from).encode()).hexdigest()[:16]
     files = {name: folder / f"tokens-{key}" / f"{safe_name(name)}.pt" for name in of_name}
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
@@ -102,6 +105,8 @@ def tokens_of_names(fabric: Devices, model: LatentDiffusion, pictures: PictureLa
         for step in range(1, iterations + 1):
             training_step(OneDevice(), method, optimizer, settings, step)
         method.trained.save(files[name], step=iterations)
+        if fabric.is_global_zero:
+            work.kept()
     fabric.barrier()
     managers = {name: manager_of_name(model, name, seed) for name in of_name}
     for name, manager in managers.items():

@@ -9,16 +9,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.fabric import Fabric
-from ldm.logbook import Logbook
+from ldm.logbook import Logbook, Trained
 from ldm.sharing import Devices
 
 
-class Trained(Protocol):
+class TrainedTensors(Trained, Protocol):
     """The tensors that a method trains."""
 
     def parameters(self) -> Iterator[Tensor]: ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
@@ -26,7 +24,7 @@ class Trained(Protocol):
 class Method(Protocol):
     """A competing method or an attack: what it trains, and by which loss."""
 
-    trained: Trained
+    trained: TrainedTensors
 
     def loss(self, numbers: range) -> Tensor:
         """Mean loss of the training samples of these numbers, scalar; sample i is a pure function of the seed and i."""
@@ -54,6 +52,7 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
     if logbook.state:
         method.trained.load_state_dict(logbook.state["trained"])
         optimizer.load_state_dict(logbook.state["optimizer"])
+        logbook.let_go()
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
@@ -75,7 +74,7 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
                 logbook.row(step, {"loss": loss})
                 if saved:
                     save(step)
-                if saved or logbook.state_is_due():
+                if last or logbook.state_is_due():  # a step between is made again as it was, and its file with it
                     logbook.save_state(step, method.trained, optimizer)
     if fabric.is_global_zero:
         logbook.close()

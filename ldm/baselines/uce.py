@@ -5,33 +5,43 @@ from there on, and the empty text kept, as before).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ldm.baselines.weights import parameters_of
+from ldm.baselines.weights import Weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
-def edited_matrix(weight: Tensor, erased: Tensor, guides: Tensor, preserved: Tensor, *, erase_scale: float, preserve_scale: float,
-                  lamb: float) -> tuple[Tensor, float]:
-    """The matrix W' nearest to W that maps erased contexts where W maps their guides, and preserved ones where W does (UCE Eq. 7).
+@dataclass(frozen=True)
+class Edit:
+    """What every matrix W is solved for, from contexts in float64: W' = (lamb W + W cross) right^-1.
 
-    W' = (lamb W + es sum v* c^T + ps sum (W c) c^T) (lamb I + es sum c c^T + ps sum c c^T)^-1, with v* = W g.
-
-    Args:
-        weight: W, (out, d).
-        erased, guides: c and g, (n, d) each.
-        preserved: c, (k, d), k may be 0.
-
-    Returns:
-        W', (out, d) float32, and the condition number of the matrix that is inverted.
+    This is (lamb W + es sum v* c^T + ps sum (W c) c^T) (lamb I + es sum c c^T + ps sum c c^T)^-1 with v* = W g (UCE Eq. 7).
     """
-    weight, erased, guides, preserved = (tensor.double() for tensor in (weight, erased, guides, preserved))
-    left = lamb * weight + erase_scale * (weight @ guides.T) @ erased + preserve_scale * (weight @ preserved.T) @ preserved
-    right = lamb * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
-    right += erase_scale * erased.T @ erased + preserve_scale * preserved.T @ preserved  # (d, d), symmetric
-    return torch.linalg.solve(right, left, left=False).float(), torch.linalg.cond(right).item()
+
+    lamb: float
+    cross: Tensor  # es sum g c^T + ps sum c c^T, (d, d)
+    right: Tensor  # (d, d), symmetric
+
+    @classmethod
+    def of(cls, erased: Tensor, guides: Tensor, preserved: Tensor, *, erase_scale: float, preserve_scale: float, lamb: float) -> "Edit":
+        """From contexts c and g of names and guides, (n, d) each, and of what is preserved, (k, d), k may be 0."""
+        erased, guides, preserved = (tensor.double() for tensor in (erased, guides, preserved))
+        kept = preserve_scale * preserved.T @ preserved
+        own = lamb * torch.eye(erased.shape[1], dtype=torch.float64, device=erased.device)
+        return cls(lamb, erase_scale * guides.T @ erased + kept, own + erase_scale * erased.T @ erased + kept)
+
+    @property
+    def condition(self) -> float:
+        """Condition number of the matrix that is inverted."""
+        return torch.linalg.cond(self.right).item()
+
+    def of_matrix(self, weight: Tensor) -> Tensor:
+        """The matrix W' (out, d), float32, nearest to W that maps erased contexts where W maps their guides, and preserved ones as W."""
+        weight = weight.double()
+        return torch.linalg.solve(self.right, self.lamb * weight + weight @ self.cross, left=False).float()
 
 
 @torch.no_grad()
@@ -46,21 +56,22 @@ def phrase_contexts(model: LatentDiffusion, phrases: Sequence[str], *, to_end: b
     return [context[last:None if to_end else last + 1] for context, last in zip(contexts, lasts, strict=True)]
 
 
-def edit(model: LatentDiffusion, names: Sequence[str], *, guide: str, preserve: Sequence[str], to_end: bool, erase_scale: float,
+@torch.no_grad()
+def edit(weights: Weights, names: Sequence[str], *, guide: str, preserve: Sequence[str], to_end: bool, erase_scale: float,
          preserve_scale: float, lamb: float) -> tuple[dict[str, Tensor], float]:
     """Keys and values that show `guide` for each of the names.
 
+    Args:
+        weights: those of all cross-attentions.
+
     Returns:
-        Edited tensors by their keys in the checkpoint, and the condition number of the matrix inverted, the same for all.
+        Edited tensors by their keys in the checkpoint, and the condition number of the matrix that was inverted.
     """
-    erased, preserved = (phrase_contexts(model, phrases, to_end=to_end) for phrases in (names, preserve))
-    guide_context, = phrase_contexts(model, [guide], to_end=to_end)
+    erased, preserved = (phrase_contexts(weights.model, phrases, to_end=to_end) for phrases in (names, preserve))
+    guide_context, = phrase_contexts(weights.model, [guide], to_end=to_end)
     lengths = [min(len(one), len(guide_context)) for one in erased]
     guides = torch.cat([guide_context[:length] for length in lengths])
     erased = torch.cat([one[:length] for one, length in zip(erased, lengths, strict=True)])
-    kept = torch.cat(preserved) if preserved else erased[:0]
-    condition, weights = float("nan"), {}
-    for key in parameters_of(model, "xattn-kv"):
-        weights[key], condition = edited_matrix(model.get_parameter(key), erased, guides, kept, erase_scale=erase_scale,
-                                                preserve_scale=preserve_scale, lamb=lamb)
-    return weights, condition
+    solution = Edit.of(erased, guides, torch.cat(preserved) if preserved else erased[:0], erase_scale=erase_scale,
+                       preserve_scale=preserve_scale, lamb=lamb)
+    return {key: solution.of_matrix(weight) for key, weight in weights.tensors.items()}, solution.condition

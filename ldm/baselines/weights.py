@@ -13,13 +13,13 @@ from ldm.util import UserError
 
 UNET = "model.diffusion_model."
 CROSS_ATTENTION = ".attn2."  # attn1 attends to the pixels themselves
-NO_TEXT = (f"{UNET}time_embed.", f"{UNET}out.")  # left out of "noxattn", as by the authors of ESD
+AROUND = (f"{UNET}time_embed.", f"{UNET}out.")  # the blocks; left out of "noxattn", as by the authors of ESD
 
 # Groups of parameters, by name: whether a parameter of the U-Net belongs to it.
 PARAMETERS = {
     "xattn-kv": lambda key: CROSS_ATTENTION in key and (".to_k." in key or ".to_v." in key),
     "xattn": lambda key: CROSS_ATTENTION in key,
-    "noxattn": lambda key: CROSS_ATTENTION not in key and not key.startswith(NO_TEXT),
+    "noxattn": lambda key: CROSS_ATTENTION not in key and not key.startswith(AROUND),
     "full": lambda key: True,
 }
 

@@ -16,8 +16,7 @@ def read_templates(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"the file of templates {path} does not exist; give a text file with one template a line, "
                         "such as 'a photo of {}'")
-    templates = [line.strip() for line in read_text(path).split("\n")]
-    templates = [line for line in templates if line and not line.startswith("#")]
+    templates = lines_of(path)
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"the template '{template}' in {path} has {template.count('{}')} places {{}}; "
@@ -25,6 +24,12 @@ def read_templates(path: str | Path) -> list[str]:
     if not templates:
         raise UserError(f"the file {path} holds no template; write one a line, such as 'a photo of {{}}'")
     return templates
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are neither empty nor start with #."""
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def fill(template: str, text: str) -> str:

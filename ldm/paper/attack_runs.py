@@ -28,7 +28,7 @@ DRAWN = "drawn-*.pt"               # the class's pictures, which train.py keeps 
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackPlan:
     """configs/paper/figure5.yaml, with the flags given in place of its values."""
 
     n_people: int
@@ -53,11 +53,11 @@ class Plan:
         return self.prompt.replace("{name}", self.name)
 
 
-def read_plan(config: Path, **given: int | None) -> Plan:
+def read_plan(config: Path, **given: int | None) -> AttackPlan:
     """The plan of a YAML file, with the values given that are not None in place of its own; UserError if it is none."""
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return Plan(**values | {name: value for name, value in given.items() if value is not None})
+        return AttackPlan(**values | {name: value for name, value in given.items() if value is not None})
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{config} is no plan of Figure 5 ({first_line(error)}); restore it from the repository") from None
 
@@ -113,13 +113,13 @@ class Run:
             path.unlink(missing_ok=True)
 
 
-def frozen_run(plan: Plan, drawing: Drawing, prefix: Path, out_dir: Path, *, resume: bool) -> Run:
+def frozen_run(plan: AttackPlan, drawing: Drawing, prefix: Path, out_dir: Path, *, resume: bool) -> Run:
     """The model before any attack, iteration 0: the same pictures for every person and attack."""
     folder = _picture_folder(out_dir / "pictures" / "frozen", asdict(drawing) | {"name": plan.name}, [NONE, prefix.stem], prefix, resume)
     return Run("frozen", "", out_dir / "frozen", None, folder, [NONE, prefix.stem], [0], plan.n_samples)
 
 
-def attack_runs(plan: Plan, people: Mapping[str, NewPerson], drawing: Drawing, prefix: Path, out_dir: Path, *, preset: str,
+def attack_runs(plan: AttackPlan, people: Mapping[str, NewPerson], drawing: Drawing, prefix: Path, out_dir: Path, *, preset: str,
                 resume: bool) -> list[Run]:
     """The runs of all attacks on all people, person by person; with `resume` False, what earlier ones left is deleted.
 
@@ -135,7 +135,7 @@ def attack_runs(plan: Plan, people: Mapping[str, NewPerson], drawing: Drawing, p
             learned = dict(plan.attacks[attack]["train"]) | {"preset": preset, "token": plan.token, "iterations": plan.iterations,
                                                              "save_every": plan.every}
             through = {"embedding": prefix} if NONE not in labels else {}
-            typed = learned | through | {"prompt": attack, "photos": photos_seen(out_dir, name), "eval_names": 0}
+            typed = learned | through | {"prompt": attack, "photos": photos_seen(out_dir, name)}
             flags = [word for flag, value in typed.items() for word in (f"--{flag}", str(value))]
             settings = asdict(drawing) | {"name": plan.name, "training": learned, "photos": person.fingerprint(),
                                           "learned_through": file_hash(prefix) if through else None}
@@ -165,7 +165,7 @@ def refuse_mixed(runs: Sequence[Run]) -> None:
                                 "--out_dir, or --no-resume to train all anew")
 
 
-def _trainings(plan: Plan, prefix: Path) -> Iterator[tuple[str, str, list[str]]]:
+def _trainings(plan: AttackPlan, prefix: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Folder, attack and labels of the prefixes with which its checkpoints are drawn; each label of an attack once."""
     for attack, settings in plan.attacks.items():
         if settings.get("learned_through_prefix"):

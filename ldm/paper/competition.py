@@ -16,7 +16,6 @@ import os
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +32,10 @@ from ldm.device import pick_precision
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.tables import console_table, write_results
 from ldm.fabric import Fabric
-from ldm.loading import ModelFiles
+from ldm.loading import ModelFiles, file_hash
 from ldm.paper.identity import Prefix, load_prefixes
 from ldm.paper.quality import LABEL
-from ldm.paper.rows import Method, Table, read_table
+from ldm.paper.rows import Table, TableRow, read_table
 from ldm.paper.runs import train_missing
 from ldm.paper.table2 import QualityTable
 from ldm.pictures import picture_grid, read_image
@@ -70,11 +69,11 @@ class Drawn(NamedTuple):
 def competition(args: argparse.Namespace) -> None:
     """The table and the figure, from the flags of python -m ldm.paper table2."""
     table = read_table(args.rows, Path(args.preset).stem, PUBLISHED)
+    parts = {part: _quality_args(args, table, part) for part in PARTS}  # what is missing is said before hours of training
+    trainings = {method.name: _training(args, method) for method in table.methods if method.train}
     if not args.resume and STARTED_BY not in os.environ:
         for folder in ("training", "pictures"):
             shutil.rmtree(args.out_dir / folder, ignore_errors=True)
-    parts = {part: _quality_args(args, table, part) for part in PARTS}  # what is missing is said before hours of training
-    trainings = {method.name: _training(args, method) for method in table.methods if method.train}
     # Before `launch`, whose processes would wait for each other too long; those that it starts find nothing missing.
     train_missing(dict(trainings.values()), devices=args.devices, label="Table 2, trainings")
     costs = {method.name: _cost(method, trainings) for method in table.methods}
@@ -91,7 +90,7 @@ def competition(args: argparse.Namespace) -> None:
         print(f"{console_table(measured)}\n\n{REMARK.format(devices=args.devices, out_dir=args.out_dir)}")
 
 
-def draw_and_score(fabric: Fabric, methods: Sequence[Method], parts: Mapping[str, argparse.Namespace],
+def draw_and_score(fabric: Fabric, methods: Sequence[TableRow], parts: Mapping[str, argparse.Namespace],
                    costs: Mapping[str, Cost]) -> Drawn:
     """Draws and scores all parts with all methods, on all devices together."""
     args = next(iter(parts.values()))
@@ -99,9 +98,8 @@ def draw_and_score(fabric: Fabric, methods: Sequence[Method], parts: Mapping[str
     model = files.load(fabric.device)
     set_precision(model, precision)
     results = [Path(costs[method.name]["result"]) for method in methods[1:]]
-    base, *learned = load_prefixes(model, results, files)
-    prefixes = [base, *(replace(prefix, label=f"{method.slug}-{prefix.hash[:8]}")
-                        for method, prefix in zip(methods[1:], learned, strict=True))]
+    labels = [f"{method.slug}-{file_hash(result)[:8]}" for method, result in zip(methods[1:], results, strict=True)]
+    prefixes = load_prefixes(model, results, files, labels)
     rows, texts = [], {}
     for part, part_args in parts.items():
         part_args.embedding, part_args.anonymize = results, True
@@ -112,14 +110,14 @@ def draw_and_score(fabric: Fabric, methods: Sequence[Method], parts: Mapping[str
     return Drawn(prefixes, rows, texts)
 
 
-def table2_layout(methods: Sequence[Method], rows: Sequence[Row]) -> list[Row]:
+def table2_layout(methods: Sequence[TableRow], rows: Sequence[Row]) -> list[Row]:
     """One row a method: `COLUMNS`, then what it has cost."""
     found = {(row["method"], row["part"]): row for row in rows}
     return [{"method": method.name} | {column: found[method.name, part][key] for column, (part, key) in COLUMNS.items()}
             | {column: _rounded(found[method.name, "S_ID"][key], unit) for column, (key, unit) in COSTS.items()} for method in methods]
 
 
-def beside_published(methods: Sequence[Method], measured: Sequence[Row]) -> list[Row]:
+def beside_published(methods: Sequence[TableRow], measured: Sequence[Row]) -> list[Row]:
     """The rows of `table2_layout` with the paper's values behind those columns for which there are any."""
     known = {column for method in methods for column in method.published}
     return [{title: value for column, own in row.items() for title, value in
@@ -127,7 +125,7 @@ def beside_published(methods: Sequence[Method], measured: Sequence[Row]) -> list
             for method, row in zip(methods, measured, strict=True)]
 
 
-def figure4(methods: Sequence[Method], drawn: Drawn, parts: Mapping[str, argparse.Namespace]) -> Image.Image:
+def figure4(methods: Sequence[TableRow], drawn: Drawn, parts: Mapping[str, argparse.Namespace]) -> Image.Image:
     """A row a method that is shown there, a column a person or prompt; the pictures are the table's, of equal noise in a column."""
     labels, columns = [], []
     for part, args in parts.items():
@@ -149,16 +147,17 @@ def _quality_args(args: argparse.Namespace, table: Table, part: str) -> argparse
                                            "--out_dir", str(args.out_dir / "pictures" / part)])
 
 
-def _training(args: argparse.Namespace, method: Method) -> tuple[Path, list[str]]:
+def _training(args: argparse.Namespace, method: TableRow) -> tuple[Path, list[str]]:
     """The folder of a training, and the flags of train.py, which have been checked."""
     flags = ["--preset", args.preset, "--prompt", method.slug, "--eval_names", "0",
              *as_flags(train_parser(), method.train, f"{args.rows}, row '{method.name}',")]
-    resolved = {flag: str(value) for flag, value in vars(parse_train_args(flags)).items() if flag not in BESIDE}
+    resolved = {flag: file_hash(value) if isinstance(value, Path) and value.is_file() else str(value)
+                for flag, value in vars(parse_train_args(flags)).items() if flag not in BESIDE}
     digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
     return args.out_dir / "training" / f"{method.slug}-{digest}", flags
 
 
-def _cost(method: Method, trainings: Mapping[str, tuple[Path, list[str]]]) -> Cost:
+def _cost(method: TableRow, trainings: Mapping[str, tuple[Path, list[str]]]) -> Cost:
     """What train.py says of a finished training; of a file that was there, its size alone; nothing of the model as it is."""
     if method.result:
         return {"result": method.result, "result_bytes": method.result.stat().st_size}

@@ -21,16 +21,16 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import console_table, write_csv, write_results
 from ldm.generation import batches_of
-from ldm.loading import ModelFiles, file_hash
+from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.paper.attack_pictures import Studio
-from ldm.paper.attack_runs import CONFIG, NONE, Plan, Run, attack_runs, frozen_run, photos_seen, read_plan, refuse_mixed
+from ldm.paper.attack_runs import CONFIG, NONE, AttackPlan, Run, attack_runs, frozen_run, photos_seen, read_plan, refuse_mixed
 from ldm.paper.figure5_plot import draw_curves
 from ldm.paper.identity import Drawing
 from ldm.paper.new_people import NewPerson, read_new_people, true_faces
 from ldm.paper.runs import train_missing
 from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import versions, write_json
-from ldm.util import write_atomically
+from ldm.util import UserError, write_atomically
 
 COLUMNS = ("id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_max", "detection_rate", "tar", "n_identities", "n_images")
 PEOPLE_SHOWN = 8
@@ -48,6 +48,8 @@ def figure5(args: argparse.Namespace, config: Path = CONFIG) -> None:
     plan = read_plan(config, n_people=args.n_people, n_photos=args.n_photos, n_samples=args.n_samples)
     people = read_new_people(args.photos, plan.n_people, plan.n_photos)
     portraits = portrait_arguments(args.preset)
+    if has_two_encoders(portraits.config_path):
+        raise UserError(f"figure5 teaches tokens to one text encoder, and {portraits.config_path} has two; give another --preset")
     one = argparse.Namespace(devices=args.devices)
     take_one_device(one)
     device, files = launch(one.devices).device, ModelFiles.of(portraits)
@@ -91,7 +93,7 @@ class Curves:
         threshold: cosine from which a face counts as the person.
     """
 
-    def __init__(self, plan: Plan, prefix: Path, frozen: Run, runs: Sequence[Run], people: Mapping[str, NewPerson],
+    def __init__(self, plan: AttackPlan, prefix: Path, frozen: Run, runs: Sequence[Run], people: Mapping[str, NewPerson],
                  gallery: Mapping[str, np.ndarray], analyzer: FaceAnalyzer, threshold: float) -> None:
         self.plan, self.prefixes = plan, {NONE: NONE, prefix.stem: str(prefix)}
         self.frozen, self.runs, self.people = frozen, runs, people

@@ -17,7 +17,7 @@ from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
 from ldm.generation import Job, batches_of, generate
-from ldm.loading import ModelFiles, file_hash, read_edited_weights
+from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
 from ldm.pictures import ImageWriter, read_image
@@ -58,26 +58,27 @@ class Prefix:
         return edited(model, self.read_weights()) if self.read_weights else nullcontext()
 
 
-def load_prefixes(model: LatentDiffusion, paths: Sequence[Path], files: ModelFiles) -> list[Prefix]:
+def load_prefixes(model: LatentDiffusion, paths: Sequence[Path], files: ModelFiles, labels: Sequence[str] | None = None) -> list[Prefix]:
     """"none", then the prefix of each file, on the model's device; files of edited weights are read, checked and let go.
 
     Args:
         files: of the model.
+        labels: of the pictures' folders; None: the names of the files.
 
     Raises:
-        UserError: a file cannot be used with this model, or two files have one name.
+        UserError: a file cannot be used with this model, or two have one label.
     """
     prefixes = [Prefix()]
-    for path in paths:
-        if path.stem in (C2, *(prefix.label for prefix in prefixes)):
-            raise UserError(f"{path} has the name of another row, '{path.stem}', and their pictures would share a "
+    for path, label in zip(paths, labels or [path.stem for path in paths], strict=True):
+        if label in (C2, *(prefix.label for prefix in prefixes)):
+            raise UserError(f"{path} has the name of another row, '{label}', and their pictures would share a "
                             "folder; rename one of the files")
         if is_edited_weights(path):
-            prefixes.append(Prefix(path.stem, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
+            prefixes.append(Prefix(label, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
         else:
             manager = manager_for(model.cond_stage_model)
             manager.load(path)
-            prefixes.append(Prefix(path.stem, str(path), file_hash(path), manager.requires_grad_(False)))
+            prefixes.append(Prefix(label, str(path), file_hash(path), manager.requires_grad_(False)))
     return prefixes
 
 
@@ -85,8 +86,8 @@ def _edited_weights(path: Path, model: LatentDiffusion, files: ModelFiles) -> Ca
     """Reads a file of edited weights, which has been read once and fits the model."""
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     read = partial(read_edited_weights, path, shapes, files.ckpt_path)
-    changed = read()
-    if files.edited_weights and not read_edited_weights(files.edited_weights, shapes, files.ckpt_path).keys() <= changed.keys():
+    read()
+    if files.edited_weights and safetensors_metadata(path).get("beneath") != file_hash(files.edited_weights):
         raise UserError(f"{path} holds edited weights, but not on top of those that the model has, of --edited_weights "
                         f"{files.edited_weights}; leave out one of them")
     return read

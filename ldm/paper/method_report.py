@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldm.baselines.builders import phrase_of
-from ldm.baselines.plan import Plan
+from ldm.baselines.plan import MethodPlan
 from ldm.data.identities import read_people
 from ldm.data.images import load_image
 from ldm.edited_weights import edited
@@ -24,14 +24,13 @@ PHOTOS_SHOWN = 4
 Report = Callable[[LatentDiffusion, Path], str]  # (frozen model, result) -> what the console shows; files go to --out_dir
 
 
-def report_of(args: argparse.Namespace, plan: Plan, fabric: Fabric, precision: str) -> Report:
+def report_of(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, precision: str) -> Report:
     """The report on a method; what it reads is read now, so that a missing face or model is found out before the training."""
     if not plan.names:
         return lambda model, result: attack_report(args, plan, fabric, model, result)
     training_report = TrainingReport(args, read_people(args.people) if args.people else {}, fabric)
 
     def report(model: LatentDiffusion, result: Path) -> str:
-        fabric.barrier()  # the first device may still be writing the result
         rows = training_report.measure(model, result, precision=precision, arguments=vars(args))
         if fabric.is_global_zero:
             _, method = load_prefixes(model, [result], ModelFiles.of(args))
@@ -40,7 +39,7 @@ def report_of(args: argparse.Namespace, plan: Plan, fabric: Fabric, precision: s
     return report
 
 
-def attack_report(args: argparse.Namespace, plan: Plan, fabric: Fabric, model: LatentDiffusion, result: Path) -> str:
+def attack_report(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, model: LatentDiffusion, result: Path) -> str:
     """pictures.png: photos, and the person as drawn before the attack, after it, and behind the prefix of --embedding."""
     if not fabric.is_global_zero:
         return ""

@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
+from args.common import found
 from ldm.util import UserError, first_line
 
 KINDS = {"name": str, "train": dict, "result": str, "only": list, "figure4": bool, "published": dict}  # of the entries of a row
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Method:
+class TableRow:
     """A row: what a training makes, or the file `result`; with neither, the model as it is."""
 
     name: str
@@ -40,7 +40,7 @@ class Method:
 class Table:
     """The rows of one preset, the model as it is before all others, and the flags by which they are drawn and scored."""
 
-    methods: Sequence[Method]
+    methods: Sequence[TableRow]
     score: Mapping[str, Any]
 
 
@@ -95,15 +95,10 @@ def _checked(path: Path, row: Any, columns: Sequence[str]) -> Mapping[str, Any]:
     return row
 
 
-def _method(path: Path, row: Mapping[str, Any], preset: str) -> Method:
-    result = _found(Path(row["result"])) if "result" in row else None
+def _method(path: Path, row: Mapping[str, Any], preset: str) -> TableRow:
+    result = found(Path(row["result"])) if "result" in row else None
     if result and not result.is_file():
         raise UserError(f"{path}, row '{row['name']}': the result {row['result']} is not there; correct the path, or give 'train' in its "
                         "place")
-    return Method(row["name"], of_preset(row.get("train", {}), preset), result, row.get("figure4", False),
+    return TableRow(row["name"], of_preset(row.get("train", {}), preset), result, row.get("figure4", False),
                   row.get("published", {}))
-
-
-def _found(path: Path) -> Path:
-    """From the current folder, or else from the repository."""
-    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
