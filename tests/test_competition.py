@@ -217,7 +217,8 @@ def test_the_shipped_table_has_the_papers_values_and_rows_for_each_preset():
     published = {method.name: method.published for method in public.methods if method.published}
     assert published == {"base": {"CLIP": 0.3078, "Attr-ACC": 0.694}, "UCE": {"CLIP": 0.0298},
                          "CA": {"ID-ACC": 0.012, "Attr-ACC": 0.539}, "ours": {"ID-ACC": 0.04, "Attr-ACC": 0.602}}
-    assert [method.name for method in mini.methods][:-1] == [method.name for method in public.methods]
+    names, per_concept = [method.name for method in mini.methods][:-1], ("FMN, 35 a name", "ESD, 1000 a name", "CA, 100 a name")
+    assert names == [method.name for method in public.methods if method.name not in per_concept]
     assert mini.methods[-1].result == ROOT / "embeddings/apl-mini.pt" or mini.methods[-1].result == Path("embeddings/apl-mini.pt")
     assert {method.train["train_method"] for method in public.methods[1:]} == {"forget_me_not", "uce", "esd", "concept_ablation", "apl"}
     assert mini.score["n_names"] == 32 and "n_names" not in public.score
