@@ -1,5 +1,6 @@
 """A Stable Diffusion v1 in miniature's miniature: 2 U-Net levels, 32 channels, text width 32, 32 px; random weights."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -117,3 +118,25 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fabric():
     return launch("cpu", 1)
+
+
+@pytest.fixture(scope="session")
+def train_inputs(tmp_path_factory) -> Path:
+    """A folder with people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and s_reg/."""
+    people = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
+    folder = tmp_path_factory.mktemp("inputs")
+    with (folder / "people.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in people.items())])
+    (folder / "templates.txt").write_text("{}\na photo of {}\n")
+    (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
+    (folder / "faces").mkdir()
+    (folder / "faces" / "fake.onnx").touch()
+    random = np.random.default_rng(0)
+    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in people})
+    for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "s_reg/1", "s_reg/2"):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    for number in (1, 2):
+        (folder / "s_reg" / f"{number}.txt").write_text(f"{number} red cars")
+    return folder

@@ -1,9 +1,7 @@
 """train.py with a competing method or an attack: its flags, the file that comes out of it, and a run that goes on where it stopped."""
 
-import csv
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +17,6 @@ from ldm.edited_weights import write_edited_weights
 from ldm.loading import file_hash, load_frozen_model, safetensors_metadata
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 
-PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
 FEW = {  # flags that make each method short
     "esd": ("--iterations", 4, "--ddim_steps", 2, "--save_every", 2), "uce": (),
     "concept_ablation": ("--iterations", 4, "--batch_size", 2, "--n_prior_images", 3, "--save_every", 2),
@@ -29,36 +26,17 @@ FEW = {  # flags that make each method short
 ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and photos/."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
-    (folder / "templates.txt").write_text("a photo of {}\n")
-    (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
-    random = np.random.default_rng(0)
-    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in PEOPLE})
-    for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "photos/1", "photos/2"):
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    return folder
-
-
 @pytest.fixture
-def command(inputs, tiny_files, tmp_path, monkeypatch):
+def command(train_inputs, tiny_files, tmp_path, monkeypatch):
     """(method, further flags) -> flags of train.py for the tiny model, without a table at the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ldm.paper.training_report.FaceAnalyzer", PixelAnalyzer, raising=False)
 
     def flags(method: str, *more: object) -> list[str]:
-        data = ("--photos", inputs / "photos") if method not in ERASERS else ("--people", inputs / "people.csv")
-        data += ("--identity_images", inputs / "s_id") if method == "forget_me_not" else ()
+        data = ("--photos", train_inputs / "s_reg") if method not in ERASERS else ("--people", train_inputs / "people.csv")
+        data += ("--identity_images", train_inputs / "s_id") if method == "forget_me_not" else ()
         templates = method in ("concept_ablation", "textual_inversion") and "--anchor_prompts" not in more
-        data += ("--templates", inputs / "templates.txt") if templates else ()
+        data += ("--templates", train_inputs / "templates.txt") if templates else ()
         return [str(flag) for flag in ("--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--train_method", method, *data,
                                        "--devices", "cpu", "--eval_ddim_steps", 2, *(("--eval_names", 0) if method in ERASERS else ()),
                                        *FEW[method], *more)]
@@ -109,9 +87,9 @@ def test_textual_inversion_writes_the_token_alone(command, tmp_path):
     assert (tmp_path / "runs" / "textual_inversion" / "pictures.png").exists()
 
 
-def test_a_table_is_made_of_an_eraser_and_pictures_of_it(command, inputs, tmp_path, capsys):
-    train.main(command("uce", "--eval_names", 1, "--eval_samples", 1, "--prompts_file", inputs / "prompts.txt", "--gallery",
-                       inputs / "gallery.npz", "--face_pack", inputs / "faces"))
+def test_a_table_is_made_of_an_eraser_and_pictures_of_it(command, train_inputs, tmp_path, capsys):
+    train.main(command("uce", "--eval_names", 1, "--eval_samples", 1, "--prompts_file", train_inputs / "prompts.txt", "--gallery",
+                       train_inputs / "gallery.npz", "--face_pack", train_inputs / "faces"))
     rows = json.loads((tmp_path / "runs" / "uce" / "results.json").read_text())
     assert [row["prefix"] for row in rows if "group" in row] == ["none", "none", *["runs/uce/uce.safetensors"] * 2]
     assert [row["mse"] > 0 for row in rows if "mse" in row] == [False, True, True]

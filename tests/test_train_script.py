@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from as_script import run_script
-from PIL import Image
 from refusals import refusal
 from safetensors.torch import save_file
 from test_test_id import PixelAnalyzer
@@ -22,28 +21,11 @@ import train
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 
 ROOT = Path(__file__).resolve().parents[1]
-PEOPLE = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    """A folder with people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and s_reg/."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
-    (folder / "templates.txt").write_text("{}\na photo of {}\n")
-    (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
-    random = np.random.default_rng(0)
-    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in PEOPLE})
-    for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "s_reg/1", "s_reg/2"):
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    for number in (1, 2):
-        (folder / "s_reg" / f"{number}.txt").write_text(f"{number} red cars")
-    return folder
+def inputs(train_inputs) -> Path:
+    return train_inputs
 
 
 @pytest.fixture(scope="module")
