@@ -58,8 +58,13 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
         named = typed_flags(argv) & {"config_path", "ckpt_path"}
         preset = "sd-v1-5" if named else "mini"
         parser.remark = " (--preset sd-v1-5 is taken where a model is named by its paths; give another)" if named else ""
-    args = parser.parse_args([*preset_flags(parser, preset), *argv])
+    presets = preset_flags(parser, preset)
+    args = parser.parse_args([*presets, *argv])
     args.preset = preset
+    replaced = [flag.partition("=")[2] for flag in presets if flag.startswith("--edited_weights=")]
+    if replaced and "edited_weights" in typed_flags(argv) and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: --edited_weights {args.edited_weights} takes the place of {replaced[0]}, which the preset {preset} has",
+              file=sys.stderr)
     return args
 
 

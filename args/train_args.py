@@ -114,7 +114,7 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--mix", metavar="P", type=number(float, 0, 1), default=0.5,
                        help="probability that a sample is from S_ID, else S_Reg")
     group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=50,
-                       help="bins of the 1000 timesteps from which t is drawn")
+                       help="bins of the 1000 timesteps from which t is drawn (apl, esd)")
 
     group = parser.add_argument_group("optimization", "Adam, on the prefix alone; for the published values of another method: "
                                                       "train.py --train_method esd --help")
@@ -153,7 +153,7 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--templates", metavar="FILE", type=Path,
                        help="prompt templates, one a line, filled alike into c1 and c2")
 
-    group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix")
+    group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix; not for attacks")
     add_face_arguments(group)
     add_attribute_arguments(group)
     group.add_argument("--prompts_file", metavar="FILE", type=Path, nargs="+",

@@ -170,6 +170,8 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
     Raises:
         UserError: the file has tensors that this model lacks, or says that it was made for another checkpoint.
     """
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"{path} is no .safetensors, as edited weights are; give such a file, or a prefix as --embedding")
     state, metadata = read_state_dict(path), safetensors_metadata(path)
     foreign = [key for key, value in state.items() if tuple(value.shape) != expected.get(key)]
     if foreign:

@@ -196,3 +196,18 @@ def test_models_of_sdxls_form_are_edited_too(command, tmp_path, tiny_xl_files, m
 def test_every_flag_that_only_some_methods_read_is_a_flag():
     from args.train_args import build_parser
     assert set(READ_BY) <= {action.dest for action in build_parser()._actions}
+
+
+def test_the_table_tells_the_erased_from_everybody_else(command, train_inputs, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("Cleo Vance\nNobody Known\n")
+    train.main(command("uce", "--names_file", "names.txt", "--eval_names", 2, "--eval_samples", 1, "--face_pack", train_inputs / "faces",
+                       "--gallery", train_inputs / "gallery.npz"))
+    rows = json.loads((tmp_path / "runs" / "uce" / "results.json").read_text())
+    assert [(row["group"], row["n_identities"]) for row in rows if "group" in row][:2] == [("train", 1), ("test", 2)]
+    assert "Nobody Known of names.txt is not in --people" in capsys.readouterr().err
+
+
+def test_edited_weights_in_the_place_of_a_presets_are_announced(capsys):
+    parse_train_args(["--preset", "mini-sepia", "--edited_weights", "data/mini/mini-sd-b.safetensors"])
+    said = capsys.readouterr().err
+    assert said.startswith("warning: --edited_weights data/mini/mini-sd-b.safetensors takes the place of") and "mini-sepia" in said

@@ -24,6 +24,7 @@ KINDS = (
     ("text_model.encoder.layers.", "a text encoder alone"),
     ("transformer.resblocks.", "a CLIP model in open_clip's form"),
     ("cond_stage_model.transformer.", V1),
+    ("model.diffusion_model.", "some weights of a U-Net (edited weights?)"),
 )
 LORA = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.", ".lora_linear_layer.", ".hada_w1", ".lokr_w1", ".oft_")
 

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.baselines.builders import phrase_of
 from ldm.baselines.plan import MethodPlan
-from ldm.data.identities import read_people
+from ldm.data.identities import Person, read_people
 from ldm.data.images import load_image
 from ldm.edited_weights import edited
 from ldm.fabric import Fabric
@@ -17,7 +18,7 @@ from ldm.paper.attack_pictures import checkpoint_weights
 from ldm.paper.identity import Prefix, load_prefixes
 from ldm.paper.training_report import NOISE_SEED, PORTRAIT, TrainingReport, summary, write_before_after
 from ldm.pictures import picture_grid
-from ldm.util import write_atomically
+from ldm.util import warn, write_atomically
 
 PHOTOS_SHOWN = 4
 
@@ -28,7 +29,7 @@ def report_of(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, precis
     """The report on a method; what it reads is read now, so that a missing face or model is found out before the training."""
     if not plan.names:
         return lambda model, result: attack_report(args, plan, fabric, model, result)
-    training_report = TrainingReport(args, read_people(args.people) if args.people else {}, fabric)
+    training_report = TrainingReport(args, people_of(args, plan), fabric)
 
     def report(model: LatentDiffusion, result: Path) -> str:
         rows = training_report.measure(model, result, precision=precision, arguments=vars(args))
@@ -37,6 +38,19 @@ def report_of(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, precis
             write_before_after(args.out_dir / "before-after.png", training_report.before_after(model), method)
         return summary(rows)
     return report
+
+
+def people_of(args: argparse.Namespace, plan: MethodPlan) -> dict[str, Person]:
+    """The people of --people; with --names_file the group train is those to be erased, and test everybody else."""
+    people = read_people(args.people) if args.people else {}
+    if not args.names_file:
+        return people
+    unknown = [name for name in plan.names if name not in people]
+    if unknown:
+        warn(f"{', '.join(unknown[:3])} of {args.names_file} {'is' if len(unknown) == 1 else 'are'} not in --people {args.people}, and "
+             "will not be in the table and pictures at the end")
+    erased = set(plan.names)
+    return {name: replace(person, group="train" if name in erased else "test") for name, person in people.items()}
 
 
 def attack_report(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, model: LatentDiffusion, result: Path) -> str:
@@ -51,10 +65,10 @@ def attack_report(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, mo
                                                scale=args.scale, seed=NOISE_SEED)]
 
     rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.pictures[:count]],
-            "before": drawn(Prefix())}
+            "drawn before the attack": drawn(Prefix())}
     none, *prefixes = load_prefixes(model, [args.embedding] if args.embedding else [], files)
     with edited(model, checkpoint_weights(model, result, args.token, args.ckpt_path)):
-        rows |= {"after": drawn(none), **{f"after, with {prefix.label}": drawn(prefix) for prefix in prefixes}}
-    sheet = picture_grid(list(rows.values()), list(rows), [f"{number + 1}" for number in range(count)])
+        rows |= {"drawn after it": drawn(none), **{f"after it, with {prefix.label}": drawn(prefix) for prefix in prefixes}}
+    sheet = picture_grid(list(rows.values()), list(rows), [prompt for prompt, _ in jobs])
     write_atomically(args.out_dir / "pictures.png", sheet.save)
     return f"photos and drawings of '{phrase_of(args)}' side by side: {args.out_dir / 'pictures.png'}"

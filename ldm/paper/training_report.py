@@ -81,7 +81,7 @@ class TrainingReport:
             drift = drift_table(self.fabric, model, self.prompts, prefixes, model_name=files.name,
                                 recognise=self.clip.recognise if self.clip else None, **self.drawing)
         rows = [*identity, *drift]
-        if self.fabric.is_global_zero:
+        if self.fabric.is_global_zero and rows:
             write_results(rows, args.out_dir)
             tables = [markdown_table(part) for part in (identity, drift) if part]
             write_atomically(args.out_dir / "results.md", lambda path: path.write_text("\n".join(tables), encoding="utf-8"))
