@@ -36,6 +36,6 @@ def test_the_frozen_model_is_drawn_once_for_all_grids(tiny_model, monkeypatch):
     drawn = []
     before_after = BeforeAfter(tiny_model, {"Ada (train)": "Ada", "a car": "a car"}, **DRAWING)
     monkeypatch.setattr(BeforeAfter, "_draw", lambda self, prefix: drawn.append(prefix) or [BLACK, WHITE])
-    prefix = object()
+    prefix = Prefix(manager=object())
     assert before_after.grid(prefix).size == before_after.grid(prefix).size
-    assert drawn == [None, prefix, prefix]
+    assert drawn == [Prefix(), prefix, prefix]

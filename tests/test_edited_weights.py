@@ -37,7 +37,7 @@ def test_gradients_reach_them_and_not_the_model(tiny_model):
 
 
 def test_equal_content_gives_equal_bytes_and_the_header_says_what_it_is(tmp_path):
-    weights = {"b": torch.ones(2, dtype=torch.bfloat16), "a": torch.zeros(3)}
+    weights = {KEY: torch.ones(2, dtype=torch.bfloat16), "model.diffusion_model.out.2.bias": torch.zeros(3)}
     for name in ("one", "two"):
         write_edited_weights(tmp_path / f"{name}.safetensors", weights, base_model="abc", train_method="esd", names=["Ada"], seed=3)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
