@@ -121,6 +121,7 @@ def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(t
     ("forget_me_not", ("--names_file", "unknown.txt"), "has no picture of Cleo Vance"),
     ("dreambooth", ("--photos", "many"), "give the folder of one, such as many/n1"),
     ("dreambooth", ("--photos", "empty"), "holds no photos"),
+    ("dreambooth", ("--photos", "corrupt"), "corrupt/2.png cannot be read as a picture"),
     ("textual_inversion", ("--token", "two words"), "one ordinary token"),
     ("dreambooth", ("--dry_run",), "--dry_run has no use")])
 def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, method, flags, said):
@@ -130,6 +131,8 @@ def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, meth
     (tmp_path / "many" / "n1").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "many" / "n1" / "1.png")
     (tmp_path / "empty" / "notes").mkdir(parents=True)
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "2.png").write_bytes((tmp_path / "many" / "n1" / "1.png").read_bytes()[:40])
     assert said in refusal(capsys, train.main, command(method, *flags))
 
 

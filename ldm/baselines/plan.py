@@ -17,7 +17,7 @@ from ldm.baselines.trainer import Settings, train
 from ldm.baselines.weights import Weights
 from ldm.data.attribute_sentences import read_names
 from ldm.data.identities import read_people
-from ldm.data.images import ImageSource
+from ldm.data.images import ImageSource, load_image
 from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.fabric import Fabric
@@ -40,8 +40,8 @@ class MethodPlan:
     """What will be trained from checked flags of train.py.
 
     Raises:
-        UserError: a list cannot be read, there is nobody to erase and no photo to learn from, or the method cannot do with two text
-            encoders.
+        UserError: a list cannot be read, there is nobody to erase and no photo to learn from, a photo cannot be decoded, or the method
+            cannot do with two text encoders.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -53,6 +53,8 @@ class MethodPlan:
         self.pictures: list[ImageSource] = []
         if args.photos:
             self.pictures = photos_of(args.photos)
+            for photo in self.pictures:  # a bad one is found before a long training
+                load_image(photo, size=8)
         elif args.identity_images:
             self.pictures = [image.source for image in images_of(args, self.names)]
         if args.iters_per_concept:
