@@ -6,7 +6,6 @@ log.csv holds no clock, and the state holds its length: a run that was killed an
 import json
 import os
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -122,6 +121,10 @@ def peak_memory() -> int:
     """The most bytes that this process has taken at once: on the GPU where it used one, else of the computer's memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows counts in another way
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
