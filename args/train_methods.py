@@ -70,7 +70,7 @@ def add_eraser_arguments(parser: argparse.ArgumentParser) -> None:
                        help="uce: texts that are kept: one a line, COCO captions .json, .jsonl or .csv")
     group.add_argument("--erase_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each name")
     group.add_argument("--preserve_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each text kept")
-    group.add_argument("--lamb", metavar="FLOAT", type=number(float, 0, above=True), default=0.5, 
+    group.add_argument("--lamb", metavar="FLOAT", type=number(float, 0, above=True), default=0.5,
                        help="uce: weight of the matrices as they are")
     group.add_argument("--ti_iterations", metavar="N", type=number(int, 1), default=500,
                        help="forget_me_not with-ti: steps of textual inversion for each name")

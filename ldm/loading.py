@@ -87,7 +87,7 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    expected = shapes_of(model)
     state = read_state_dict(ckpt_path)
     check_metadata(state, ckpt_path)
     if vae_path is not None:
@@ -157,6 +157,11 @@ def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) 
                         f"are not there or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
                         "alone or in a checkpoint")
     return found
+
+
+def shapes_of(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor by its key in a checkpoint."""
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def averaged(key: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data.captions import CaptionImage
+from ldm.data.frozen import TEXTS_KEPT, Contexts, picture_moments, posterior_draw
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import Mixture, Sample, normal
@@ -19,7 +20,6 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 
 READERS = 8            # threads that decode pictures
-TEXTS_KEPT = 4096      # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1, in the CPU's memory
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,11 @@ class TrainingSet:
             for _ in tqdm(images, "checking images", len(sources), unit="image", disable=not show_progress, leave=False):
                 pass
 
-    @torch.no_grad()
     def encode(self, numbers: Iterable[int]) -> None:
         """Posterior of every picture that the samples of these numbers need; each alone, so that its bits depend on no other."""
         for key, source in self.sources(numbers).items():
             if key not in self._moments:
-                image = load_image(source, 8 * self.model.image_size)[None].to(self.model.device)
-                posterior = self.model.encode_first_stage(image)
-                self._moments[key] = torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()  # (8, h, w)
+                self._moments[key] = picture_moments(self.model, source)
 
     def samples(self, numbers: Iterable[int]) -> Samples:
         """The samples of these numbers, S_ID first."""
@@ -87,17 +84,13 @@ class TrainingSet:
         """z_t of the samples, (B, 4, h, w) on the model's device; pictures that were not encoded yet are now."""
         self.encode(samples.numbers)
         drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
-        latent = torch.stack([self._latent(sample) for sample in drawn])
+        latent = torch.stack([posterior_draw(self.model, self._moments[sample.is_identity, sample.item], sample.posterior_seed)
+                              for sample in drawn])
         noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in drawn])
         return self.model.q_sample(latent.to(device), torch.tensor(samples.timesteps, device=device), noise.to(device))
 
     def _item(self, is_identity: bool, number: int) -> IdentityImage | CaptionImage:
         return (self.identities if is_identity else self.captions)[number]
-
-    def _latent(self, sample: Sample) -> Tensor:
-        mean, logvar = self._moments[sample.is_identity, sample.item].chunk(2)  # (4, h, w) each
-        drawn = mean + torch.exp(0.5 * logvar) * normal(sample.posterior_seed, mean.shape)
-        return self.model.get_first_stage_encoding(drawn)
 
     def _prompts(self, sample: Sample) -> tuple[str, str]:
         """c1 and c2 of a sample."""
@@ -111,23 +104,15 @@ class TrainingSet:
 class Texts:
     """What never changes about a text: tau(c) without the prefix, and the token ids of [AP] + c.
 
-    Each text is encoded once, and alone, so that the last bit of its context depends on nothing else.
+    Each text is looked up once.
     """
 
     def __init__(self, model: LatentDiffusion, prefix: EmbeddingManager):
-        @torch.no_grad()
-        def context(text: str) -> Tensor:
-            return model.get_learned_conditioning([text])[0].cpu()
-
         def token_ids(text: str) -> Tensor:
             return model.cond_stage_model.tokenize(with_prefix([text], prefix), prefix.extra_length)[0]
 
-        self._device = model.device
-        self._context, self._token_ids = functools.lru_cache(TEXTS_KEPT)(context), functools.lru_cache(TEXTS_KEPT)(token_ids)
-
-    def contexts(self, texts: Sequence[str]) -> Tensor:
-        """tau(c), (B, 77, d), of B texts, on the model's device."""
-        return torch.stack([self._context(text) for text in texts]).to(self._device)
+        self.contexts = Contexts(model)  # (texts) -> tau(c), (B, 77, d)
+        self._device, self._token_ids = model.device, functools.lru_cache(TEXTS_KEPT)(token_ids)
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, 77) of B texts with the placeholder in front, on the model's device."""

@@ -1,6 +1,7 @@
 """From the flags of train.py to each method, with the pictures and texts that it needs."""
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -24,34 +25,47 @@ from ldm.pictures import picture_files
 from ldm.util import UserError
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a method is trained on, read once."""
+
+    names: list[str] = field(default_factory=list)             # to be erased
+    images: list[IdentityImage] = field(default_factory=list)  # that show them
+    photos: list[ImageSource] = field(default_factory=list)    # of the person whom an attack learns
+
+    @property
+    def pictures(self) -> list[ImageSource]:
+        return self.photos or [image.source for image in self.images]
+
+
 def weights_to_train(args: argparse.Namespace, model: LatentDiffusion) -> Weights:
     """Float32 copies of what the method trains, of a model as it was loaded, before its arithmetic is chosen; none for a token."""
     group = {"esd": PARAMETERS_OF.get(args.variant), "uce": "xattn-kv", "dreambooth": "full"}.get(args.train_method, args.parameters)
     return Weights(model, parameters_of(model, group, text_encoder=bool(args.train_text_encoder)) if group else [])
 
 
-def build_esd(args: argparse.Namespace, names: list[str], weights: Weights, _work: Work) -> ESD:
+def build_esd(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> ESD:
     """ESD in the variant asked for; UserError where the schedule has no so many equal parts."""
     if weights.model.num_timesteps % args.ddim_steps:
         raise UserError(f"--ddim_steps {args.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give a "
                         "number that does, such as 50")
-    pictures = pictures_of_names(args, names, weights.model) if args.z_t == "noised" else None
-    return ESD(weights, names, eta=args.negative_guidance, start_guidance=args.start_guidance, bins=args.ddim_steps, seed=args.seed,
-               pictures=pictures)
+    pictures = pictures_of_names(material, weights.model) if args.z_t == "noised" else None
+    return ESD(weights, material.names, eta=args.negative_guidance, start_guidance=args.start_guidance, bins=args.ddim_steps,
+               seed=args.seed, pictures=pictures)
 
 
-def build_concept_ablation(args: argparse.Namespace, names: list[str], weights: Weights, work: Work) -> ConceptAblation:
+def build_concept_ablation(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ConceptAblation:
     """Concept Ablation, with the anchor's pictures drawn."""
     prompts = anchor_prompts(args)
     jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(args.n_prior_images)]
-    return ConceptAblation(weights, names, anchor=args.anchor, prompts=[prompt for prompt, _ in jobs],
+    return ConceptAblation(weights, material.names, anchor=args.anchor, prompts=[prompt for prompt, _ in jobs],
                            latents=prior_latents(args, weights.model, jobs, work), noise_based=args.variant == "noise-based",
                            anchor_weight=args.prior_weight, augment=args.augment, seed=args.seed)
 
 
-def build_forget_me_not(args: argparse.Namespace, names: list[str], weights: Weights, work: Work) -> ForgetMeNot:
+def build_forget_me_not(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
     """Forget-Me-Not, after its first stage where there is one."""
-    pictures, of_name = pictures_of_names(args, names, weights.model)
+    pictures, of_name = pictures_of_names(material, weights.model)
     tokens = {}
     if args.variant == "with-ti":
         tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
@@ -59,20 +73,20 @@ def build_forget_me_not(args: argparse.Namespace, names: list[str], weights: Wei
     return ForgetMeNot(weights, pictures, of_name, seed=args.seed, tokens=tokens)
 
 
-def build_dreambooth(args: argparse.Namespace, _names: list[str], weights: Weights, work: Work) -> DreamBooth:
+def build_dreambooth(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> DreamBooth:
     """DreamBooth, with the class's pictures drawn."""
     class_prompt = f"a photo of a {args.class_word}"
     jobs = [(class_prompt, number) for number in range(args.n_prior_images if args.prior_weight else 0)]
-    return DreamBooth(weights, PictureLatents(weights.model, photos_of(args.photos)), prompt=f"a photo of {phrase_of(args)}",
+    return DreamBooth(weights, PictureLatents(weights.model, material.photos), prompt=f"a photo of {phrase_of(args)}",
                       class_prompt=class_prompt, class_latents=prior_latents(args, weights.model, jobs, work),
                       prior_weight=args.prior_weight, seed=args.seed)
 
 
-def build_textual_inversion(args: argparse.Namespace, _names: list[str], weights: Weights, _work: Work) -> TextualInversion:
+def build_textual_inversion(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> TextualInversion:
     """Textual inversion, behind the prefix of --embedding if there is one."""
     model = weights.model
     vectors = TokenVectors(token_manager(args, model), args.token)
-    return TextualInversion(model, vectors, PictureLatents(model, photos_of(args.photos)), templates=templates_of(args),
+    return TextualInversion(model, vectors, PictureLatents(model, material.photos), templates=templates_of(args),
                             phrase=phrase_of(args), prefixed=args.embedding is not None, seed=args.seed)
 
 
@@ -125,17 +139,19 @@ def prior_latents(args: argparse.Namespace, model: LatentDiffusion, jobs: list[t
     return drawn_latents(work, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
 
 
-def pictures_of_names(args: argparse.Namespace, names: list[str], model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
-    """The pictures of --identity_images that show the names, and the numbers of each name's."""
-    images = images_of(args, names)
-    of_name = {name: [number for number, image in enumerate(images) if image.name == name] for name in names}
-    return PictureLatents(model, [image.source for image in images]), of_name
+def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
+    """The pictures that show the names, and the numbers of each name's."""
+    of_name: dict[str, list[int]] = {name: [] for name in material.names}
+    for number, image in enumerate(material.images):
+        of_name[image.name].append(number)
+    return PictureLatents(model, material.pictures), of_name
 
 
 def images_of(args: argparse.Namespace, names: list[str]) -> list[IdentityImage]:
     """The pictures of --identity_images that show the names; UserError where a name has none."""
-    images = [image for image in identity_images(args.identity_images, read_people(args.people)) if image.name in set(names)]
-    without = sorted(set(names) - {image.name for image in images})
+    erased = set(names)
+    images = [image for image in identity_images(args.identity_images, read_people(args.people)) if image.name in erased]
+    without = sorted(erased - {image.name for image in images})
     if without:
         raise UserError(f"{args.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name out")
     return images
@@ -152,6 +168,6 @@ def photos_of(folder: Path) -> list[ImageSource]:
     raise UserError(f"{folder} holds no photos; give a folder with a few photos of one person")
 
 
-# (flags, names, weights, work) -> the method, by --train_method; uce has nothing to train.
+# (flags, material, weights, work) -> the method, by --train_method; uce has nothing to train.
 BUILDERS = {"esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
             "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}

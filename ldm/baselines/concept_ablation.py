@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.baselines.samples import Contexts, noise_of, rng_of, timesteps_of
+from ldm.baselines.samples import noise_of, rng_of, timesteps_of
 from ldm.baselines.weights import Weights, cross_attentions
+from ldm.data.frozen import Contexts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # random sizes of a picture, and what the prompt says about them

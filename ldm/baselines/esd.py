@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.baselines.samples import Contexts, PictureLatents, noise_of, rng_of
+from ldm.baselines.samples import PictureLatents, noise_of, rng_of
 from ldm.baselines.weights import Weights
+from ldm.data.frozen import Contexts
 from ldm.models.diffusion.ddim import DDIMSampler
 
 PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # by variant
@@ -54,6 +55,8 @@ class ESD:
         self.eta, self.start_guidance, self.bins, self.seed = eta, start_guidance, bins, seed
         self.contexts, self.sampler = Contexts(self.model), DDIMSampler(self.model)
         self.sampler.make_schedule(bins, verbose=False)
+        with torch.no_grad():
+            self.empty = self.model.get_negative_conditioning("")  # (1, 77, d)
 
     def loss(self, numbers: range) -> Tensor:
         """See `ldm.baselines.trainer.Method`; gradients reach the weights alone."""
@@ -63,7 +66,7 @@ class ESD:
         timestep = torch.tensor([int((k + rng.random()) * self.model.num_timesteps / self.bins) for k, rng in zip(bins, rngs, strict=True)],
                                 device=self.model.device)
         context, noise = self.contexts(names), noise_of(self.model, rngs)
-        empty = self.model.get_negative_conditioning("").expand_as(context)
+        empty = self.empty.expand_as(context)
         with torch.no_grad():
             if self.pictures:
                 latents, of_name = self.pictures

@@ -44,6 +44,7 @@ class ForgetMeNot:
                  tokens: Mapping[str, EmbeddingManager]):
         self.model, self.trained, self.pictures, self.of_name = weights.model, weights, pictures, of_name
         self.names, self.seed, self.tokens = list(of_name), seed, tokens
+        self._prompts: dict[str, tuple[Tensor, list[int]]] = {}
 
     def loss(self, numbers: range) -> Tensor:
         """See `ldm.baselines.trainer.Method`."""
@@ -52,7 +53,8 @@ class ForgetMeNot:
         latent = self.pictures([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
         timestep = timesteps_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise_of(self.model, rngs))
-        contexts, columns = zip(*(self.prompt_of(name) for name in names), strict=True)
+        self._prompts |= {name: self.prompt_of(name) for name in names if name not in self._prompts}
+        contexts, columns = zip(*(self._prompts[name] for name in names), strict=True)
         with attention_recorded(self.model) as probabilities:
             self.trained.eps(noisy_latent, timestep, torch.cat(contexts))
         return attention_norm(probabilities, columns)

@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from args.train_methods import ERASERS
-from ldm.baselines.builders import BUILDERS, edit_by_uce, images_of, photos_of, phrase_of
+from ldm.baselines.builders import BUILDERS, Material, edit_by_uce, images_of, photos_of, phrase_of
 from ldm.baselines.samples import Work
 from ldm.baselines.textual_inversion import TextualInversion
 from ldm.baselines.trainer import Settings, train
 from ldm.baselines.weights import Weights
 from ldm.data.attribute_sentences import read_names
 from ldm.data.identities import read_people
-from ldm.data.images import ImageSource, load_image
+from ldm.data.images import load_image
 from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.fabric import Fabric
-from ldm.loading import ModelFiles, file_hash, has_two_encoders, read_edited_weights, safetensors_metadata
+from ldm.loading import ModelFiles, file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.logbook import Logbook
 from ldm.run_folder import versions, write_json
 from ldm.util import UserError
@@ -49,24 +49,21 @@ class MethodPlan:
         if (self.method == "textual_inversion" or args.variant == "with-ti") and has_two_encoders(args.config_path):
             raise UserError(f"--train_method {self.method} learns the vectors of a token for one text encoder, and {args.config_path} has "
                             f"two; give another model{', or --variant without-ti' if args.variant else ''}")
-        self.names = names_to_erase(args) if self.method in ERASERS else []
-        self.pictures: list[ImageSource] = []
-        if args.photos:
-            self.pictures = photos_of(args.photos)
-            for photo in self.pictures:  # a bad one is found before a long training
-                load_image(photo, size=8)
-        elif args.identity_images:
-            self.pictures = [image.source for image in images_of(args, self.names)]
+        names = names_to_erase(args) if self.method in ERASERS else []
+        self.material = Material(names, images=images_of(args, names) if args.identity_images else [],
+                                 photos=photos_of(args.photos) if args.photos else [])
+        for photo in self.material.photos:  # a bad one is found before a long training
+            load_image(photo, size=8)
         if args.iters_per_concept:
-            args.iterations = args.iters_per_concept * len(self.names)
+            args.iterations = args.iters_per_concept * len(names)
 
     def describe(self) -> str:
         """The plan in a few lines."""
         args = self.args
         lines = {"model": f"{args.edited_weights or args.ckpt_path} in {args.config_path}, on {args.devices}, {args.precision}",
                  "method": f"{self.method}{f', {args.variant}' if args.variant else ''}",
-                 "of": f"{len(self.names)} names" if self.names else
-                       f"{len(self.pictures)} photos in {args.photos}, called '{phrase_of(args)}'",
+                 "of": f"{len(self.material.names)} names" if self.material.names else
+                       f"{len(self.material.photos)} photos in {args.photos}, called '{phrase_of(args)}'",
                  "training": "closed form" if args.lr is None else
                              f"{args.iterations} steps of {args.batch_size} samples, learning rate {args.lr:g}",
                  "result": f"{self.path(args.iterations)}"}
@@ -77,8 +74,8 @@ class MethodPlan:
         args = self.args
         files = [getattr(args, flag) for flag in FILES if getattr(args, flag)] + (args.preserve_prompts or [])
         files += [args.embedding] if self.method == "textual_inversion" and args.embedding else []
-        pictures = [file_hash(source.path) if args.photos else str(source) for source in self.pictures]  # S_ID has thousands
-        data = [self.names, pictures, [file_hash(path) for path in files]]
+        pictures = [file_hash(source.path) if args.photos else str(source) for source in self.material.pictures]  # S_ID has thousands
+        data = [self.material.names, pictures, [file_hash(path) for path in files]]
         return {name: getattr(args, name) for name in LEARNED_FROM} | {
             "devices": same_devices(args.devices), "precision": precision,
             "data": hashlib.sha256(repr(data).encode()).hexdigest()[:16], "config": file_hash(args.config_path),
@@ -96,23 +93,22 @@ class MethodPlan:
             UserError: in place of the result there is one of other settings.
         """
         args, result = self.args, self.path(self.args.iterations)
-        record = {"names": self.names} | logbook.arguments | {"base_model": file_hash(args.ckpt_path)}
+        record = {"names": self.material.names} | logbook.arguments | {"base_model": file_hash(args.ckpt_path)}
         beneath: dict[str, Tensor] = {}
         if args.edited_weights:
-            shapes = {key: tuple(value.shape) for key, value in weights.model.state_dict().items()}
-            beneath = read_edited_weights(args.edited_weights, shapes, args.ckpt_path)
+            beneath = read_edited_weights(args.edited_weights, shapes_of(weights.model), args.ckpt_path)
             record["beneath"] = file_hash(args.edited_weights)
         if fabric.is_global_zero:
             self.refuse_another(result, record)
             written = {"arguments": vars(args), "learned_from": logbook.arguments, "versions": versions()}
             write_json(args.out_dir / "arguments.json", written)
         if self.method == "uce":
-            edited, condition = edit_by_uce(args, self.names, weights)
+            edited, condition = edit_by_uce(args, self.material.names, weights)
             if fabric.is_global_zero:
                 print(f"condition number of the matrix that is inverted: {condition:.3g}")
                 write_edited_weights(result, beneath | edited, condition=condition, **record)
         else:
-            method = BUILDERS[self.method](args, self.names, weights, Work(fabric, logbook.note_cost))
+            method = BUILDERS[self.method](args, self.material, weights, Work(fabric, logbook.note_cost))
 
             def save(step: int) -> None:
                 if isinstance(method, TextualInversion):

@@ -1,6 +1,5 @@
-"""What training samples are made of: pictures as latents, contexts of texts, noise and timesteps; all a function of seed and number."""
+"""What training samples are made of: pictures as latents, noise and timesteps; all a function of seed and number."""
 
-import functools
 import hashlib
 import json
 import random
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.data.images import ImageSource, load_image
+from ldm.data.frozen import picture_moments, posterior_draw
+from ldm.data.images import ImageSource
 from ldm.data.mixture import normal
 from ldm.generation import Job, batches_of, image_noise
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -20,13 +20,12 @@ from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.sharing import Devices, in_rounds
 from ldm.util import write_atomically
 
-TEXTS_KEPT = 4096
 DRAWN_TOGETHER = 8
 
 
-def rng_of(seed: int, number: int, what: str = "sample") -> random.Random:
+def rng_of(seed: int, number: int) -> random.Random:
     """The source of every choice about training sample `number`."""
-    return random.Random(f"{what} {seed} {number}")
+    return random.Random(f"sample {seed} {number}")
 
 
 def noise_of(model: LatentDiffusion, rngs: Sequence[random.Random]) -> Tensor:
@@ -40,21 +39,6 @@ def timesteps_of(model: LatentDiffusion, rngs: Sequence[random.Random]) -> Tenso
     return torch.tensor([rng.randrange(model.num_timesteps) for rng in rngs], device=model.device)
 
 
-class Contexts:
-    """tau(c) of the frozen text encoder; each text is encoded once, and alone."""
-
-    def __init__(self, model: LatentDiffusion):
-        @torch.no_grad()
-        def context(text: str) -> Tensor:
-            return model.get_learned_conditioning([text])[0].cpu()
-
-        self._device, self._context = model.device, functools.lru_cache(TEXTS_KEPT)(context)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(B, 77, d) on the model's device."""
-        return torch.stack([self._context(text) for text in texts]).to(self._device)
-
-
 class PictureLatents:
     """Pictures in files as latents z_0, each encoded once, and alone."""
 
@@ -64,19 +48,11 @@ class PictureLatents:
 
     def __call__(self, indices: Sequence[int], rngs: Sequence[random.Random]) -> Tensor:
         """A draw from the posterior of each of these pictures, (B, 4, h, w)."""
-        drawn = []
-        for index, rng in zip(indices, rngs, strict=True):
-            mean, logvar = self._moments_of(index).chunk(2)
-            drawn.append(mean + torch.exp(0.5 * logvar) * normal(rng.getrandbits(63), mean.shape))
-        return self.model.get_first_stage_encoding(torch.stack(drawn)).to(self.model.device)
-
-    @torch.no_grad()
-    def _moments_of(self, index: int) -> Tensor:
-        if index not in self._moments:
-            image = load_image(self.sources[index], 8 * self.model.image_size)[None].to(self.model.device)
-            posterior = self.model.encode_first_stage(image)
-            self._moments[index] = torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
-        return self._moments[index]
+        for index in indices:
+            if index not in self._moments:
+                self._moments[index] = picture_moments(self.model, self.sources[index])
+        return torch.stack([posterior_draw(self.model, self._moments[index], rng.getrandbits(63))
+                            for index, rng in zip(indices, rngs, strict=True)]).to(self.model.device)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ldm.apl.launch import set_precision
 from ldm.edited_weights import edited, is_edited_weights
-from ldm.loading import ModelFiles, read_edited_weights
+from ldm.loading import ModelFiles, read_edited_weights, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager, manager_for
 from ldm.paper.attack_runs import NONE, Run
@@ -63,7 +63,7 @@ class Studio:
 def checkpoint_weights(model: LatentDiffusion, checkpoint: Path, token: str, ckpt_path: Path) -> Mapping[str, Tensor]:
     """What an attack's checkpoint changes in the model: its edited weights, or the token's row in the table of embeddings."""
     if is_edited_weights(checkpoint):
-        return read_edited_weights(checkpoint, {key: tuple(value.shape) for key, value in model.state_dict().items()}, ckpt_path)
+        return read_edited_weights(checkpoint, shapes_of(model), ckpt_path)
     manager = EmbeddingManager(model.cond_stage_model, [token], num_vectors_per_token=1)
     manager.load(checkpoint)
     table = model.get_parameter(TOKEN_TABLE).clone()

@@ -17,7 +17,7 @@ from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
 from ldm.generation import Job, batches_of, generate
-from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata
+from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
 from ldm.pictures import ImageWriter, read_image
@@ -84,8 +84,7 @@ def load_prefixes(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
 
 def _edited_weights(path: Path, model: LatentDiffusion, files: ModelFiles) -> Callable[[], Mapping[str, Tensor]]:
     """Reads a file of edited weights, which has been read once and fits the model."""
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    read = partial(read_edited_weights, path, shapes, files.ckpt_path)
+    read = partial(read_edited_weights, path, shapes_of(model), files.ckpt_path)
     read()
     if files.edited_weights and safetensors_metadata(path).get("beneath") != file_hash(files.edited_weights):
         raise UserError(f"{path} holds edited weights, but not on top of those that the model has, of --edited_weights "

@@ -27,7 +27,7 @@ Report = Callable[[LatentDiffusion, Path], str]  # (frozen model, result) -> wha
 
 def report_of(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, precision: str) -> Report:
     """The report on a method; what it reads is read now, so that a missing face or model is found out before the training."""
-    if not plan.names:
+    if not plan.material.names:
         return lambda model, result: attack_report(args, plan, fabric, model, result)
     training_report = TrainingReport(args, people_of(args, plan), fabric)
 
@@ -45,11 +45,11 @@ def people_of(args: argparse.Namespace, plan: MethodPlan) -> dict[str, Person]:
     people = read_people(args.people) if args.people else {}
     if not args.names_file:
         return people
-    unknown = [name for name in plan.names if name not in people]
+    unknown = [name for name in plan.material.names if name not in people]
     if unknown:
         warn(f"{', '.join(unknown[:3])} of {args.names_file} {'is' if len(unknown) == 1 else 'are'} not in --people {args.people}, and "
              "will not be in the table and pictures at the end")
-    erased = set(plan.names)
+    erased = set(plan.material.names)
     return {name: replace(person, group="train" if name in erased else "test") for name, person in people.items()}
 
 
@@ -57,14 +57,14 @@ def attack_report(args: argparse.Namespace, plan: MethodPlan, fabric: Fabric, mo
     """pictures.png: photos, and the person as drawn before the attack, after it, and behind the prefix of --embedding."""
     if not fabric.is_global_zero:
         return ""
-    files, count = ModelFiles.of(args), min(PHOTOS_SHOWN, len(plan.pictures))
+    files, count = ModelFiles.of(args), min(PHOTOS_SHOWN, len(plan.material.photos))
     jobs = [(PORTRAIT.replace("{name}", phrase_of(args)), sample) for sample in range(count)]
 
     def drawn(prefix: Prefix) -> list:
         return [image for _, image in generate(model, jobs, embedding_manager=prefix.manager, ddim_steps=args.eval_ddim_steps,
                                                scale=args.scale, seed=NOISE_SEED)]
 
-    rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.pictures[:count]],
+    rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.material.photos[:count]],
             "drawn before the attack": drawn(Prefix())}
     none, *prefixes = load_prefixes(model, [args.embedding] if args.embedding else [], files)
     with edited(model, checkpoint_weights(model, result, args.token, args.ckpt_path)):
