@@ -75,7 +75,8 @@ def gallery(args: argparse.Namespace) -> None:
     names = list(read_people(args.people)) if args.people else []
     people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
-    rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos, arguments=vars(args))
+    rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos,
+                        onto=args.onto, arguments=vars(args))
     print(describe(rows, names, args.out_dir))
 
 

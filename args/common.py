@@ -1,6 +1,7 @@
 """What the command lines share: groups of flags, presets, and checks that end with one sentence and exit status 2."""
 
 import argparse
+import functools
 import importlib
 import math
 import os
@@ -16,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "configs" / "presets"
-OUTPUTS = ("out_dir", "embeddings_dir", "target_cache")  # folders that need not be there
+OUTPUTS = ("out_dir", "embeddings_dir", "target_cache", "publish")  # folders that need not be there
 FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",
@@ -293,6 +294,7 @@ def _command(parser: Parser) -> str:
     return parser.prog.split()[0].removesuffix(".py")
 
 
+@functools.cache
 def _all_parsers() -> list[Parser]:
     """The parser of each command: of every module args/*_args.py."""
     names = [module.name for module in pkgutil.iter_modules([str(ROOT / "args")]) if module.name.endswith("_args")]

@@ -6,16 +6,16 @@ from pathlib import Path
 from args.common import Parser, check_paths, number, parse_with_preset
 from args.test_id_args import build_parser
 
-FIGURE5_NEEDED = ("photos", "embedding")
-FIGURE5_FLAGS = {*FIGURE5_NEEDED, "n_people", "n_photos", "n_samples", "keep_checkpoints"}
+FIGURE5_FLAGS = {"photos", "embedding", "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OF_KNOWN_PEOPLE = ("people", "gallery", "embedding", "clip", "drift_prompts")  # flags of test_id.py without a use here
 
 
 def add_figure5_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of figure5 beside --preset, --devices, --out_dir and --resume."""
+    """Flags of figure5 beside those of all tables and figures."""
     group = parser.add_argument_group("figure5", "identities that are learned later, paper section 4.4")
     group.add_argument("--photos", metavar="DIR", type=Path, help="a folder of photos for each person, as VGGFace2 has them")
-    group.add_argument("--embedding", metavar="FILE", type=Path, help="prefix file that is attacked")
+    group.add_argument("--embedding", metavar="FILE", type=Path,
+                       help="prefix file that is attacked (default: Table 1's, of each seed its own)")
     group.add_argument("--n_people", metavar="N", type=number(int, 1), help="the first people of --photos (default: the paper's 50)")
     group.add_argument("--n_photos", metavar="N", type=number(int, 1),
                        help="photos of each person to learn from, the others are the true face (default: 5)")

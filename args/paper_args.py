@@ -3,48 +3,86 @@
 import argparse
 from pathlib import Path
 
-from args.common import ROOT, Parser, add_devices_argument, add_preset_argument, check_devices, check_paths, parse_with_preset, typed_flags
-from args.figure5_flags import FIGURE5_FLAGS, FIGURE5_NEEDED, add_figure5_arguments
+from args.common import (
+    ROOT,
+    Parser,
+    add_devices_argument,
+    add_preset_argument,
+    check_devices,
+    check_paths,
+    number,
+    parse_with_preset,
+    typed_flags,
+)
+from args.figure5_flags import FIGURE5_FLAGS, add_figure5_arguments
 
-SHOWN = {"table2": "competing methods beside ours, in numbers (Table 2) and pictures (Figure 4)",
-         "figure5": "identities that an attacker teaches the model, without and with the prefix"}
+CONFIGS = ROOT / "configs" / "paper"
+TABLES = {"table1": "the prefix on other models, in numbers", "figure1": "what the prefix does, in pictures",
+          "figure3": "the prefix on other models, in pictures", "table3": "by prompt length m", "table4": "by alpha",
+          "figure6": "over the training", "figure7": "without L_Reg", "figure8": "by the number of identities",
+          "table2": "competing methods, in numbers", "figure4": "competing methods, in pictures",
+          "figure5": "identities that are learned later"}  # in the order in which they are made
+OTHERS = {"all": "all of them, the claims and the report", "list": "what there is, and how far it is",
+          "report": "one page of all that is finished, report.html and report.md"}
 
 
 def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Checked flags, `what` among them; a wrong value ends with a sentence and exit status 2. `out_dir` and `rows` are filled in."""
+    """Checked flags; a wrong value ends with a sentence and exit status 2.
+
+    `what` becomes a list of tables and figures, by name or as YAML files, `task` one of "make", "list" and "report", `whole` tells whether
+    all was asked for, and `out_dir` is filled in.
+    """
     parser = build_parser()
     args = parse_with_preset(parser, argv)
-    if args.what is None:
-        parser.error(f"it is not said what to make; give one of {', '.join(SHOWN)}, as in python -m ldm.paper table2")
+    if not args.what:
+        parser.error(f"it is not said what to make; give some of {', '.join([*TABLES, *OTHERS])}, as in python -m ldm.paper table1")
     check_devices(parser, args)
     if args.num_nodes != 1:
-        parser.error(f"--num_nodes {args.num_nodes} has no use here, for the trainings are started on this machine; leave it out")
-    without_use = {"rows"} if args.what == "figure5" else FIGURE5_FLAGS
-    for flag in sorted(typed_flags(argv) & without_use):
-        parser.error(f"--{flag} has no use with {args.what}; leave it out")
-    vars(args).update(dict.fromkeys(without_use))
-    if args.what == "table2":
-        args.rows = args.rows or ROOT / "configs" / "paper" / "table2.yaml"
-    args.out_dir = args.out_dir or Path("runs") / "paper" / args.what
-    check_paths(parser, args, FIGURE5_NEEDED if args.what == "figure5" else ())
+        parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with one --out_dir that they "
+                     "share")
+    alone = [word for word in args.what if word in OTHERS]
+    if alone and len(args.what) > 1:
+        parser.error(f"'{alone[0]}' stands alone; leave out {' '.join(word for word in args.what if word != alone[0])}")
+    args.whole = alone == ["all"]
+    args.task = alone[0] if alone and not args.whole else "make"
+    args.what = [*TABLES] if alone else list(dict.fromkeys(args.what))
+    for word in args.what:
+        if word not in TABLES and not (word.endswith((".yaml", ".yml")) and Path(word).is_file()):
+            parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OTHERS])}, or a YAML file such as "
+                         "configs/paper/table3.yaml")
+        names = [Path(one).stem for one in args.what if one != word]
+        if Path(word).stem in names or (word not in TABLES and Path(word).stem in TABLES and Path(word).resolve().parent != CONFIGS):
+            parser.error(f"{word} would take the place of another {Path(word).stem} in the same folder; give the file a name of its own")
+    if "figure5" not in args.what:
+        for flag in sorted(typed_flags(argv) & FIGURE5_FLAGS):
+            parser.error(f"--{flag} has no use without figure5; leave it out")
+        vars(args).update(dict.fromkeys(FIGURE5_FLAGS))
+    for flag in ("publish", "readme"):
+        if getattr(args, flag) and not (args.whole or args.task == "report"):
+            parser.error(f"--{flag} has no use without a report; leave it out, or give 'report' or 'all' in place of {' '.join(args.what)}")
+    args.out_dir = args.out_dir or Path("runs") / "paper" / Path(args.preset).stem
+    check_paths(parser, args, ("photos",) if "figure5" in args.what and args.task != "report" else ())
     return args
 
 
 def build_parser() -> Parser:
     """Flags of the paper's tables and figures."""
-    lines = "\n".join(f"  {name:8} {what}" for name, what in SHOWN.items())
-    parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [--preset NAME] [--devices LIST] [--out_dir DIR]",
-                    description=f"Train what is missing, draw, score and print; the tables in --out_dir have the published values "
-                                f"beside:\n\n{lines}\n\n"
-                                "The same command again goes on where it stopped.")
+    lines = "\n".join(f"  {name:8} {what}" for name, what in (TABLES | OTHERS).items())
+    parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [WHAT ...] [--preset NAME] [--seeds N] [--devices LIST] "
+                                                      "[--out_dir DIR]",
+                    description="Tables and figures of the paper: train what is missing, draw, score, and print published beside "
+                                f"measured.\n\n{lines}\n\n"
+                                "The same command again goes on where it stopped; several machines may share one --out_dir.")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", metavar="WHAT", nargs="?", choices=SHOWN, help=f"one of {', '.join(SHOWN)}")
+    parser.add_argument("what", metavar="WHAT", nargs="*", help="see above, or a YAML file of one's own, as those of configs/paper")
     add_preset_argument(parser)
+    parser.add_argument("--seeds", metavar="N", type=number(int, 1), default=3,
+                        help="trainings of each row, with seeds 0 to N-1 (default: 3)")
     add_devices_argument(parser)
-    parser.add_argument("--rows", metavar="FILE", type=Path, help="rows of table2, YAML (default: configs/paper/table2.yaml)")
-    add_figure5_arguments(parser)
     parser.add_argument("--out_dir", metavar="DIR", type=Path,
-                        help="folder of trainings, pictures and tables (default: runs/paper/WHAT)")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                        help="keep what is already there; without, its trainings and pictures are deleted first")
+                        help="folder of trainings, pictures, tables and report (default: runs/paper/PRESET)")
+    group = parser.add_argument_group("report")
+    group.add_argument("--publish", metavar="DIR", type=Path, help="also put a copy of the report there")
+    group.add_argument("--readme", metavar="FILE", type=Path, help="also write its results into this file, between its two marks")
+    add_figure5_arguments(parser)
     return parser

@@ -36,7 +36,7 @@ def parse_test_fid_clip_score_args(argv: list[str] | None = None) -> argparse.Na
     drawn, prompts, faces = args.images is None, "non_id" in args.half, "id" in args.half
     features = args.attribute_features if faces else "none"
     needed = {"config_path": drawn, "ckpt_path": drawn, "embedding": drawn and args.anonymize, "benchmark": drawn and prompts,
-              "people": faces, "face_pack": faces, "gallery": faces, "farl_weights": features == "farl",
+              "people": faces, "face_pack": faces or (prompts and args.count_faces), "gallery": faces, "farl_weights": features == "farl",
               "inception_weights": args.fid_protocol != "clip", "clip": "clip" in (args.fid_protocol, features)}
     optional = {"clip"} if prompts else set()
     vars(args).update({flag: None for flag, is_needed in needed.items() if not is_needed and flag not in optional})
@@ -86,6 +86,7 @@ def build_parser() -> Parser:
                             "(default: the .json beside --clip, or else ViT-g-14)")
     group.add_argument("--apl_compat", action="store_true",
                        help="CLIP score with the released code's preprocessing: nearest neighbour, no normalization")
+    group.add_argument("--count_faces", action="store_true", help="also the share of pictures of prompts in which a face is found")
     group.add_argument("--attribute_features", choices=("farl", "clip", "none"), default="farl",
                        help="of Attr-ACC: FaRL on the aligned face, or --clip on the whole picture")
     group.add_argument("--farl_weights", metavar="FILE", type=Path, help="FaRL, FaRL-Base-Patch16-LAIONFace20M-ep16.pth")

@@ -149,6 +149,8 @@ def build_parser(method: str = APL[0]) -> Parser:
 
     group = parser.add_argument_group("training data")
     group.add_argument("--identity_images", metavar="DIR", type=Path, help="S_ID: images of the people of --people")
+    group.add_argument("--n_identities", metavar="N", type=number(int, 1),
+                       help="learn from the first N people of S_ID alone (default: all)")
     group.add_argument("--caption_images", metavar="DIR", type=Path, help="S_Reg: images with captions")
     group.add_argument("--templates", metavar="FILE", type=Path,
                        help="prompt templates, one a line, filled alike into c1 and c2")

@@ -28,7 +28,7 @@ Z_T = ("sampled", "noised")
 READ_BY = {
     **dict.fromkeys(("alpha", "mix", "init", "initializer_words", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
                      "checkpointing", "compile", "cuda_graphs", "caption_images", "val_every", "lr_decay", "embeddings_dir"), APL),
-    "placeholder": (*APL, "textual_inversion"), "num_vectors": APL, "ddim_steps": (*APL, "esd"),
+    "placeholder": (*APL, "textual_inversion"), "num_vectors": APL, "n_identities": APL, "ddim_steps": (*APL, "esd"),
     **dict.fromkeys(("lr", "batch_size", "save_every", "log_every"), (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS)),
     "iterations": (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS), "identity_images": (*APL, "esd", "forget_me_not"),
     "templates": (*APL, "concept_ablation", "textual_inversion"), "variant": ERASERS, "names_file": ERASERS,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.sharing import Devices
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, first_line, write_atomically
 
 VERSIONS_OF = ("torch", "transformers", "insightface", "onnxruntime", "pillow", "numpy")
 LONGEST_NAME = 60  # characters; a file system counts up to 4 bytes for each, 255 in all
@@ -115,6 +115,14 @@ def write_json(path: str | Path, content: Any) -> None:
     """`content` as readable JSON in a whole file; what JSON does not know (paths) is written as a string."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` has written; UserError where the file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it, and the same command makes it again") from None
 
 
 def safe_name(name: str) -> str:

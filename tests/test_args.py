@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from args import common
+from args.paper_args import parse_paper_args
 from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
 from args.test_id_args import parse_test_id_args
 from args.train_args import parse_train_args
@@ -144,6 +145,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
     (["--ddim_steps", "1001"], "from 1 to 1000"),
     (["--seed", "-1"], "--seed"),
     (["--train_method", "magic"], "apl-released"),
+    (["--train_method", "esd", "--n_identities", "3"], "--n_identities has no use with --train_method esd; leave it out"),
     (["--devices", "gpu"], "none of auto, cpu, cpu:2"),
     (["--prompt", "../apl"], "--prompt"),
     (["--iter", "5"], "unrecognized arguments"),
@@ -172,6 +174,15 @@ def test_wrong_train_flags_end_with_a_sentence(world, capsys, flags, message):
 ])
 def test_wrong_test_id_flags_end_with_a_sentence(capsys, flags, message):
     assert message in sentence(capsys, test_id, *flags)
+
+
+def test_a_table_of_one_s_own_does_not_take_the_place_of_the_paper_s(world, capsys):
+    (world / "other").mkdir()
+    for name in ("table2.yaml", "mine.yaml", "other/mine.yaml"):
+        (world / name).write_text("rows: []")
+    for what in (["table2.yaml"], ["mine.yaml", "other/mine.yaml"], ["table3", str(ROOT / "configs/paper/table3.yaml")]):
+        assert "would take the place of another" in sentence(capsys, lambda *flags: parse_paper_args([*flags]), *what)
+    assert parse_paper_args([str(ROOT / "configs/paper/table3.yaml"), "mine.yaml"]).what[1] == "mine.yaml"
 
 
 def test_what_is_needed_is_asked_for(world, capsys):

@@ -25,14 +25,31 @@ def identity_scores(faces, attributes):
 def test_the_clip_score_is_a_mean_cosine_and_a_hundred_times_it():
     scores = {"fid": np.eye(2, dtype=np.float32), "clip": np.array([0.2, 0.4], np.float32)}
     row = prompt_row(scores, None)
-    assert row == {"n_images": 2, "clip": pytest.approx(0.3), "clip_x100": pytest.approx(30)}
+    assert row == pytest.approx({"n_images": 2, "clip": 0.3, "clip_x100": 30, "clip_low": 0.2, "clip_high": 0.4})  # both are one of the two
     row = prompt_row(scores | {"fid": scores["fid"] + [3, 4]}, scores)
     assert row["fid"] == pytest.approx(25) and (row["n_images"], row["n_base"]) == (2, 2) and row["kid"] is not None
+
+
+def test_the_interval_of_the_clip_score_is_narrower_the_more_prompts_there_are():
+    def width(count: int) -> float:
+        row = prompt_row({"fid": np.zeros((count, 1)), "clip": np.tile([0.2, 0.4], count // 2)}, None)
+        assert row["clip_low"] < row["clip"] < row["clip_high"]
+        return row["clip_high"] - row["clip_low"]
+
+    assert width(100) == pytest.approx(2 * 1.96 * 0.1 / 10, rel=0.1) and width(1000) < width(100) / 2
 
 
 def test_without_a_clip_model_there_is_no_clip_score():
     scores = PromptScorer(brightness)([DARK, LIGHT], ["night", "snow"])
     assert scores["fid"].tolist() == [[0] * 3, [255] * 3] and prompt_row(scores, None)["clip"] is None
+    assert "clip_low" not in prompt_row(scores, None)
+
+
+def test_faces_in_pictures_of_prompts_are_counted_where_they_are_looked_for():
+    analyzer = SimpleNamespace(analyze=lambda image: SimpleNamespace(embedding=ADA) if image.any() else None)
+    scores = PromptScorer(brightness, None, analyzer)([DARK, LIGHT, LIGHT, LIGHT], ["night", "snow", "fog", "ice"])
+    assert scores["face_found"].tolist() == [0, 1, 1, 1] and prompt_row(scores, None)["detection_rate"] == 0.75
+    assert "detection_rate" not in prompt_row(PromptScorer(brightness)([DARK, LIGHT], ["night", "snow"]), None)
 
 
 def test_each_picture_is_compared_with_its_own_prompt():

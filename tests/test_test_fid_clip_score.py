@@ -216,6 +216,18 @@ def test_another_way_of_scoring_scores_the_same_pictures_anew(copied, command, m
     assert len(list(copied.glob("non_id/scores/*"))) == 2 and len(list(copied.glob("id/scores/*"))) == 1
 
 
+def test_faces_of_prompts_are_counted_only_where_that_is_asked_for(copied, command, inputs, monkeypatch):
+    no_drawing(monkeypatch)
+    before, plain = rows_in(copied)[:2], {path.parent for path in copied.glob("non_id/scores/*/settings.json")}
+    assert all("detection_rate" not in row for row in before)
+    test_fid_clip_score.main(command(copied, "--half", "non_id", "--count_faces"))
+    assert rows_in(copied) == [row | {"detection_rate": 1} for row in before]
+    without, = plain
+    counted, = {path.parent for path in copied.glob("non_id/scores/*/settings.json")} - plain
+    settings, others = (json.loads((folder / "settings.json").read_text()) for folder in (counted, without))
+    assert settings == others | {"faces_by": "pixels"}  # without it the folder of scores is what it was before faces were counted
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--seed", 1), ("--scale", 3), ("--ddim_steps", 3), ("--prompt", "{name}")])
 def test_pictures_of_other_settings_are_never_scored(copied, command, capsys, flag, value):
     said = sentence(capsys, *command(copied, flag, value))
@@ -347,6 +359,7 @@ def test_folders_without_a_person_in_common_are_refused(command, tmp_path, capsy
     (["--fid_protocol", "clean"], "--inception_weights is missing"),
     (["--fid_protocol", "tf", "--inception_weights", "none.pth"], "--inception_weights none.pth is not there; put pt_inception"),
     (["--attribute_features", "farl"], "--farl_weights is missing"),
+    (["--half", "non_id", "--count_faces", "--face_pack", "none"], "--face_pack none is not there"),
     (["--attribute_features", "farl", "--farl_weights", "none.pth"], "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there"),
     (["--benchmark", "none.json"], "--benchmark none.json is not there"),
     (["--images", "none", "none"], "--images none is not there"),

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from test_test_id import PixelAnalyzer
 
 import train
+from args.train_args import parse_train_args
+from ldm.apl.plan import make_plan, of_first_people
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +130,16 @@ def test_the_plan_is_printed_and_nothing_is_written(command, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_first_people_of_the_list_alone_are_learned_from(command, inputs):
+    plan = make_plan(parse_train_args(command("--n_identities", 1)))
+    assert [image.name for image in plan.identities] == ["Ada Stone"] and len(plan.captions) == 2 and plan.mixture.n_identity == 1
+    everybody = make_plan(parse_train_args(command())).identities
+    assert make_plan(parse_train_args(command("--n_identities", 2))).identities == everybody
+    people = {name: None for name in ("Ben Wood", "Cleo Vance", "Ada Stone")}  # of Cleo there is no picture
+    assert [image.name for image in of_first_people(everybody, people, 1)] == ["Ben Wood"]
+    assert of_first_people(everybody, people, 2) == everybody
+
+
 def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
     train.main(command("--eval_names", 0, "--val_every", 0))
     assert "lr 0.001 instead of 0.1" in sentence(capsys, command("--lr", 0.1))
@@ -137,7 +149,8 @@ def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
     (["--ckpt_path", "absent.ckpt"], "absent.ckpt is not there"), (["--devices", "977"], "asks for GPU 977"),
     (["--iterations", "-5"], "'-5'"), (["--lookahead", "0"], "'0'"), (["--grad_accum", "3"], "cannot be made of --batch_size 2"),
     (["--target_cache", "/proc/targets"], "/proc/targets cannot be written"), (["--data_seed", "-1"], "'-1'"),
-    (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"),
+    (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"), (["--n_identities", "0"], "--n_identities"),
+    (["--n_identities", "3"], "S_ID shows 2 people where --n_identities asks for 3; give a smaller number"),
     (["--caption_images", "empty"], "empty folder"), (["--out_dir", "/proc/run"], "/proc/run cannot be written"),
     (["--placeholder", "anonymization"], "one ordinary token"), (["--init", "absent.pt"], "'absent.pt' is neither")])
 def test_wrong_flags_end_with_a_sentence(command, capsys, tmp_path, flags, message):

@@ -10,6 +10,7 @@ import torch
 from ldm.apl.estimate import cost_of, drawing_flops, speed_of, training_flops
 from ldm.apl.look_ahead import SAMPLES
 from ldm.apl.plan import Plan, describe, identity_share, make_plan
+from ldm.data.identities import GROUPS
 from ldm.device import devices_of, pick_precision
 from ldm.util import UserError
 
@@ -68,7 +69,8 @@ def estimate(args: argparse.Namespace, plan: Plan | None) -> list[str]:
 
     samples = args.iterations * args.batch_size
     pictures = samples if plan is None else min(samples, len(plan.identities) + len(plan.captions))
-    people = 2 * args.eval_names  # of both groups
+    people = 2 * args.eval_names if plan is None else sum(
+        min(args.eval_names, sum(person.group == group for person in plan.people.values())) for group in GROUPS)
     faces = people * args.eval_samples * (3 if args.c2 else 2)
     names = 0.0 if args.train_method == "apl-released" else identity_share(args)
     parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,

@@ -38,7 +38,7 @@ TARGETS = 1  # to be raised when this code computes other targets from the same 
 class Plan:
     """Data and settings of a run."""
 
-    people: dict[str, Person]
+    people: dict[str, Person]        # those whom S_ID shows first
     identities: list[IdentityImage]  # S_ID
     captions: list[CaptionImage]     # S_Reg
     templates: list[str]
@@ -55,11 +55,28 @@ def make_plan(args: argparse.Namespace) -> Plan:
     mix = identity_share(args)
     people = read_people(_needed(args, "people")) if mix > 0 or args.people else {}
     identities = identity_images(_needed(args, "identity_images"), people) if mix > 0 else []
+    if args.n_identities and identities:
+        identities = of_first_people(identities, people, args.n_identities)
+    shown = {image.name for image in identities}
+    people = dict(sorted(people.items(), key=lambda item: item[0] not in shown))  # the final table begins with those of whom it learns
     captions = caption_images(_needed(args, "caption_images")) if mix < 1 else []
     templates = read_templates(args.templates) if args.templates else ["{}"]
     mixture = Mixture(args.data_seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     return Plan(people, identities, captions, templates, mixture, settings)
+
+
+def of_first_people(images: list[IdentityImage], people: dict[str, Person], count: int) -> list[IdentityImage]:
+    """The images of the first `count` people that they show, in the order of the list of people (the paper's Figure 8).
+
+    Raises:
+        UserError: they show fewer people.
+    """
+    shown = {image.name for image in images}
+    chosen = [name for name in people if name in shown][:count]
+    if len(chosen) < count:
+        raise UserError(f"S_ID shows {len(chosen)} people where --n_identities asks for {count}; give a smaller number")
+    return [image for image in images if image.name in chosen]
 
 
 def identity_share(args: argparse.Namespace) -> float:

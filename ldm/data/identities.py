@@ -98,5 +98,5 @@ def _person_in(record: Record, folder: Path, people: dict[str, Person]) -> Perso
     person = people.get(name) or people.get(name.replace("_", " "))
     if person is None or not person.attributes:
         raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people; "
-                        "add a row name,group,attributes for this name")
+                        "add a row name,group,attributes for this name, or give pictures of the people of your own list alone")
     return person

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Row
+from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.tables import write_csv
 from ldm.pictures import picture_files, read_image
 from ldm.run_folder import names_by_folder, safe_name, versions, write_json
@@ -63,7 +63,8 @@ def read_classes(path: Path) -> dict[str, str]:
 
 
 def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Path, *, max_photos: int | None = None,
-                 first_photo: int = 0, photos: Path | None = None, arguments: Mapping[str, Any] | None = None) -> list[Row]:
+                 first_photo: int = 0, photos: Path | None = None, onto: Path | None = None,
+                 arguments: Mapping[str, Any] | None = None) -> list[Row]:
     """Writes gallery.npz (name -> embedding), gallery.csv (a row a photo) and gallery.json, and returns a row a person.
 
     What is known of a person is kept in gallery/<name>.npz and is taken from there while photos and recogniser are the same.
@@ -72,6 +73,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
         max_photos: the first ones of each person; None takes all.
         first_photo: number of the first photo that is taken, from 0.
         photos: the folder of all of them; where a model drew them, its manifest goes into gallery.json.
+        onto: a gallery whose people are kept, but for those of whom there are photos now.
         arguments: of the command, for gallery.json.
 
     Returns:
@@ -81,7 +83,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
         UserError: nobody has a photo with a face.
     """
     recogniser = analyzer.fingerprint()
-    gallery: dict[str, np.ndarray] = {}
+    gallery = load_gallery(onto) if onto else {}
     rows, table = [], []
     for name, folder in tqdm(people.items(), "gallery", unit="person"):
         files = picture_files(folder)[first_photo:max_photos]
@@ -92,7 +94,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
             mean = embeddings.mean(axis=0)
             gallery[name] = (mean / np.linalg.norm(mean)).astype(np.float32)
     write_csv(table, out_dir / "gallery.csv")
-    if not gallery:
+    if not any(row["with_face"] for row in rows):
         raise UserError(f"no face was found in any of the {len(table)} photos, see {out_dir / 'gallery.csv'}; give photos of faces, or "
                         "another --det_size")
     write_atomically(out_dir / "gallery.npz", lambda path: np.savez(path, **gallery))

@@ -123,7 +123,7 @@ def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
 def bootstrap_interval(values: Sequence[float], *, seed: int,
                        resamples: int = 2000) -> tuple[float | None, float | None]:
     """95 % percentile interval of the mean of `values` when they are drawn anew with replacement."""
-    if not values:
+    if not len(values):
         return None, None
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [0.025, 0.975])

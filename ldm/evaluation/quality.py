@@ -13,7 +13,7 @@ import numpy as np
 from ldm.evaluation.attributes import AttributeEncoder, attributes_kept
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.fid import frechet_distance, kernel_distance
-from ldm.evaluation.id_acc import Observation, Row, id_acc, image_scores
+from ldm.evaluation.id_acc import Observation, Row, bootstrap_interval, id_acc, image_scores
 from ldm.evaluation.portraits import Analyzer
 
 FACE_WIDTH = 512  # of ArcFace embeddings
@@ -33,17 +33,22 @@ class PromptScorer:
 
     Args:
         features_of: of FID.
+        analyzer: adds "face_found" (N,), 1 or 0.
         apl_compat: see `ImageEncoder.encode`; it concerns the CLIP score alone.
     """
 
-    def __init__(self, features_of: FeaturesOf, clip: ClipScorer | None = None, *, apl_compat: bool = False) -> None:
-        self.features_of, self.clip, self.apl_compat = features_of, clip, apl_compat
+    def __init__(self, features_of: FeaturesOf, clip: ClipScorer | None = None, analyzer: Analyzer | None = None, *,
+                 apl_compat: bool = False) -> None:
+        self.features_of, self.clip, self.analyzer, self.apl_compat = features_of, clip, analyzer, apl_compat
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
         if self.clip:
             cosines = self.clip.similarity(images, texts, apl_compat=self.apl_compat).numpy()
-        return {"fid": self.features_of(images), "clip": cosines}
+        scores = {"fid": self.features_of(images), "clip": cosines}
+        if self.analyzer:
+            scores["face_found"] = np.array([self.analyzer.analyze(image) is not None for image in images], np.float32)
+        return scores
 
 
 class IdentityScorer:
@@ -71,10 +76,16 @@ def prompt_row(scores: Scores, base: Scores | None) -> Row:
     """FID, KID and CLIP score of a set of pictures; `base`: of the model as it is, None if `scores` are its own.
 
     Returns:
-        clip: mean cosine, as in the paper; clip_x100: the same as other papers write it.
+        clip: mean cosine, as in the paper; clip_x100: the same as other papers write it; clip_low, clip_high: its 95 % bootstrap interval
+        over prompts; detection_rate, where faces were looked for: share of pictures that show one.
     """
-    clip = None if np.isnan(scores["clip"]).any() else float(scores["clip"].mean())
-    return _distances(scores, base) | {"clip": clip, "clip_x100": None if clip is None else 100 * clip}
+    found = {}
+    if "face_found" in scores:
+        found["detection_rate"] = float(scores["face_found"].mean())
+    if np.isnan(scores["clip"]).any():
+        return _distances(scores, base) | {"clip": None, "clip_x100": None} | found
+    clip, (low, high) = float(scores["clip"].mean()), bootstrap_interval(scores["clip"], seed=0)
+    return _distances(scores, base) | {"clip": clip, "clip_x100": 100 * clip, "clip_low": low, "clip_high": high} | found
 
 
 def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray],

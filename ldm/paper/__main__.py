@@ -1,11 +1,15 @@
-"""A table or a figure of the paper in one command, from the trainings to the numbers: python -m ldm.paper WHAT [--preset NAME]
+"""Tables and figures of the paper, published beside measured, from the trainings to the report: python -m ldm.paper WHAT [--preset NAME]
 
-    python -m ldm.paper table2 --preset mini                           # Table 2 and Figure 4, the competing methods beside ours
-    python -m ldm.paper figure5 --preset mini                          # Figure 5, attacks that teach the model new people
-    python -m ldm.paper table2 --preset sd-v1-5 --devices 0,1,2,3
+    python -m ldm.paper list                                           # what there is, and how far it is
+    python -m ldm.paper table3 figure6 --preset mini --seeds 3         # what is missing is trained, drawn and scored
+    python -m ldm.paper all --preset sd-v1-5 --devices 0,1,2,3         # all of them, the claims and the report
+    python -m ldm.paper report                                         # one page of all that is finished
 
-Trains what is missing, draws, scores, and writes everything into --out_dir. The same command again goes on where it stopped.
+The same command again goes on where it stopped.
 """
+
+import os
+import sys
 
 from args.paper_args import parse_paper_args
 from ldm.util import exit_with_sentence
@@ -15,13 +19,32 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_paper_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
-    if args.what == "table2":
-        from ldm.paper.competition import competition
-        competition(args)
-    else:
-        from ldm.paper.figure5 import figure5
-        figure5(args)
+    from ldm.paper.crew import PLACE, make
+    from ldm.paper.plan import claims_table, list_tables, pieces_of, read_tables
+    from ldm.paper.report import publish, update_readme, write_report
+    from ldm.paper.trainings import places
+
+    if args.task != "report":
+        tables = read_tables(args)
+        pieces = pieces_of(tables)
+        if args.task == "list":
+            print(list_tables(tables))
+            return
+        make(pieces, places(args.devices), args.out_dir, ", ".join(args.what[:3]) + ", ..." * (len(args.what) > 3))
+        if PLACE in os.environ:
+            return
+        for table in tables:
+            print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n")
+        print(claims_table(args))
+    if args.task == "report" or args.whole:
+        claims_table(args)
+        written = write_report(args.out_dir, args.preset)
+        print(f"report: {', '.join(map(str, written))}")
+        if args.publish:
+            publish(args.out_dir, args.publish)
+        if args.readme:
+            update_readme(args.readme, args.out_dir)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

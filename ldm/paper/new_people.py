@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.gallery import make_gallery, person_folders
 from ldm.evaluation.id_acc import load_gallery
+from ldm.loading import file_hash
 from ldm.pictures import picture_files
 from ldm.util import UserError
 
@@ -31,21 +31,25 @@ class NewPerson:
             shutil.copy2(photo, place / photo.name)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for the content of the learned photos."""
-        return hashlib.sha256(b"".join(hashlib.sha256(photo.read_bytes()).digest() for photo in self.learned)).hexdigest()[:16]
+        """8 hexadecimal digits that stand for the content of the learned photos, and for names and sizes of the others, which are many."""
+        held_out = [(photo.name, photo.stat().st_size) for photo in self.held_out]
+        return hashlib.sha256(repr([[file_hash(photo) for photo in self.learned], held_out]).encode()).hexdigest()[:8]
 
 
-def read_new_people(photos: Path, n_people: int, n_photos: int) -> dict[str, NewPerson]:
-    """The first people of a folder by name; the first `n_photos` photos of each are learned, the others held out.
+def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -> dict[str, NewPerson]:
+    """The first people of a folder by name, and for each further seed the next ones, from the first again at the end.
+
+    The first `n_photos` photos of each are learned, the others held out.
 
     Raises:
         UserError: the folder holds no folders of people, or fewer people or photos than asked for.
     """
-    folders = person_folders(photos)
+    folders = list(person_folders(photos).items())
     if len(folders) < n_people:
         raise UserError(f"{photos} has photos of {len(folders)} people where {n_people} are asked for; give more, or a smaller --n_people")
     people = {}
-    for name, folder in list(folders.items())[:n_people]:
+    for number in range(n_people):
+        name, folder = folders[(seed * n_people + number) % len(folders)]
         files = picture_files(folder)
         if len(files) <= n_photos:
             raise UserError(f"{folder} has {len(files)} photos, and {n_photos} to learn from leave none for the true face; give more, or a "
@@ -54,15 +58,11 @@ def read_new_people(photos: Path, n_people: int, n_photos: int) -> dict[str, New
     return people
 
 
-def true_faces(people: Mapping[str, NewPerson], analyzer: FaceAnalyzer, out_dir: Path, *, n_photos: int) -> dict[str, np.ndarray]:
+def true_face(name: str, person: NewPerson, analyzer: FaceAnalyzer, out_dir: Path) -> dict[str, np.ndarray]:
     """Mean embedding of the held-out photos by name, (512,) of unit length; files of `make_gallery` go to `out_dir`.
 
     Raises:
-        UserError: somebody's held-out photos show no face.
+        UserError: these photos show no face.
     """
-    rows = make_gallery({name: person.folder for name, person in people.items()}, analyzer, out_dir, first_photo=n_photos)
-    faceless = [row["name"] for row in rows if not row["with_face"]]
-    if faceless:
-        raise UserError(f"no face was found in the held-out photos of {', '.join(faceless)}, see {out_dir / 'gallery.csv'}; give photos of "
-                        "faces, or another --photos")
-    return load_gallery(out_dir / "gallery.npz", people)
+    make_gallery({name: person.folder}, analyzer, out_dir, first_photo=len(person.learned))
+    return load_gallery(out_dir / "gallery.npz", [name])

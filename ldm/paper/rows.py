@@ -1,9 +1,13 @@
-"""The rows of a table of configs/paper: how each of them is trained or which file it is, and what the paper published.
+"""A table or figure of configs/paper: its rows, how each of them is trained or which file it is, and what the paper published.
 
+    title: "ID-ACC by prompt length m"
+    section: the ablations          # of the paper
+    columns: [ID-ACC, CLIP]         # shown; all are measured
     rows:
       - {name: base}                                                          # the model as it is
       - {name: ESD, train: {train_method: esd, mini.iterations: 100}}         # "mini.": on the preset mini, in place of the other
-      - {name: ours, result: embeddings/apl-mini.pt, only: [mini], figure4: true, published: {CLIP: 0.3}}
+      - {name: ours, train: {}, step: 2000, mini.step: 70, published: {CLIP: 0.3}}
+      - {name: ours, result: embeddings/apl-mini.pt, only: [mini], model: sd-v1-4, mini.model: mini-sd-b}
 """
 
 import re
@@ -15,9 +19,20 @@ from typing import Any
 import yaml
 
 from args.common import found
+from args.transfer_args import ROUTES
 from ldm.util import UserError, first_line
 
-KINDS = {"name": str, "train": dict, "result": str, "only": list, "figure4": bool, "published": dict}  # of the entries of a row
+PARTS = ("S_ID", "S_test", "prompts")  # what is drawn: portraits of both groups, and prompts that name nobody
+COLUMNS = {"ID-ACC": ("S_ID", "id_acc_mean"), "max": ("S_ID", "id_acc_max"),
+           "ID-ACC, S_test": ("S_test", "id_acc_mean"), "max, S_test": ("S_test", "id_acc_max"),
+           "faces": ("S_ID", "detection_rate"), "faces, S_test": ("S_test", "detection_rate"),
+           "Attr-ACC": ("S_ID", "attr_acc"), "FID (id)": ("S_ID", "fid"),
+           "FID (non-id)": ("prompts", "fid"), "CLIP": ("prompts", "clip"), "faces, prompts": ("prompts", "detection_rate")}
+COSTS = {"seconds": ("seconds", 1.0), "memory MB": ("peak_memory_bytes", 1e6), "result kB": ("result_bytes", 1e3)}  # column: key, unit
+KINDS = {"name": str, "train": dict, "result": str, "step": int, "transfer": str, "model": str, "score": dict, "seeds": int,
+         "x": int | float, "shown": bool, "only": list, "published": dict}  # of the entries of a row
+OWN_SCORE = ("seed", "scale", "ddim_steps")  # flags that a row may have of its own: the pictures' texts are those of the table
+HEAD = {"title": str, "section": str, "columns": list, "score": dict, "figure": dict, "remark": str, "rows": list}
 
 
 @dataclass(frozen=True)
@@ -25,80 +40,122 @@ class TableRow:
     """A row: what a training makes, or the file `result`; with neither, the model as it is."""
 
     name: str
-    train: Mapping[str, Any] = field(default_factory=dict)  # flags of train.py
+    train: Mapping[str, Any] | None = None  # flags of train.py; one without any is APL as the preset has it
     result: Path | None = None
-    figure4: bool = False  # whether its pictures are shown there
+    step: int | None = None      # of the training, where it is not the last
+    transfer: str | None = None  # route by which the prefix goes to the second text encoder of `model`
+    model: str | None = None     # preset that draws; None: the command's
+    score: Mapping[str, Any] = field(default_factory=dict)  # flags of test_fid_clip_score.py, beside those of the table
+    seeds: int | None = None     # at most so many trainings
+    x: float | None = None       # place in a curve
+    shown: bool = True           # in a figure of pictures
     published: Mapping[str, float] = field(default_factory=dict)  # the paper's values by column
-
-    @property
-    def slug(self) -> str:
-        """The name as file names have it."""
-        return re.sub(r"\W+", "-", self.name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one preset, the model as it is before all others, and the flags by which they are drawn and scored."""
+    """The rows of one table or figure as they are on a preset.
 
-    methods: Sequence[TableRow]
-    score: Mapping[str, Any]
-
-
-def read_table(path: Path, preset: str, columns: Sequence[str]) -> Table:
-    """The table of a YAML file, as it is on a preset.
-
-    Args:
-        preset: its name.
-        columns: those that may have published values.
-
-    Raises:
-        UserError: the file is no such table.
+    `figure` says how it is drawn, if it is: kind "curve" (x: label) or "pictures" (columns of each part).
     """
+
+    name: str
+    title: str
+    section: str
+    columns: Sequence[str]
+    rows: Sequence[TableRow]
+    score: Mapping[str, Any] = field(default_factory=dict)  # flags of test_fid_clip_score.py
+    figure: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
+
+
+def read_table(path: Path, preset: str) -> Table:
+    """The table of a YAML file, as it is on a preset; UserError if the file is no such table."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML ({first_line(error)}); correct it") from None
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or not isinstance(content.get("score", {}), dict):
-        raise UserError(f"{path} has no list 'rows', or 'score' is no mapping; give them as configs/paper/table2.yaml does")
-    rows = [_checked(path, row, columns) for row in content["rows"]]
-    methods = [_method(path, row, preset) for row in rows if preset in row.get("only", [preset])]
-    if not methods or [method for method in methods if not method.train and not method.result] != methods[:1]:
-        raise UserError(f"the first row of {path} for the preset {preset}, and it alone, must be the model as it is, without 'train' and "
-                        "'result'; correct the rows")
-    slugs = [method.slug for method in methods]
-    if twice := [slug for slug in slugs if slugs.count(slug) > 1]:
-        raise UserError(f"{path} has two rows '{twice[0]}', and their files would share a folder; rename one of them")
-    return Table(methods, of_preset(content.get("score", {}), preset))
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise UserError(f"{path} has no list 'rows'; give them as configs/paper/table2.yaml does")
+    _check(f"{path}", content, HEAD)
+    if not _is_figure(content.get("figure", {})):
+        raise UserError(f"{path} has the figure {content['figure']}, which is not understood; give kind curve with x and y, or kind "
+                        f"pictures with a number of columns for some of {', '.join(PARTS)}")
+    rows = [_row(path, row, preset) for row in (_checked(path, row, preset) for row in content["rows"])
+            if preset in row.get("only", [preset])]
+    names = [row.name for row in rows]
+    if not rows or len(set(names)) < len(names):
+        twice = next((f"two rows '{name}'" for name in names if names.count(name) > 1), f"no row for the preset {preset}")
+        raise UserError(f"{path} has {twice}; correct the rows")
+    head = {key: value for key, value in content.items() if key in ("section", "figure", "remark")}
+    columns = content.get("columns") or [*COLUMNS]
+    if unknown := [column for column in columns if column not in (*COLUMNS, *COSTS)]:
+        raise UserError(f"{path} asks for the column '{unknown[0]}'; give some of {', '.join((*COLUMNS, *COSTS))}")
+    return Table(**{"name": path.stem, "title": path.stem, "section": ""} | head | {"title": content.get("title", path.stem)},
+                 columns=columns, rows=rows, score=of_preset(content.get("score", {}), preset))
 
 
 def of_preset(values: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """Flags as they are on a preset: "mini.lr" is for the preset mini alone, where it goes before "lr"; null takes a flag away."""
+    """Values as they are on a preset: "mini.lr" is for the preset mini alone, where it goes before "lr"; null takes a value away."""
     own = {key.removeprefix(f"{preset}."): value for key, value in values.items() if str(key).startswith(f"{preset}.")}
     common = {key: value for key, value in values.items() if "." not in str(key)}
     return {key: value for key, value in (common | own).items() if value is not None}
 
 
-def _checked(path: Path, row: Any, columns: Sequence[str]) -> Mapping[str, Any]:
-    """One entry of `rows`, of the form that it should have."""
-    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not re.search(r"\w", row["name"]):
+def slug(name: str) -> str:
+    """A name as file names have it."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def _checked(path: Path, row: Any, preset: str) -> dict[str, Any]:
+    """One entry of `rows` as it is on the preset, with values of the right kinds."""
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not slug(row["name"]):
         raise UserError(f"{path} has the row {row!r}, which has no name; give it one")
-    wrong = [key for key, value in row.items() if key not in KINDS or not isinstance(value, KINDS[key])]
-    if wrong:
-        raise UserError(f"{path}, row '{row['name']}': '{wrong[0]}: {row[wrong[0]]}' is not understood; a row has {', '.join(KINDS)}, as "
-                        "in configs/paper/table2.yaml")
+    own = of_preset(row, preset)
+    _check(f"{path}, row '{row['name']}'", own, KINDS)
+    return own
+
+
+def _row(path: Path, values: Mapping[str, Any], preset: str) -> TableRow:
+    """One entry of `rows`, of the form that it should have."""
+    place, row = f"{path}, row '{values['name']}'", dict(values)
     if "train" in row and "result" in row:
-        raise UserError(f"{path}, row '{row['name']}', has both 'train' and 'result'; take one of them away")
+        raise UserError(f"{place}, has both 'train' and 'result'; take one of them away")
+    if ("step" in row and "train" not in row) or ("transfer" in row and not {"train", "result"} & set(row)):
+        raise UserError(f"{place}, has a 'step' or 'transfer' of nothing that is trained; give 'train' as well")
+    if "step" in row and "transfer" in row:
+        raise UserError(f"{place}, has a 'step' of what is transferred, which is the last; take the step away")
+    if row.get("transfer", ROUTES[0]) not in ROUTES:
+        raise UserError(f"{place}: the transfer '{row['transfer']}' is not there; give one of {', '.join(ROUTES)}")
+    if small := [key for key in ("step", "seeds") if row.get(key, 1) < 1]:
+        raise UserError(f"{place}: '{small[0]}: {row[small[0]]}' is too small; give at least 1")
+    if other := [key for key in of_preset(row.get("score", {}), preset) if key not in OWN_SCORE]:
+        raise UserError(f"{place}: 'score' may have {', '.join(OWN_SCORE)} alone, and has '{other[0]}'; give that to the whole table")
     published = row.get("published", {})
-    if unknown := [key for key, value in published.items() if key not in columns or not isinstance(value, int | float)]:
-        raise UserError(f"{path}, row '{row['name']}': the published value '{unknown[0]}: {published[unknown[0]]}' has no place; give a "
-                        f"number for one of {', '.join(columns)}")
-    return row
+    if unknown := [key for key, value in published.items() if key not in COLUMNS or not isinstance(value, int | float)]:
+        raise UserError(f"{place}: the published value '{unknown[0]}: {published[unknown[0]]}' has no place; give a number for one of "
+                        f"{', '.join(COLUMNS)}")
+    if "result" in row:
+        row["result"] = found(Path(row["result"]))
+        if not row["result"].is_file():
+            raise UserError(f"{place}: the result {values['result']} is not there; correct the path, or give 'train' in its place")
+    return TableRow(**{key: value for key, value in row.items() if key != "only"} | {
+        key: of_preset(row[key], preset) for key in ("train", "score") if key in row})
 
 
-def _method(path: Path, row: Mapping[str, Any], preset: str) -> TableRow:
-    result = found(Path(row["result"])) if "result" in row else None
-    if result and not result.is_file():
-        raise UserError(f"{path}, row '{row['name']}': the result {row['result']} is not there; correct the path, or give 'train' in its "
-                        "place")
-    return TableRow(row["name"], of_preset(row.get("train", {}), preset), result, row.get("figure4", False),
-                  row.get("published", {}))
+def _is_figure(figure: Mapping[str, Any]) -> bool:
+    """Whether this is a `Table.figure`."""
+    if figure.get("kind") == "curve":
+        drawn = [figure.get("y"), figure.get("beside", [])]
+        return {"kind", "x", "y"} <= set(figure) <= {"kind", "x", "y", "beside"} and figure["y"] != [] and all(
+            isinstance(columns, list) and all(column in (*COLUMNS, *COSTS) for column in columns) for columns in drawn)
+    counts = {key: value for key, value in figure.items() if key != "kind"}
+    of_parts = set(counts) <= set(PARTS) and all(isinstance(count, int) and count > 0 for count in counts.values())
+    return figure == {} or (figure.get("kind") == "pictures" and counts != {} and of_parts)
+
+
+def _check(place: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    wrong = [key for key, value in values.items() if key not in kinds or not isinstance(value, kinds[key])]
+    if wrong:
+        raise UserError(f"{place}: '{wrong[0]}: {values[wrong[0]]}' is not understood; give {', '.join(kinds)}, as in "
+                        "configs/paper/table2.yaml")

@@ -56,17 +56,19 @@ class QualityTable:
         self.names = [name for names in people_asked_for(args).values() for name in names] if self.everybody else []
         if "id" in args.half and not self.names:
             raise UserError(f"{args.people} has nobody of the group '{args.group}'; give another --group or --people")
-        self.texts = {"id": self._portraits(), "non_id": read_benchmark(args.benchmark, args.n_prompts) if args.benchmark else []}
+        self.texts = {"id": portraits_of(self.names, args.n_samples),
+                      "non_id": read_benchmark(args.benchmark, args.n_prompts) if args.benchmark else []}
         self.gallery = load_gallery(args.gallery, self.names) if "id" in args.half else {}
         self.clip = ClipScorer(clip_model_of(args.clip, args.clip_model), args.clip, device) if args.clip else None
         self.features_of = self._clip_features
         if args.fid_protocol != "clip":
             self.features_of = InceptionFeatures(args.inception_weights, args.fid_protocol, device)
         self.scorers: dict[str, PromptScorer | IdentityScorer] = {}
+        analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device)) if args.face_pack else None
         if "non_id" in args.half:
-            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, apl_compat=args.apl_compat)
+            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, analyzer if args.count_faces else None,
+                                                  apl_compat=args.apl_compat)
         if "id" in args.half:
-            analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
             self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device))
 
     def drawn(self, fabric: Fabric, model: LatentDiffusion, prefixes: Sequence[Prefix], precision: str) -> list[Row]:
@@ -74,21 +76,25 @@ class QualityTable:
         args, rows = self.args, []
         if fabric.is_global_zero:
             self._write_arguments()
-        hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
         for half in args.half:
-            prompt = args.prompt if half == "id" else "{name}"
-            drawing = Drawing(*hashes, prompt, args.seed, args.scale, args.ddim_steps, precision)
-            folder = HalfFolder(fabric, Half(half, self.texts[half], drawing, self.scorers[half], self._scored_with(half)), prefixes,
-                                args.out_dir, keep_images=args.keep_images, resume=args.resume)
+            folder = HalfFolder(fabric, self.half(half, self.texts[half], precision), prefixes, args.out_dir, keep_images=args.keep_images,
+                                resume=args.resume)
             folder.draw_and_score(model, args.batch_size)
             if fabric.is_global_zero:
                 base = folder.scores_of(prefixes[0])
                 for prefix in prefixes:
                     scores = base if prefix is prefixes[0] else folder.scores_of(prefix)
-                    rows.append(self._row(half, scores, None if scores is base else base, [text for text, _ in self.texts[half]],
-                                          model=ModelFiles.of(args).name, prefix=prefix.file))
+                    rows.append(self.row(half, scores, None if scores is base else base, [text for text, _ in self.texts[half]],
+                                         model=ModelFiles.of(args).name, prefix=prefix.file))
                 folder.write_pairs()
         return rows
+
+    def half(self, half: str, texts: Sequence[tuple[str, int]], precision: str) -> Half:
+        """One half's pictures of these texts, as the flags have them drawn and scored."""
+        args, prompt = self.args, self.args.prompt if half == "id" else "{name}"
+        hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
+        drawing = Drawing(*hashes, prompt, args.seed, args.scale, args.ddim_steps, precision)
+        return Half(half, texts, drawing, self.scorers[half], self._scored_with(half))
 
     def existing(self, base_folder: Path, folder: Path) -> list[Row]:
         """A row for each of two folders of images that somebody else made; the distances are those from the first.
@@ -105,23 +111,20 @@ class QualityTable:
         rows, base = [], None
         for place, (files, texts) in zip((base_folder, folder), pictures, strict=True):
             scores = score_files(files, texts, self.scorers[half] if texts else PromptScorer(self.features_of), str(place))
-            rows.append(self._row(half, scores, base, texts, model=str(place), prefix="unknown"))
+            rows.append(self.row(half, scores, base, texts, model=str(place), prefix="unknown"))
             base = base or scores
         return rows
 
     def _write_arguments(self) -> None:
         write_json(self.args.out_dir / "arguments.json", {"arguments": vars(self.args), "versions": versions()})
 
-    def _row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
+    def row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
+        """The row of a set of pictures; `texts`: the prompt or name of each, `base`: see `prompt_row`."""
         measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.args.threshold)
         clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.args.apl_compat else "")
         used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.args.attribute_features}
         what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.args.fid_protocol}
         return dict.fromkeys(COLUMNS) | what | measured | used
-
-    def _portraits(self) -> list[tuple[str, int]]:
-        """The first image of everybody, then the second: what is kept shows many people, and more samples come at the end."""
-        return [(name, sample) for sample in range(self.args.n_samples) for name in self.names]
 
     def _people_in(self, *folders: Path) -> list[tuple[list[Path], list[str]]]:
         """Files and names of the people who are in all the folders, everybody as often as where there are fewest."""
@@ -148,8 +151,14 @@ class QualityTable:
         settings = {"fid_protocol": args.fid_protocol, "clip_model": self.clip and self.clip.name,
                     **{name: file_hash(path) if path else None for name, path in files.items()}}
         if half == "non_id":
-            return settings | {"apl_compat": args.apl_compat}
+            faces = {"faces_by": self.scorers["non_id"].analyzer.fingerprint()} if args.count_faces else {}
+            return settings | {"apl_compat": args.apl_compat} | faces
         return settings | {"attribute_features": args.attribute_features, "faces_by": self.scorers["id"].analyzer.fingerprint()}
+
+
+def portraits_of(names: Sequence[str], n_samples: int) -> list[tuple[str, int]]:
+    """The first image of everybody, then the second: what is kept shows many people, and more samples come at the end."""
+    return [(name, sample) for sample in range(n_samples) for name in names]
 
 
 def score_files(files: Sequence[Path], texts: Sequence[str], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:
