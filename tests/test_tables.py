@@ -314,7 +314,8 @@ def test_a_cell_in_words_has_its_interval_and_its_deviation():
     ("rows: [", "own.yaml is no YAML"), ([BASE, BASE], "has two rows 'base'"),
     ([OURS | {"train": {"iteration": 4}, "step": 4}], "own.yaml, row 'ours', sets 'iteration', which this command does not know"),
     ([OURS | {"train": {"iterations": 0}}], "--iterations"), ([HALF | {"step": 5}], "row 'half', asks for step 5, which is not kept"),
-    ([BASE | {"score": {"n_names": 4}}], "may have seed, scale, ddim_steps alone, and has 'n_names'"), ([BASE | {"model": "none"}], "there is no preset 'none'"),
+    ([BASE | {"score": {"n_names": 4}}], "may have seed, scale, ddim_steps alone, and has 'n_names'"),
+    ([BASE | {"model": "none"}], "there is no preset 'none'"),
     ("score: {n_name: 4}\nrows: [{name: base}]", "sets 'n_name'")])
 def test_a_table_that_is_none_is_refused_before_any_training(command, asked, tmp_path, capsys, rows, words):
     assert words in refusal(capsys, paper.main, command(tmp_path / "out", rows))
