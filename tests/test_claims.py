@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
+from args.common import ROOT
 from ldm.paper.cells import Cell, cell_of
 from ldm.paper.claims import check_claims
 from ldm.paper.rows import COLUMNS, COSTS, read_table
 from ldm.util import UserError
-from tests.test_layers import ROOT
 
 PAPER = ROOT / "configs" / "paper"
 OURS, BASE = ["t", "ours", "ID-ACC"], ["t", "base", "ID-ACC"]

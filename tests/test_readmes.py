@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from tests.test_layers import ROOT
+from args.common import ROOT
 
 READMES = sorted(path for path in ROOT.rglob("README.md") if not re.match(r"\.|build|runs", str(path.relative_to(ROOT))))
 PARSERS = {"train.py": "train_args", "test_id.py": "test_id_args", "test_fid_clip_score.py": "test_fid_clip_score_args",

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -70,7 +70,7 @@ def _start(places: Sequence[Place], out_dir: Path) -> dict[Path, subprocess.Pope
     return crew
 
 
-def _watch(crew: dict[Path, subprocess.Popen], look, left: Sequence[Piece]) -> None:
+def _watch(crew: dict[Path, subprocess.Popen], look: Callable[[], None], left: Sequence[Piece]) -> None:
     """Waits until all processes have ended; all of them end with this one, or with the first that fails."""
     try:
         while any(process.poll() is None for process in crew.values()) and not any(process.poll() for process in crew.values()):
