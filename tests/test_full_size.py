@@ -1,6 +1,6 @@
 """The whole path at Stable Diffusion v1.5's real size, with random weights on the CPU: no command needs more than 14 GB; and SDXL's.
 
-    python -m pytest -m slow -s tests/test_full_size.py
+    python -m pytest -n 0 -m slow -s tests/test_full_size.py
 
 Prints the seconds and the peak memory of each command. Needs 18 GB of disk in the temporary folder (TMPDIR), and gives them back.
 Commands run in float32, which takes the most memory, but SDXL's with --precision auto, which is faster where the CPU computes in bfloat16.

@@ -81,6 +81,14 @@ def test_another_content_of_a_file_is_another_training(preset, tmp_path):
     assert folder_of(own) == before
 
 
+def test_so_is_another_content_of_a_file_in_a_list(tmp_path):
+    preserved = tmp_path / "prompts.txt"
+    preserved.write_text("a red boat\n")
+    before = folder_of(train_method="uce", preserve_prompts=[str(preserved)])
+    preserved.write_text("a blue boat\n")
+    assert folder_of(train_method="uce", preserve_prompts=[str(preserved)]) != before
+
+
 def test_a_preset_among_the_flags_takes_the_place_of_the_commands(preset):
     assert folder_of(preset=preset("other", lr=0.1), **{"lr": 0.003}).name[-8:] == folder_of().name[-8:]
     assert training(OUT, "mini", {"preset": "mini-sd-b"}, 0, "a row").flags == training(OUT, "mini-sd-b", {}, 0, "a row").flags

@@ -161,21 +161,22 @@ def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> 
 def digest_of(flags: Mapping[str, Any]) -> str:
     """8 hexadecimal digits that stand for resolved flags, and for the content of the files among them.
 
-    Folders and lists of files enter by their paths, which are the same whatever folder the command is run in.
+    Folders enter by their paths, which are the same whatever folder the command is run in.
     """
-    resolved = {flag: file_hash(value) if isinstance(value, Path) and value.is_file() else str(_from_repository(value))
-                for flag, value in flags.items()}
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
+    known = {flag: str(_known(value)) for flag, value in flags.items()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _from_repository(value: Any) -> Any:
-    """A path, or each of a list, as it is seen from the repository; outside of that, the whole path; anything else as it is."""
+def _known(value: Any) -> Any:
+    """A file by its hash, a folder as it is seen from the repository (outside of that by its whole path), each of a list; else itself."""
     if isinstance(value, list):
-        return [*map(_from_repository, value)]
+        return [*map(_known, value)]
     if not isinstance(value, Path):
         return value
+    if value.is_file():
+        return file_hash(value)
     path = Path(os.path.abspath(value))
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def places(devices: str) -> list[Place]:
