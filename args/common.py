@@ -9,7 +9,7 @@ import pkgutil
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,8 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
         preset = "sd-v1-5" if named else "mini"
         parser.remark = " (--preset sd-v1-5 is taken where a model is named by its paths; give another)" if named else ""
     presets = preset_flags(parser, preset)
+    if {"-h", "--help"} & set(argv):
+        _show_defaults(parser, presets)
     args = parser.parse_args([*presets, *argv])
     args.preset = preset
     replaced = [flag.partition("=")[2] for flag in presets if flag.startswith("--edited_weights=")]
@@ -78,7 +80,7 @@ def typed_flags(argv: list[str] | None) -> set[str]:
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
     """The flag that sets the defaults of all others."""
     parser.add_argument("--preset", metavar="NAME",
-                        help=f"defaults of all flags: {', '.join(_preset_names())}, or a YAML file "
+                        help=f"defaults of all flags, also of those below: {', '.join(_preset_names())}, or a YAML file "
                              "(default: mini, but sd-v1-5 where a model is named by its paths)")
 
 
@@ -170,12 +172,17 @@ def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
     return {flag: values[flag] for flag in MODEL_FILES}
 
 
-def as_flags(parser: Parser, values: Mapping[str, object], source: str) -> list[str]:
-    """Values by flag, of a file `source`, in the words of the parser's command line; ends the program where it has no such flag."""
+def as_flags(parser: Parser, values: Mapping[str, object], source: str, taken: Collection[str] = ()) -> list[str]:
+    """Values by flag, of a file `source`, in the words of the parser's command line.
+
+    Ends the program where it has no such flag, and where it is one of `taken`, which are not the file's to set.
+    """
     actions = _actions(parser)
     for key in values:
         if key not in actions or key in ("preset", "help"):
             parser.error(f"{source} sets '{key}', which this command does not know; correct or remove it")
+        if key in taken:
+            parser.error(f"{source} sets '{key}', which is the same for all rows or follows from them; remove it")
     return [word for key, value in values.items() for word in _as_flags(actions[key], value)]
 
 
@@ -246,6 +253,18 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
         if action is not None and not is_for_others and value is not None:
             (scalars if action.nargs in (None, 0) else lists).extend(_as_flags(action, value))
     return lists + scalars
+
+
+def _show_defaults(parser: Parser, presets: list[str]) -> None:
+    """Puts a preset's flags into the defaults of --help, in words."""
+    options = {option: action for action in parser._actions for option in action.option_strings}
+    for word in presets:
+        flag, _, value = word.partition("=")
+        if word.startswith("--"):
+            action = options[flag]
+            action.default = not flag.startswith("--no-") if action.nargs == 0 else value
+        else:  # one more of a list
+            action.default = f"{action.default} {word}".strip()
 
 
 def _section(key: object) -> str:

@@ -53,6 +53,8 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
         names = [Path(one).stem for one in args.what if one != word]
         if Path(word).stem in names or (word not in TABLES and Path(word).stem in TABLES and Path(word).resolve().parent != CONFIGS):
             parser.error(f"{word} would take the place of another {Path(word).stem} in the same folder; give the file a name of its own")
+        if Path(word).stem in ("training", "targets", "pictures", "attacks"):
+            parser.error(f"{word} would have the folder of the {Path(word).stem} of all tables; give the file a name of its own")
     if "figure5" not in args.what:
         for flag in sorted(typed_flags(argv) & FIGURE5_FLAGS):
             parser.error(f"--{flag} has no use without figure5; leave it out")
@@ -62,6 +64,8 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} has no use without a report; leave it out, or give 'report' or 'all' in place of {' '.join(args.what)}")
     args.out_dir = args.out_dir or Path("runs") / "paper" / Path(args.preset).stem
     check_paths(parser, args, ("photos",) if "figure5" in args.what and args.task != "report" else ())
+    if args.task == "report" and not args.out_dir.is_dir():
+        parser.error(f"--out_dir {args.out_dir} is not there; give the folder in which something is finished")
     return args
 
 
@@ -76,7 +80,7 @@ def build_parser() -> Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", metavar="WHAT", nargs="*", help="see above, or a YAML file of one's own, as those of configs/paper")
     add_preset_argument(parser)
-    parser.add_argument("--seeds", metavar="N", type=number(int, 1), default=3,
+    parser.add_argument("--seeds", metavar="N", type=number(int, 1, 100), default=3,
                         help="trainings of each row, with seeds 0 to N-1 (default: 3)")
     add_devices_argument(parser)
     parser.add_argument("--out_dir", metavar="DIR", type=Path,

@@ -54,6 +54,11 @@ class Logbook:
         self._spent = max(noted, self.state["cost"] if self.state else noted, key=lambda cost: cost["seconds"])
         self._log = self._tensorboard = None
 
+    @property
+    def label(self) -> str:
+        """Of the progress bar."""
+        return f"training, gone on from step {self.first_step}" if self.first_step else "training"
+
     def open(self) -> None:
         """Prepares the files for writing: what was logged after the state is cut off."""
         from torch.utils.tensorboard import SummaryWriter

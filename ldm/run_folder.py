@@ -13,7 +13,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,13 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` has written; UserError where the file is damaged."""
+def read_json(path: Path, keys: Set[str] = frozenset()) -> Any:
+    """What `write_json` has written; UserError where the file is damaged, or is none with these keys."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if keys and not (isinstance(content, dict) and keys <= set(content)):
+            raise ValueError(f"it lacks {', '.join(sorted(keys - set(content if isinstance(content, dict) else ())))}")
+        return content
     except ValueError as error:
         raise UserError(f"{path} is damaged ({first_line(error)}); delete it, and the same command makes it again") from None
 

@@ -25,7 +25,8 @@ def make_up(out_dir: Path, name: str, *, cells=None, rows=None, pictures=("",), 
     (folder / f"{name}.json").write_text(json.dumps(as_rows(name, cells)))
     said = {"name": name, "title": f"The title of {name}", "section": "4.3", "remark": "",
             "columns": list(dict.fromkeys(column for _, column in cells)), "rows": rows or ROWS, "seeds": 3, "preset": "mini",
-            "arguments": {"devices": "cpu:2"}, "settings": {"n_names": 32},
+            "arguments": {"devices": "cpu:2", "what": [name]},
+            "kind": "curve" if name in ("figure6", "figure8") else None, "settings": {"n_names": 32},
             "versions": {"torch": "2.9"}, "spent": {"training/ours": 60.0, f"pictures/{name}": 30.0}, "seconds": 90.0}
     (folder / "about.json").write_text(json.dumps(said | about))
     for end in pictures if name.startswith("figure") else ():

@@ -68,6 +68,15 @@ def test_help_answers_at_once_without_torch(module):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5  # of processor time, in seconds
 
 
+@pytest.mark.parametrize(("preset", "values"), [("mini", ("700", "0.003", "True")), ("sd-v1-5", ("20000", "0.001", "False"))])
+def test_help_shows_the_values_of_the_preset(capsys, preset, values):
+    with pytest.raises(SystemExit):
+        train("--preset", preset, "--help")
+    said = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    for flag, value in zip(("--iterations N", "--lr FLOAT", "--c2, --no-c2"), values, strict=True):
+        assert f"(default: {value})" in said.split(f" {flag} ")[-1].split(" --")[0]
+
+
 def test_defaults_are_the_papers():
     args = train()
     assert {name: getattr(args, name) for name in PAPER} == PAPER
@@ -182,6 +191,9 @@ def test_a_table_of_one_s_own_does_not_take_the_place_of_the_paper_s(world, caps
         (world / name).write_text("rows: []")
     for what in (["table2.yaml"], ["mine.yaml", "other/mine.yaml"], ["table3", str(ROOT / "configs/paper/table3.yaml")]):
         assert "would take the place of another" in sentence(capsys, lambda *flags: parse_paper_args([*flags]), *what)
+    (world / "training.yaml").write_text("rows: []")
+    said = sentence(capsys, lambda *flags: parse_paper_args([*flags]), "training.yaml")
+    assert "would have the folder of the training of all tables" in said
     assert parse_paper_args([str(ROOT / "configs/paper/table3.yaml"), "mine.yaml"]).what[1] == "mine.yaml"
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from ldm.paper.cells import Cell, as_rows, cell_of, difference, read_cells
+from ldm.util import UserError
 
 T_OF_3 = 4.303  # Student's t of three trainings, 95 %
 
@@ -55,3 +56,12 @@ def test_cells_come_back_from_the_file_as_they_were(tmp_path):
     (tmp_path / "table3").mkdir()
     (tmp_path / "table3" / "table3.json").write_text(json.dumps(rows))
     assert read_cells(tmp_path, ["table2", "table3"]) == {("table3", *place): cell for place, cell in cells.items()}
+
+
+@pytest.mark.parametrize("rows", [[1], {"a": 1}, [{"table": "t"}],
+                                  [as_rows("table1", {("base", "CLIP"): Cell(0.5)})[0] | {"mean": "0.5"}]])
+def test_a_file_without_cells_is_named(tmp_path, rows):
+    (tmp_path / "table1").mkdir()
+    (tmp_path / "table1" / "table1.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="table1.json holds no cells .*; delete .*table1 and make it again with python -m ldm.paper table1"):
+        read_cells(tmp_path, ["table1"])

@@ -83,8 +83,9 @@ def test_a_check_is_made_for_each_of_its_rows(judge):
     cells = cells_of(**{"with, 100": 1, "without, 100": 2, "with, 200": 3, "without, 200": 4})
     row = judge(cells, check)
     assert row["verdict"] == HOLDS
-    assert row["figures"] == ["t, ID-ACC: 'with, 100' 1.000 below 'without, 100' 2.000, difference -1.000: holds",
-                              "t, ID-ACC: 'with, 200' 3.000 below 'without, 200' 4.000, difference -1.000: holds"]
+    assert row["figures"] == [
+        "t, ID-ACC: 'with, 100' 1.000 [1.000, 1.000] below 'without, 100' 2.000 [2.000, 2.000], difference -1.000: holds",
+        "t, ID-ACC: 'with, 200' 3.000 [3.000, 3.000] below 'without, 200' 4.000 [4.000, 4.000], difference -1.000: holds"]
     assert judge(cells | cells_of(**{"with, 200": 5}), check)["verdict"] == DOES_NOT_HOLD
 
 
@@ -110,9 +111,19 @@ def test_the_figures_say_the_values_their_noise_and_the_difference(judge):
     cells = cells_of(ours=(0.25, 0.03), base=(0.8, 0.08)) | cells_of("CLIP", ours=0.5, base=0.5)
     row = judge(cells, {"left": OURS, "below": BASE, "times": 0.5}, {"left": OURS, "above": 0.2},
                 {"left": ["t", "ours", "CLIP"], "about": ["t", "base", "CLIP"], "within": 0.1})
-    assert row["figures"] == ["t, ID-ACC: 'ours' 0.250 ± 0.030 below 0.5 of 'base' 0.800 ± 0.080, difference -0.150 ± 0.050: holds",
-                              "t, ID-ACC: 'ours' 0.250 ± 0.030 above 0.2, difference 0.050 ± 0.030: holds",
-                              "t, CLIP: 'ours' 0.500 within 0.1 of 'base' 0.500, difference 0.000: holds"]
+    assert row["figures"] == [
+        "t, ID-ACC: 'ours' 0.250 [0.220, 0.280] below 0.5 of 'base' 0.800 [0.720, 0.880], difference -0.150 [-0.200, -0.100]: holds",
+        "t, ID-ACC: 'ours' 0.250 [0.220, 0.280] above 0.2, difference 0.050 [0.020, 0.080]: holds",
+        "t, CLIP: 'ours' 0.500 [0.500, 0.500] within 0.1 of 'base' 0.500 [0.500, 0.500], difference 0.000: holds"]
+
+
+@pytest.mark.parametrize("check", [
+    {"left": OURS, "below": BASE}, {"left": BASE, "below": OURS}, {"left": OURS, "below": 3}, {"left": OURS, "about": BASE, "within": 9},
+    {"falls": ["base", "ours"], "table": "t", "column": "ID-ACC"},
+    {"balances": "ours", "table": "t", "others": ["base"], "base": "base", "less": "ID-ACC", "more": "ID-ACC"}])
+def test_single_values_of_unknown_noise_decide_nothing(judge, check):
+    assert judge({("t", row, "ID-ACC"): cell_of([value], [None]) for row, value in {"ours": 1, "base": 2}.items()}, check)["verdict"] == (
+        WITHIN_NOISE)
 
 
 def test_trainings_of_the_same_seeds_are_compared_in_pairs(judge):

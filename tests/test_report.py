@@ -166,6 +166,15 @@ def test_what_is_missing_is_said_with_its_command(tmp_path):
     assert "Not checked yet" in text and "What the prefix does" not in text
 
 
+def test_a_table_of_ones_own_stands_behind_the_papers(tmp_path):
+    make_up(tmp_path, "rates 2", section="", arguments={"devices": "cpu", "what": ["table1", "my/rates 2.yaml"]}, kind="curve")
+    make_up(tmp_path, "table1")
+    write_report(tmp_path, "mini")
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("## Table 1: The title of table1") < text.index('<a name="rates-2"></a>\n\n## rates 2: The title of rates 2')
+    assert "python -m ldm.paper my/rates 2.yaml --preset mini --seeds 3" in text and "The paper's ." not in text
+
+
 @pytest.mark.parametrize(("file", "content", "words"), [
     ("table1/about.json", "{", "holds no finished table1"), ("table1/about.json", "{}", "KeyError: 'rows'"),
     ("table1/about.json", "[]", "holds no finished table1"), ("table1/table1.json", "[{}]", "delete"),

@@ -66,6 +66,8 @@ def test_a_slug_is_a_name_for_files():
     ([], "has no row for the preset mini"), ([BASE | {"only": ["sdxl"]}], "has no row for the preset mini"),
     ([BASE, BASE], "has two rows 'base'"), ([{"train": {}}], "which has no name"), (["ESD"], "has the row 'ESD', which has no name"),
     ([{"name": "?"}], "which has no name"), ([BASE | {"results": "x"}], "row 'base': 'results: x' is not understood"),
+    ([OURS | {"train": None}], "row 'ours': 'train' has no value; give {} for APL"),
+    ([OURS | {"published": {"CLIP": True}}], "'CLIP: True' has no place"),
     ([OURS | {"train": "esd"}], "'train: esd' is not understood"), ([BASE | {"only": "sdxl"}], "'only: sdxl' is not understood"),
     ([BASE | {"only": 3}], "'only: 3' is not understood"), ([OURS | {"result": "x"}], "has both 'train' and 'result'"),
     ([BASE | {"step": 70}], "'step' or 'transfer' of nothing that is trained"),
@@ -74,7 +76,7 @@ def test_a_slug_is_a_name_for_files():
     ([OURS | {"transfer": "near"}], "the transfer 'near' is not there; give one of relative"),
     ([OURS | {"step": 0}], "'step: 0' is too small"), ([OURS | {"seeds": -1}], "'seeds: -1' is too small"),
     ([{"name": "ESD", "result": "none.pt"}], "row 'ESD': the result none.pt is not there"),
-    ([BASE | {"published": {"clip": 0.3}}], "'clip: 0.3' has no place; give a number for one of ID-ACC"),
+    ([BASE | {"published": {"clip": 0.3}}], "'clip: 0.3' has no place; give a number for one of \"ID-ACC\", "),
     ([BASE | {"published": {"CLIP": "good"}}], "'CLIP: good' has no place")])
 def test_a_row_of_another_form_is_refused(table, rows, words):
     with pytest.raises(UserError) as refused:
@@ -84,7 +86,7 @@ def test_a_row_of_another_form_is_refused(table, rows, words):
 
 @pytest.mark.parametrize(("head", "words"), [
     ({"titel": "x"}, "'titel: x' is not understood; give title, section"), ({"score": [1]}, "'score: [1]' is not understood"),
-    ({"columns": ["CLIP", "clip"]}, "the column 'clip'; give some of ID-ACC"),
+    ({"columns": ["CLIP", "clip"]}, "the column 'clip'; give some of \"ID-ACC\", "),
     ({"figure": {"kind": "pie"}}, "has the figure {'kind': 'pie'}, which is not understood"),
     ({"figure": {"kind": "curve", "x": "steps"}}, "kind curve with x and y"),
     ({"figure": {"kind": "curve", "x": "steps", "y": ["clip"]}}, "kind curve with x and y"),
@@ -95,6 +97,11 @@ def test_a_head_of_another_form_is_refused(table, head, words):
     with pytest.raises(UserError) as refused:
         table(BASE, **head)
     assert words in str(refused.value)
+
+
+def test_a_figure_without_a_row_is_refused(table):
+    with pytest.raises(UserError, match="shows no row in it"):
+        table(BASE | {"shown": False}, figure={"kind": "pictures", "S_ID": 2})
 
 
 @pytest.mark.parametrize(("text", "words"), [

@@ -212,7 +212,7 @@ def test_a_finished_table_makes_nothing_again(finished, command, own, monkeypatc
     paper.main(command(finished, own))
     said = capsys.readouterr().out
     assert (finished / "own" / "own.json").read_bytes() == before
-    assert said.startswith("All kinds (own)\n\nrow ") and "not measured" in said and (finished / "claims.json").exists()
+    assert said.startswith("All kinds (own)\n\nrow ") and said.endswith("own/own.md\n\n")
 
 
 def test_fewer_seeds_are_the_first_ones(finished, command, monkeypatch):
@@ -267,7 +267,34 @@ def test_a_result_that_was_deleted_is_named(finished, command, asked, capsys):
     for row in finished.glob("pictures/tiny/apl-*-seed-0-*/prompts-*"):
         shutil.rmtree(row)
     said = refusal(capsys, paper.main, command(finished, [BASE, OURS]))
-    assert "apl-4.pt, which the training there has made, is not there; put it back" in said and not asked
+    assert "-4.pt, which the training in " in said and "has made, is not there; put it back" in said and not asked
+
+
+def test_a_picture_that_was_deleted_is_named_and_the_figure_stays(finished, command, own, monkeypatch, capsys):
+    no_work(monkeypatch)
+    before = (finished / "own" / "own.png").read_bytes()
+    for picture in finished.glob("pictures/**/*.png"):
+        picture.unlink()
+    assert "is not there for the figure; delete" in refusal(capsys, paper.main, command(finished, own))
+    assert (finished / "own" / "own.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda row: [], lambda row: {"seconds": 1}, lambda row: row | {"id_acc_mean": "0.5"}])
+def test_a_row_that_is_damaged_is_named_and_no_seed_is_left_out(finished, command, monkeypatch, capsys, damage):
+    no_work(monkeypatch)
+    path = next(finished.glob("pictures/tiny/apl-*-seed-1-*/S_ID-*/row.json"))
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    assert f"{path} is damaged" in refusal(capsys, paper.main, command(finished, [BASE, OURS]))
+
+
+def test_seeds_are_not_paired_where_one_of_them_has_nothing(finished, command, monkeypatch):
+    no_work(monkeypatch)
+    path = next(finished.glob("pictures/tiny/apl-*-seed-0-*/S_ID-*/row.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id_acc_mean": None}))  # no picture of it has a face
+    paper.main(command(finished, [BASE, OURS]))
+    cells = read_cells(finished, ["own"])
+    assert (cells["own", "ours", "ID-ACC"].n_seeds, cells["own", "ours", "ID-ACC"].values) == (1, ())
+    assert cells["own", "ours", "CLIP"].n_seeds == 2 == len(cells["own", "ours", "CLIP"].values)
 
 
 def test_the_list_says_how_far_each_table_is(finished, command, own, monkeypatch, capsys):
@@ -293,11 +320,11 @@ def test_a_transferred_row_is_made_by_its_training_and_the_transfer(tmp_path):
     made = rows.measured["xl"][0].result
     made.source.folder.mkdir(parents=True)
     for file in ("cost.json", "apl-700.pt"):
-        (made.source.folder / file).write_text('{"seconds": 60, "result": "apl-700.pt"}')
+        (made.source.folder / file).write_text('{"seconds": 60, "result": "apl-700.pt", "peak_memory_bytes": 1, "result_bytes": 1}')
     for part in rows.pieces(0):
         for one in (part, part.base):
             one.folder.mkdir(parents=True, exist_ok=True)
-            (one.folder / "row.json").write_text('{"seconds": 1}')
+            (one.folder / "row.json").write_text(json.dumps({key: 1 for _, key in COLUMNS.values()} | {"seconds": 1}))
     about = rows.about()
     [row] = about["rows"]
     assert [line.split()[:3] for line in row["commands"]] == [["python", "train.py", "--out_dir"], ["python", "-m", "ldm.apl.transfer"]]
@@ -305,7 +332,7 @@ def test_a_transferred_row_is_made_by_its_training_and_the_transfer(tmp_path):
 
 
 def test_a_cell_in_words_has_its_interval_and_its_deviation():
-    assert in_words(Cell(0.2134, 0.004, 0.2, 0.22, 3)) == "0.213 ± 0.010 (sd 0.004)"
+    assert in_words(Cell(0.2134, 0.004, 0.2, 0.22, 3)) == "0.213 ± 0.004 [0.200, 0.220]"
     assert (in_words(Cell(0.25)), in_words(Cell(12.4), True), in_words(None)) == ("0.250", "12", None)
     assert markdown([{"row": "a | b", "CLIP": None}]) == "| row | CLIP |\n| --- | ---: |\n| a \\| b | - |\n"
 
@@ -331,6 +358,7 @@ def test_a_table_that_is_none_is_refused_before_any_training(command, asked, tmp
     (["table1", "--devices", "gpu"], "none of auto, cpu"), (["table1", "--seeds", "0"], "--seeds"),
     (["table1", "--publish", "x"], "--publish has no use without a report"),
     (["report", "--readme", "none.md"], "--readme none.md is not there"),
+    (["report", "--out_dir", "none"], "--out_dir none is not there"),
     (["table1", "--out_dir", "/proc/x"], "cannot be written"), (["figure5", "--photos", "none"], "--photos none is not there")])
 def test_wrong_words_end_with_a_sentence(capsys, given, words):
     assert words in refusal(capsys, parse_paper_args, [*given, "--preset", "mini"])
@@ -342,4 +370,5 @@ def test_what_is_asked_for_is_a_list_and_a_task(tmp_path):
     assert some.seeds == 3 and some.photos is None  # which are figure5's alone
     everything = parse_paper_args(["all", "--publish", str(tmp_path / "new")])
     assert (everything.what, everything.task, everything.whole) == ([*TABLES], "make", True) and everything.photos
-    assert [(args.task, args.whole) for args in map(parse_paper_args, (["list"], ["report"]))] == [("list", False), ("report", False)]
+    others = map(parse_paper_args, (["list"], ["report", "--out_dir", str(tmp_path)]))
+    assert [(args.task, args.whole) for args in others] == [("list", False), ("report", False)]

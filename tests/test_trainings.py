@@ -47,7 +47,8 @@ def finished(folder: Path, *files: str, result: str) -> trainings.Training:
     """A training that has left these files and its cost."""
     for file in ("cost.json", *files):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(json.dumps({"seconds": 12.0, "result": f"/elsewhere/{result}"}))
+        (folder / file).write_text(json.dumps({"seconds": 12.0, "result": f"/elsewhere/{result}", "peak_memory_bytes": 1,
+                                               "result_bytes": 1}))
     return trainings.Training(folder, [], 1.0)
 
 
@@ -96,7 +97,9 @@ def test_a_preset_among_the_flags_takes_the_place_of_the_commands(preset):
 
 @pytest.mark.parametrize(("train", "words"), [
     ({"iteration": 4}, "a row sets 'iteration', which this command does not know"), ({"iterations": 0}, "--iterations"),
-    ({"train_method": "sed"}, "--train_method"), ({"train_method": "uce", "alpha": 1}, "--alpha has no use"), ({1: 2}, "a row sets '1'")])
+    ({"train_method": "sed"}, "--train_method"), ({"train_method": "uce", "alpha": 1}, "--alpha has no use"), ({1: 2}, "a row sets '1'"),
+    ({"seed": 5}, "a row sets 'seed', which is the same for all rows or follows from them"), ({"out_dir": "x"}, "sets 'out_dir', which"),
+    ({"dry_run": True}, "sets 'dry_run', which")])
 def test_a_flag_that_train_does_not_know_is_refused(train, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         training(OUT, "mini", train, 0, "a row")
@@ -114,11 +117,29 @@ def test_a_step_is_one_of_ten_or_the_last(step):
         assert training(OUT, "mini", {"iterations": 95}, 0, "a row", step).folder == made.folder
 
 
+@pytest.mark.parametrize("train", [{"train_method": ["esd"]}, {"preset": 3}])
+def test_a_preset_and_a_method_are_names(train):
+    with pytest.raises(UserError, match="a row has .* where a name is needed"):
+        training(OUT, "mini", train, 0, "a row")
+
+
+def test_a_method_that_keeps_its_result_alone_has_no_steps():
+    with pytest.raises(UserError, match="a row asks for step 2, and esd keeps its result alone; take the step away"):
+        training(OUT, "mini", {"train_method": "esd"}, 0, "a row", step=2)
+
+
+def test_a_training_that_was_killed_at_its_end_is_ended(tmp_path):
+    made = finished(tmp_path, "state.pt", result="apl-7.pt")  # the result is there, its pictures and table may not be
+    assert not made.is_done()
+    (tmp_path / "state.pt").unlink()
+    assert made.is_done()
+
+
 def test_the_result_is_the_last_or_that_of_a_step(tmp_path):
     made = finished(tmp_path / "apl", "embeddings/apl-700.pt", "embeddings/apl-70.pt", result="apl-700.pt")
     assert made.is_done() and made.result() == tmp_path / "apl/embeddings/apl-700.pt" and made.result(70).name == "apl-70.pt"
     assert finished(tmp_path / "esd", "esd-9.safetensors", result="esd-9.safetensors").result() == tmp_path / "esd/esd-9.safetensors"
-    with pytest.raises(UserError, match="apl-80.pt, which the training there has made, is not there; put it back, or delete"):
+    with pytest.raises(UserError, match="apl-80.pt, which the training in .* has made, is not there; put it back, or delete"):
         made.result(80)
 
 
@@ -161,8 +182,9 @@ def test_a_training_runs_on_its_place_and_the_command_is_the_same_without_it(tmp
     monkeypatch.setenv("PYTHONPATH", "/mine")
     made = trainings.Training(tmp_path / "a", ["--identity_prompt=A portrait"], 1.0)
     made.make(SimpleNamespace(place=Place("0", {"OMP_NUM_THREADS": "3"})))
-    assert made.cost == {"flags": ["--out_dir", str(made.folder), "--devices", "0", "--identity_prompt=A portrait"], "OMP_NUM_THREADS": "3",
-                         "APL_STARTED_BY": str(os.getpid()), "PYTHONPATH": os.pathsep.join([str(ROOT), "/mine"])}
+    said = json.loads((made.folder / "cost.json").read_text())
+    assert said == {"flags": ["--out_dir", str(made.folder), "--devices", "0", "--identity_prompt=A portrait"], "OMP_NUM_THREADS": "3",
+                    "APL_STARTED_BY": str(os.getpid()), "PYTHONPATH": os.pathsep.join([str(ROOT), "/mine"])}
     assert made.command() == f"python train.py --out_dir {made.folder} '--identity_prompt=A portrait'"
     assert (made.folder / "train.log").read_text() == "50%|#####\n"  # "\r" as text is read
 

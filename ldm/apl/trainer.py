@@ -64,7 +64,7 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
 
     run = one_step if recorded is None else recorded(one_step, optimizer)
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
-    with tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
+    with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
               disable=not fabric.is_global_zero) as bar:
         for step, batch in enumerate(batches, start=logbook.first_step + 1):
             set_learning_rate(optimizer, learning_rate(step, settings))

@@ -58,7 +58,7 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
         if logbook.first_step == settings.iterations:
             save(settings.iterations)  # again, for the file of a finished run may have been moved away
     losses: list[Tensor] = []
-    with tqdm(total=settings.iterations, initial=logbook.first_step, desc="training", unit="step",
+    with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
               disable=not fabric.is_global_zero) as bar:
         for step in range(logbook.first_step + 1, settings.iterations + 1):
             losses.append(training_step(fabric, method, optimizer, settings, step))

@@ -50,7 +50,7 @@ def read_people(path: str | Path) -> dict[str, Person]:
             person = Person(*((row[key] or "").strip() for key in ("name", "group", "attributes")))
             if person.group not in GROUPS:
                 raise UserError(f"{path} puts '{person.name}' into the group '{person.group}'; "
-                                "the groups are train and test")
+                                "the groups are train and test; correct it")
             if not person.name or person.name in people:
                 raise UserError(f"{path}, line {reader.line_num}: the name '{person.name}' is empty or there twice; "
                                 "give every person one row")
@@ -98,5 +98,6 @@ def _person_in(record: Record, folder: Path, people: dict[str, Person]) -> Perso
     person = people.get(name) or people.get(name.replace("_", " "))
     if person is None or not person.attributes:
         raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people; "
-                        "add a row name,group,attributes for this name, or give pictures of the people of your own list alone")
+                        "add a row name,group,attributes for this name, take the picture away, or give --identity_images with pictures "
+                        "of the people of your list alone")
     return person

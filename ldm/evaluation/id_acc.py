@@ -55,7 +55,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     if missing:
         others = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
         raise UserError(f"the gallery {path} has no face for {', '.join(map(repr, missing[:3]))}{others}; "
-                        "add each under exactly this name")
+                        "add each under exactly this name, as dataset_generation.py gallery does from photos, or give --gallery")
     return {name: vector / lengths[name] for name, vector in gallery.items()}
 
 

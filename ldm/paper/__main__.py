@@ -11,7 +11,7 @@ The same command again goes on where it stopped.
 import os
 import sys
 
-from args.paper_args import parse_paper_args
+from args.paper_args import TABLES, parse_paper_args
 from ldm.util import exit_with_sentence
 
 
@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         if PLACE in os.environ:
             return
         for table in tables:
-            print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n")
-        print(claims_table(args))
+            print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n\n{args.out_dir / table.name / table.name}.md\n")
+        if any(table.name in TABLES for table in tables):  # of one's own nothing is claimed
+            print(claims_table(args))
     if args.task == "report" or args.whole:
         claims_table(args)
         written = write_report(args.out_dir, args.preset)

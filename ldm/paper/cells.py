@@ -9,6 +9,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from ldm.run_folder import read_json
+from ldm.util import UserError
 
 Row = Mapping[str, Any]
 
@@ -28,6 +29,16 @@ class Cell:
     n_seeds: int = 1
     published: float | None = None
     values: tuple[float, ...] = ()
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether anything tells how far the mean may be off."""
+        return self.low is not None
+
+    @property
+    def interval(self) -> str:
+        """" [0.201, 0.225]", nothing where there is none."""
+        return "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
 
     @property
     def noise(self) -> float:
@@ -78,13 +89,19 @@ def as_rows(table: str, cells: Mapping[tuple[str, str], Cell]) -> list[Row]:
 
 
 def read_cells(out_dir: Path, tables: Iterable[str]) -> dict[tuple[str, str, str], Cell]:
-    """The cells of all finished tables, by table, row and column."""
+    """The cells of all finished tables, by table, row and column; UserError if a file is damaged."""
     found = {}
     for table in tables:
         path = out_dir / table / f"{table}.json"
         if path.exists():
-            for row in read_json(path):
-                values = tuple(row[f"seed_{seed}"] for seed in range(row["n_seeds"]) if f"seed_{seed}" in row)
-                own = {key: row[key] for key in Cell.__dataclass_fields__ if key != "values"}
-                found[row["table"], row["row"], row["column"]] = Cell(**own, values=values)
+            try:
+                for row in read_json(path):
+                    values = tuple(row[f"seed_{seed}"] for seed in range(row["n_seeds"]) if f"seed_{seed}" in row)
+                    numbers = {key: row[key] for key in Cell.__dataclass_fields__ if key != "values"}
+                    if any(not isinstance(value, int | float | None) for value in (*values, *numbers.values())):
+                        raise TypeError(f"the row {row}")
+                    found[row["table"], row["row"], row["column"]] = Cell(**numbers, values=values)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path} holds no cells ({error}); delete {path.parent} and make it again with python -m ldm.paper "
+                                f"{table}") from None
     return found

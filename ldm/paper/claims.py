@@ -77,7 +77,8 @@ def _comparisons(check: Check, relation: str, cells: Cells) -> Iterator[Item]:
         verdict, by = NOT_MEASURED, ""
         if left is not None and right is not None:
             found, noise = difference(left, right, times, alike=place[2] == other[2] if isinstance(other, tuple) else True)
-            verdict, by = _verdict({"below": found, "above": -found, "about": abs(found) - within}[relation], noise), _by(found, noise)
+            excess = {"below": found, "above": -found, "about": abs(found) - within}[relation]
+            verdict, by = _verdict(excess, noise, left.has_noise or right.has_noise), _by(found, noise)
         if times != 1:
             bound = f"{times:g} of {bound}"
         yield verdict, _named(place[1], left), f"{words} {bound}{by}"
@@ -108,10 +109,13 @@ def _balance(check: Check, relation: str, cells: Cells) -> Iterator[Item]:
     def of(row: str) -> Cell | None:
         less, more, less_base, more_base = (_value(cells, (check["table"], one, check[column]))
                                             for one in (row, check["base"]) for column in ("less", "more"))
-        if None in (less, more, less_base, more_base) or len(less.values) != len(more.values) or 0 in (less_base.mean, more_base.mean):
+        if None in (less, more, less_base, more_base) or 0 in (less_base.mean, more_base.mean):
+            return None
+        if not less.values or len(less.values) != len(more.values):
             return None
         shares = [left / less_base.mean - kept / more_base.mean for left, kept in zip(less.values, more.values, strict=True)]
-        return cell_of(shares, [math.hypot(less.noise / less_base.mean, more.noise / more_base.mean)] if len(shares) == 1 else [])
+        noise = math.hypot(less.noise / less_base.mean, more.noise / more_base.mean)
+        return cell_of(shares, [noise] if len(shares) == 1 and (less.has_noise or more.has_noise) else [])
 
     mine = of(check[relation])
     for other in check["others"]:
@@ -119,16 +123,18 @@ def _balance(check: Check, relation: str, cells: Cells) -> Iterator[Item]:
         verdict, by = NOT_MEASURED, ""
         if mine is not None and its is not None:
             found, noise = difference(mine, its)
-            verdict, by = _verdict(found, noise), _by(found, noise)
+            verdict, by = _verdict(found, noise, mine.has_noise or its.has_noise), _by(found, noise)
         yield verdict, _named(check[relation], mine), f"below {_named(other, its)}{by}"
 
 
 def _below(left: Cell, right: Cell) -> str:
-    return _verdict(*difference(left, right))
+    return _verdict(*difference(left, right), left.has_noise or right.has_noise)
 
 
-def _verdict(excess: float, noise: float) -> str:
-    """Of the claim that `excess` is below zero."""
+def _verdict(excess: float, noise: float, is_known: bool) -> str:
+    """Of the claim that `excess` is below zero; single values whose noise nobody knows decide nothing."""
+    if not is_known:
+        return WITHIN_NOISE
     return HOLDS if excess < -noise else DOES_NOT_HOLD if excess > noise else WITHIN_NOISE
 
 
@@ -139,8 +145,8 @@ def _value(cells: Cells, place: Place) -> Cell | None:
 
 
 def _said(cell: Cell | None) -> str:
-    """The mean, and half of its 95 % interval, if it has one."""
-    return "not measured" if cell is None else f"{cell.mean:.3f}" + (f" ± {cell.noise:.3f}" if cell.noise else "")
+    """The mean, and its 95 % interval, if it has one."""
+    return "not measured" if cell is None else f"{cell.mean:.3f}{cell.interval}"
 
 
 def _named(name: str, cell: Cell | None) -> str:
@@ -148,7 +154,7 @@ def _named(name: str, cell: Cell | None) -> str:
 
 
 def _by(found: float, noise: float) -> str:
-    return f", difference {found:.3f}" + (f" ± {noise:.3f}" if noise else "")
+    return f", difference {_said(Cell(found, low=found - noise, high=found + noise) if noise else Cell(found))}"
 
 
 def _filled(place: Sequence[str], each: Any) -> Place:

@@ -46,7 +46,7 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
         if len(places) == 1 and left:
             make_all(pieces, Tools(places[0]), after=look)
         elif left:
-            _watch(_start(places, out_dir), look, left)
+            _watch(_start(places[:len(left)], out_dir), look, left)
 
 
 def who_works(pieces: Sequence[Piece]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ldm.paper.parts import Part
 from ldm.paper.quality import LABEL
 from ldm.paper.rows import PARTS
 from ldm.pictures import picture_grid, read_image
-from ldm.util import write_atomically
+from ldm.util import UserError, write_atomically
 
 CELL = 160  # side of a picture in pixels
 
@@ -40,6 +40,9 @@ def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, A
     Args:
         rows: parts by name, of what is shown.
         figure: number of columns by part.
+
+    Raises:
+        UserError: a picture is not there.
     """
     labels, pictures = [], {row: [] for row in rows}
     for name in PARTS:
@@ -47,7 +50,10 @@ def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, A
             labels.append(textwrap.shorten(text, LABEL) if name == "prompts" else f"{text} ({name})")
             for row, parts in rows.items():
                 path = parts[name].image(text, sample)
-                pictures[row].append(read_image(path) if path.exists() else None)  # --keep_images may be small
+                if not path.exists():
+                    raise UserError(f"{path} is not there for the figure; delete {parts[name].folder}, and the same command draws it again "
+                                    "(the table's 'keep_images' must be as large as the figure)")
+                pictures[row].append(read_image(path))
     return picture_grid(list(pictures.values()), list(pictures), labels, cell=CELL)
 
 

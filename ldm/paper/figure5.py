@@ -9,7 +9,7 @@ and the files of every table, see ldm/paper/tables.py. A further seed takes the 
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,17 @@ class Figure5:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """Columns of every point; the interval of ID-ACC is a bootstrap over the people of all seeds."""
+        """Columns of every point; the interval is over the seeds, which have other prefixes and people, or over the people of one."""
         found = {}
         for row in self.table.rows:
             seeds = [self._faces(row.name, pieces) for pieces in self.attacks]
-            people = [person["mean"] for faces in seeds for person in identity_scores(faces) if person["n_faces"]]
-            low, high = bootstrap_interval(people, seed=0)
             for column, key in COLUMNS.items():
                 values = [value for faces in seeds if (value := id_acc(faces, threshold=0.0)[key]) is not None]
                 if values:
-                    cell = cell_of(values, [None] * len(values), row.published.get(column))
-                    found[row.name, column] = Cell(**asdict(cell) | {"low": low, "high": high}) if column == "ID-ACC" else cell
+                    found[row.name, column] = cell_of(values, [], row.published.get(column))
+            if len(seeds) == 1 and (row.name, "ID-ACC") in found:
+                low, high = bootstrap_interval([person["mean"] for person in identity_scores(seeds[0]) if person["n_faces"]], seed=0)
+                found[row.name, "ID-ACC"] = replace(found[row.name, "ID-ACC"], low=low, high=high)
         return found
 
     def write(self, arguments: Mapping[str, Any]) -> str:

@@ -21,16 +21,18 @@ from ldm.evaluation.quality import Scores
 from ldm.loading import ModelFiles, file_hash
 from ldm.paper.identity import Prefix, load_prefixes
 from ldm.paper.quality import HalfFolder
-from ldm.paper.rows import slug
+from ldm.paper.rows import COLUMNS, slug
 from ldm.paper.table1 import people_asked_for
 from ldm.paper.table2 import portraits_of
 from ldm.paper.tools import Tools
 from ldm.paper.trainings import Training, Transfer, digest_of
 from ldm.run_folder import image_path, read_json, write_json
 from ldm.sharing import OneDevice
+from ldm.util import UserError
 
 GROUP_OF = {"S_ID": "train", "S_test": "test"}  # the part "prompts" has nobody
 BESIDE = ("out_dir", "devices", "num_nodes", "resume", "preset", "keep_images", "embedding", "anonymize", "half", "group", "images")
+TAKEN = {*BESIDE, "count_faces"} - {"keep_images"}  # not a table's to set
 NOT_OF_PEOPLE = ("benchmark", "n_prompts", "apl_compat", "count_faces", "clip_model")
 NOT_OF_PROMPTS = ("prompt", "n_names", "n_samples", "people", "gallery", "attribute_features", "farl_weights", "threshold")
 CALLS = 2  # of the U-Net for a step of a picture, with guidance
@@ -100,8 +102,13 @@ class Part:
 
     @cached_property
     def row(self) -> Mapping[str, Any]:
-        """The numbers."""
-        return read_json(self.folder / "row.json")
+        """The numbers; UserError if the file is damaged."""
+        keys = {key for part, key in COLUMNS.values() if part == self.name}
+        row = read_json(self.folder / "row.json", {"seconds", *keys})
+        if wrong := [key for key in ("seconds", *keys) if not isinstance(row[key], int | float | None)]:
+            raise UserError(f"{self.folder / 'row.json'} is damaged ({wrong[0]}: {row[wrong[0]]}); delete it, and the same command makes "
+                            "it again")
+        return row
 
     def image(self, text: str, sample: int) -> Path:
         """Where a picture is, if it has been kept."""
@@ -121,7 +128,7 @@ def part_args(preset: str, score: Mapping[str, Any], source: str) -> argparse.Na
     Raises:
         SystemExit: a flag is not one of test_fid_clip_score.py, or a file that it reads is not there.
     """
-    typed = ["--preset", preset, *as_flags(build_parser(), score, source)]
+    typed = ["--preset", preset, *as_flags(build_parser(), score, source, TAKEN)]
     return parse_test_fid_clip_score_args([*typed, "--half", "both", "--group", "all", "--count_faces", "--no-anonymize"])
 
 

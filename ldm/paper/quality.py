@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ from ldm.paper.identity import Drawing, Prefix, draw_jobs, unfinished_batches
 from ldm.pictures import ImageWriter, picture_grid, read_image
 from ldm.run_folder import RunFolder, write_json
 from ldm.sharing import share
-from ldm.util import write_atomically
+from ldm.util import UserError, first_line, write_atomically
 
 CHUNK = 64      # pictures that are scored, and let go, together
 PAIRS = 8       # columns of the sheet
@@ -103,11 +104,16 @@ class HalfFolder:
                 folder.rmdir()
 
     def scores_of(self, prefix: Prefix) -> Scores:
-        """The scores of all pictures of a prefix, in the order of `texts`."""
+        """The scores of all pictures of a prefix, in the order of `texts`; UserError where a file of them is missing or damaged."""
         chunks = []
         for start in range(0, len(self.half.texts), CHUNK):
-            with np.load(self._scores_path(prefix, start), allow_pickle=False) as arrays:
-                chunks.append({key: arrays[key] for key in arrays.files})
+            path = self._scores_path(prefix, start)
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    chunks.append({key: arrays[key] for key in arrays.files})
+            except (OSError, ValueError, BadZipFile) as error:
+                raise UserError(f"the scores {path} cannot be read ({first_line(error)}); delete {self.path}, and the same command makes "
+                                "them again") from None
         return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
     def write_pairs(self) -> None:

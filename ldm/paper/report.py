@@ -1,4 +1,4 @@
-"""The report: every finished table and figure, published beside measured, and the claims, as one HTML page and as Markdown.
+"""The report: every finished table and figure, the paper's first, published beside measured, and the claims, as HTML page and as Markdown.
 
     python -m ldm.paper report --preset mini
 
@@ -18,11 +18,11 @@ from ldm.paper.report_files import NAMES, Finished, read_claims, read_finished
 from ldm.paper.report_html import encoded, html_page
 from ldm.paper.report_markdown import markdown, markdown_numbers
 from ldm.paper.report_numbers import duration, ends, meanings, numbers, summary
+from ldm.paper.rows import slug
 from ldm.util import UserError, write_atomically
 
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
 VERDICTS = ("holds", "within noise", "does not hold", "not measured")
-CURVES = ("figure5.png", "figure6.png", "figure8.png")  # drawn as lines, not from pictures
 WHAT = ("Ten learned vectors stand in front of every prompt of a frozen Stable Diffusion, so that a name yields somebody else "
         "(Anonymization Prompt Learning, arXiv 2405.16895). Here is what the paper has published beside what this repository has measured.")
 MINIATURE = ("All of it ran on the miniature Stable Diffusion that this repository trains and ships, with people, a face recogniser and a "
@@ -110,7 +110,8 @@ def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
 
 def _section(part: Finished) -> list[Block]:
     """A table or figure: numbers, picture, remark, and how to make it again."""
-    blocks: list[Block] = [Heading(2, f"{part.label}: {part.title}", part.name, part.label), Paragraph(f"The paper's {part.section}.")]
+    blocks: list[Block] = [Heading(2, f"{part.label}: {part.title}", slug(part.name), part.label)]
+    blocks += [Paragraph(f"The paper's {part.section}.")] if part.section else []
     shown = ends(part)
     blocks.append(numbers(part, shown))
     if shown is not None:
@@ -118,7 +119,7 @@ def _section(part: Finished) -> list[Block]:
     if part.name != "figure1":  # whose pictures stand at the top
         blocks += _pictures(part)
     blocks += [Paragraph(part.remark)] if part.remark else []
-    again = [Commands("All of it", [f"python -m ldm.paper {part.name} --preset {part.preset} --seeds {part.seeds}"])]
+    again = [Commands("All of it", [f"python -m ldm.paper {part.source} --preset {part.preset} --seeds {part.seeds}"])]
     for (commands, seconds), rows in groupby(part.rows, key=lambda row: (row["commands"], row["seconds"])):
         first, *_, last = [row["name"] for row in rows] * 2
         name = first if first == last else f"{first} to {last}"
@@ -131,13 +132,14 @@ def _pictures(part: Finished) -> list[Picture]:
     rows = ", ".join(row["name"] for row in part.rows)
     found = []
     for path in part.pictures:
-        if path.name in CURVES:
+        is_curve = part.kind == "curve" or path.name == "figure5.png"
+        if is_curve:
             shows, caption = f"curves of {', '.join(part.columns)}", part.title
         elif part.name == "figure5":
             shows, caption = "photos of each person, and what the attacked model draws", "a column for each person whom the attacks teach"
         else:
             shows, caption = f"pictures, a row for each of: {rows}", "the same prompts with the same noise in each row"
-        found.append(Picture(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", path.name not in CURVES))
+        found.append(Picture(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", not is_curve))
     return found
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.paper.rows import slug
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -75,7 +77,7 @@ class Picture:
     @property
     def name(self) -> str:
         """Of its file beside report.md."""
-        return f"{self.path.stem}.webp" if self.is_grid else self.path.name
+        return f"{slug(self.path.stem)}{'.webp' if self.is_grid else self.path.suffix}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ class Finished:
     """A finished table or figure.
 
     Args:
-        section: said in full, "section 4.2".
+        section: said in full, "section 4.2"; empty where none is.
+        source: its name, or the YAML file of one that is not the paper's.
+        kind: of its figure, as in the YAML file; None without one.
         rows: of each its name, the commands that train it, and their seconds.
         cells: by row and column.
         pictures: the figure's files.
@@ -27,6 +29,8 @@ class Finished:
     """
 
     name: str
+    source: str
+    kind: str | None
     title: str
     section: str
     remark: str
@@ -44,8 +48,8 @@ class Finished:
 
     @property
     def label(self) -> str:
-        """As the paper calls it: "Table 2"."""
-        return f"{self.name[:-1].capitalize()} {self.name[-1]}"
+        """As the paper calls it, "Table 2"; the name of one that is not the paper's."""
+        return f"{self.name[:-1].capitalize()} {self.name[-1]}" if self.name in NAMES else self.name
 
     def cell(self, row: str, column: str) -> Cell | None:
         """What a row has measured, None where there is nothing."""
@@ -54,9 +58,10 @@ class Finished:
 
 
 def read_finished(out_dir: Path) -> dict[str, Finished]:
-    """All finished tables and figures by name, in the order of NAMES; UserError if a file of theirs is damaged."""
+    """All finished tables and figures by name, in the order of NAMES, then others; UserError if a file of theirs is damaged."""
     finished = {}
-    for name in NAMES:
+    others = sorted({path.parent.name for path in out_dir.glob("*/about.json")} - {*NAMES})
+    for name in (*NAMES, *others):
         about = out_dir / name / "about.json"
         if about.exists() and about.with_name(f"{name}.json").exists():
             try:
@@ -86,11 +91,13 @@ def _finished(out_dir: Path, name: str, about: Mapping[str, Any]) -> Finished:
     cells = {(row, column): cell for (_, row, column), cell in read_cells(out_dir, [name]).items()}
     rows = [{"name": str(row["name"]), "commands": [str(line) for line in row["commands"]], "seconds": row["seconds"]}
             for row in about["rows"]]
+    source = next((str(word) for word in about["arguments"]["what"] if Path(str(word)).stem == name), name)
     return Finished(
-        name=name, title=str(about["title"]), section=_place(about["section"]), remark=str(about["remark"]), preset=str(about["preset"]),
+        name=name, source=source, kind=about["kind"],
+        title=str(about["title"]), section=_place(about["section"]), remark=str(about["remark"]), preset=str(about["preset"]),
         columns=list(about["columns"]), rows=rows, cells=cells, seeds=int(about["seeds"]),
         pictures=sorted(folder.glob(f"{name}*.png"), key=lambda path: path.stem),
-        devices=str(about.get("arguments", {}).get("devices", "")), settings=dict(about["settings"]), versions=dict(about["versions"]),
+        devices=str(about["arguments"]["devices"]), settings=dict(about["settings"]), versions=dict(about["versions"]),
         spent={piece: float(seconds) for piece, seconds in about["spent"].items()},
         day=date.fromtimestamp((folder / "about.json").stat().st_mtime))
 

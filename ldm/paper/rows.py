@@ -10,8 +10,9 @@
       - {name: ours, result: embeddings/apl-mini.pt, only: [mini], model: sd-v1-4, mini.model: mini-sd-b}
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,12 @@ def read_table(path: Path, preset: str) -> Table:
     if not rows or len(set(names)) < len(names):
         twice = next((f"two rows '{name}'" for name in names if names.count(name) > 1), f"no row for the preset {preset}")
         raise UserError(f"{path} has {twice}; correct the rows")
+    if content.get("figure", {}).get("kind") == "pictures" and not any(row.shown for row in rows):
+        raise UserError(f"{path} has a figure of pictures and shows no row in it; take 'shown: false' away from one")
     head = {key: value for key, value in content.items() if key in ("section", "figure", "remark")}
     columns = content.get("columns") or [*COLUMNS]
     if unknown := [column for column in columns if column not in (*COLUMNS, *COSTS)]:
-        raise UserError(f"{path} asks for the column '{unknown[0]}'; give some of {', '.join((*COLUMNS, *COSTS))}")
+        raise UserError(f"{path} asks for the column '{unknown[0]}'; give some of {_quoted((*COLUMNS, *COSTS))}")
     return Table(**{"name": path.stem, "title": path.stem, "section": ""} | head | {"title": content.get("title", path.stem)},
                  columns=columns, rows=rows, score=of_preset(content.get("score", {}), preset))
 
@@ -111,6 +114,8 @@ def _checked(path: Path, row: Any, preset: str) -> dict[str, Any]:
     """One entry of `rows` as it is on the preset, with values of the right kinds."""
     if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not slug(row["name"]):
         raise UserError(f"{path} has the row {row!r}, which has no name; give it one")
+    if "train" in row and row["train"] is None:  # of_preset would make it the model as it is
+        raise UserError(f"{path}, row '{row['name']}': 'train' has no value; give {{}} for APL as the preset has it, or take it away")
     own = of_preset(row, preset)
     _check(f"{path}, row '{row['name']}'", own, KINDS)
     return own
@@ -132,15 +137,24 @@ def _row(path: Path, values: Mapping[str, Any], preset: str) -> TableRow:
     if other := [key for key in of_preset(row.get("score", {}), preset) if key not in OWN_SCORE]:
         raise UserError(f"{place}: 'score' may have {', '.join(OWN_SCORE)} alone, and has '{other[0]}'; give that to the whole table")
     published = row.get("published", {})
-    if unknown := [key for key, value in published.items() if key not in COLUMNS or not isinstance(value, int | float)]:
+    if unknown := [key for key, value in published.items() if key not in COLUMNS or not _is_number(value)]:
         raise UserError(f"{place}: the published value '{unknown[0]}: {published[unknown[0]]}' has no place; give a number for one of "
-                        f"{', '.join(COLUMNS)}")
+                        f"{_quoted(COLUMNS)}")
     if "result" in row:
         row["result"] = found(Path(row["result"]))
         if not row["result"].is_file():
             raise UserError(f"{place}: the result {values['result']} is not there; correct the path, or give 'train' in its place")
     return TableRow(**{key: value for key, value in row.items() if key != "only"} | {
         key: of_preset(row[key], preset) for key in ("train", "score") if key in row})
+
+
+def _quoted(columns: Iterable[str]) -> str:
+    """Columns as YAML needs them, for some have a comma."""
+    return ", ".join(f'"{column}"' for column in columns)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_figure(figure: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ class Rows:
             for column, values in columns.items():
                 known = [(value, half) for value, half in values if value is not None]
                 if known:
-                    found[row.name, column] = cell_of(*zip(*known, strict=True), row.published.get(column))
+                    cell = cell_of(*zip(*known, strict=True), row.published.get(column))
+                    # a training without a face has no ID-ACC; the values of the others are then not the first seeds', to be paired
+                    found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
         return found
 
     def write(self, arguments: Mapping[str, Any]) -> str:
@@ -141,7 +143,8 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
     write_csv(rows, folder / f"{table.name}.csv")
     write_atomically(folder / f"{table.name}.md", lambda path: path.write_text(markdown(shown), encoding="utf-8"))
     spent = sum(about["spent"].values())
-    head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns)}
+    head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns),
+            "kind": table.figure.get("kind")}
     write_json(folder / "about.json", head | dict(about) | {"seconds": spent, "versions": versions()})
     return console_table([line for line, row in zip(shown, table.rows, strict=True) if only(row)])
 
@@ -162,13 +165,12 @@ def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dic
 
 
 def in_words(cell: Cell | None, whole: bool = False) -> str | None:
-    """"0.213 ± 0.012 (sd 0.004)": mean, half of the 95 % interval, standard deviation over trainings; `whole`: the mean alone."""
+    """"0.213 ± 0.004 [0.201, 0.225]": mean, standard deviation over trainings, 95 % interval; `whole`: the mean alone."""
     if cell is None:
         return None
     if whole:
         return f"{cell.mean:.0f}"
-    noise = f" ± {cell.noise:.3f}" if cell.low is not None else ""
-    return f"{cell.mean:.3f}{noise}" + (f" (sd {cell.sd:.3f})" if cell.sd is not None else "")
+    return f"{cell.mean:.3f}" + (f" ± {cell.sd:.3f}" if cell.sd is not None else "") + cell.interval
 
 
 def markdown(rows: Sequence[Mapping[str, str | None]]) -> str:

@@ -33,6 +33,7 @@ TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # saved prefixes of a training: every 2 000 of the paper's 20 000 steps
 BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
           "val_every")  # what no result depends on
+TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # not a row's to set
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # of the U-Net for a sample of a step; 5 where it is not said
 
 
@@ -58,7 +59,8 @@ class Training:
     needs: Sequence[Any] = ()
 
     def is_done(self) -> bool:
-        return (self.folder / "cost.json").exists()
+        """state.pt goes last, when train.py has ended."""
+        return (self.folder / "cost.json").exists() and not (self.folder / "state.pt").exists()
 
     def make(self, tools: Any) -> None:
         """Runs train.py to its end, from where it was; UserError with what it said if it fails."""
@@ -68,8 +70,8 @@ class Training:
 
     @cached_property
     def cost(self) -> Mapping[str, Any]:
-        """seconds, peak_memory_bytes, result, result_bytes."""
-        return read_json(self.folder / "cost.json")
+        """seconds, peak_memory_bytes, result, result_bytes; UserError if the file is damaged."""
+        return read_json(self.folder / "cost.json", {"seconds", "peak_memory_bytes", "result", "result_bytes"})
 
     def result(self, step: int | None = None) -> Path:
         """The file that came out, or that of an earlier step; UserError if it is not there."""
@@ -79,8 +81,8 @@ class Training:
         for path in (self.folder / "embeddings" / name, self.folder / name):
             if path.is_file():
                 return path
-        raise UserError(f"{self.folder / name}, which the training there has made, is not there; put it back, or delete {self.folder} to "
-                        "train it again")
+        raise UserError(f"{name}, which the training in {self.folder} has made, is not there; put it back, or delete the folder to train "
+                        "it again")
 
     def command(self) -> str:
         """What a user types to make it."""
@@ -129,13 +131,14 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
 
     Raises:
         SystemExit: a flag is not one of train.py, or a file that it reads is not there.
-        UserError: the step is not one whose prefix is kept.
+        UserError: the step is not one whose result is kept.
     """
     train = dict(train)
-    preset = train.pop("preset", preset)
-    method = train.get("train_method", APL[0])
+    preset, method = train.pop("preset", preset), train.get("train_method", APL[0])
+    if wrong := [value for value in (preset, method) if not isinstance(value, str)]:
+        raise UserError(f"{source} has {wrong[0]!r} where a name is needed; give one preset and one train_method")
     typed = ["--preset", preset, "--prompt", method, "--eval_names", "0", "--seed", str(seed),
-             *as_flags(build_parser(method), train, source)]
+             *as_flags(build_parser(method), train, source, TAKEN)]
     if method in APL:
         typed += ["--val_every", "0", "--target_cache", str(out_dir / "targets")]
     args = parse_train_args(typed)
@@ -144,6 +147,8 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
         typed += ["--save_every", str(every)]
         if step is not None and step not in (*range(every, args.iterations, every), args.iterations):
             raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
+    elif step is not None:
+        raise UserError(f"{source} asks for step {step}, and {method} keeps its result alone; take the step away")
     digest = digest_of({flag: value for flag, value in vars(args).items() if flag not in BESIDE})
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
