@@ -16,12 +16,13 @@ import ldm.paper.quality
 import ldm.pictures
 from args.paper_args import TABLES, parse_paper_args
 from args.train_args import parse_train_args
+from ldm.evaluation.tables import markdown_table
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.paper import __main__ as paper
 from ldm.paper import drawings, tables, trainings
 from ldm.paper.cells import Cell, read_cells
 from ldm.paper.rows import COLUMNS, read_table
-from ldm.paper.tables import Rows, in_words, markdown
+from ldm.paper.tables import Rows, in_words
 from ldm.pictures import read_image, write_image
 
 inputs, stand_ins = test_test_fid_clip_score.inputs, test_test_fid_clip_score.stand_ins  # fixtures
@@ -334,7 +335,7 @@ def test_a_transferred_row_is_made_by_its_training_and_the_transfer(tmp_path):
 def test_a_cell_in_words_has_its_interval_and_its_deviation():
     assert in_words(Cell(0.2134, 0.004, 0.2, 0.22, 3)) == "0.213 ± 0.004 [0.200, 0.220]"
     assert (in_words(Cell(0.25)), in_words(Cell(12.4), True), in_words(None)) == ("0.250", "12", None)
-    assert markdown([{"row": "a | b", "CLIP": None}]) == "| row | CLIP |\n| --- | ---: |\n| a \\| b | - |\n"
+    assert markdown_table([{"row": "a | b", "CLIP": None}], numeric=["CLIP"]) == "| row | CLIP |\n| --- | ---: |\n| a \\| b | - |\n"
 
 
 @pytest.mark.parametrize(("rows", "words"), [

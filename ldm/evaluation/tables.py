@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,16 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
     write_atomically(path, write)
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, numbers right-aligned with four decimals, a dash for what is missing."""
+def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) -> str:
+    """The rows as a Markdown table, numbers with four decimals, a dash for what is missing.
+
+    Args:
+        numeric: columns that are right-aligned; None: those that hold nothing but numbers.
+    """
     columns = _columns(rows)
+    numeric = [column for column in columns if _numeric(rows, column)] if numeric is None else numeric
     cells = [[_cell(row.get(column)).replace("|", "\\|") for column in columns] for row in rows]
-    rule = ["---:" if _numeric(rows, column) else "---" for column in columns]
+    rule = ["---:" if column in numeric else "---" for column in columns]
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *cells]) + "\n"
 
 

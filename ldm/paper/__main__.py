@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n\n{args.out_dir / table.name / table.name}.md\n")
         if any(table.name in TABLES for table in tables):  # of one's own nothing is claimed
             print(claims_table(args))
-    if args.task == "report" or args.whole:
+    else:
         claims_table(args)
+    if args.task == "report" or args.whole:
         written = write_report(args.out_dir, args.preset)
         print(f"report: {', '.join(map(str, written))}")
         if args.publish:

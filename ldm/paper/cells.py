@@ -38,12 +38,12 @@ class Cell:
     @property
     def interval(self) -> str:
         """" [0.201, 0.225]", nothing where there is none."""
-        return "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f" [{self.low:.3f}, {self.high:.3f}]" if self.has_noise else ""
 
     @property
     def noise(self) -> float:
         """Half the width of the interval; 0 where there is none."""
-        return 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
+        return (self.high - self.low) / 2 if self.has_noise else 0.0
 
 
 def cell_of(values: Sequence[float], halves: Sequence[float | None], published: float | None = None) -> Cell:

@@ -22,12 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from scipy.stats import spearmanr
 
 from ldm.paper.cells import Cell, cell_of, difference
-from ldm.paper.rows import of_preset
-from ldm.util import UserError, first_line
+from ldm.paper.rows import of_preset, read_yaml
+from ldm.util import UserError
 
 HOLDS, WITHIN_NOISE, NOT_MEASURED, DOES_NOT_HOLD = VERDICTS = ("holds", "within noise", "not measured", "does not hold")  # the worst last
 STEADY = -0.8  # rank correlation of place and value up to which a curve falls steadily
@@ -193,10 +192,7 @@ def _relation(check: Check) -> str | None:
 
 def _read_claims(path: Path, preset: str) -> list[dict[str, Any]]:
     """The claims as they are on a preset."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML ({first_line(error)}); correct it") from None
+    content = read_yaml(path)
     claims = content.get("claims") if isinstance(content, dict) else None
     if not isinstance(claims, list) or not claims:
         raise UserError(f"{path} has no list 'claims'; restore it from the repository")

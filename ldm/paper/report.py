@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ldm.paper.report_blocks import Block, Claims, Column, Commands, Facts, Folded, Heading, Numbers, Paragraph, Picture, Value
 from ldm.paper.report_files import NAMES, Finished, read_claims, read_finished
-from ldm.paper.report_html import encoded, html_page
+from ldm.paper.report_html import html_page
 from ldm.paper.report_markdown import markdown, markdown_numbers
 from ldm.paper.report_numbers import duration, ends, meanings, numbers, summary
 from ldm.paper.rows import slug
@@ -43,7 +43,7 @@ def write_report(out_dir: Path, preset: str) -> list[Path]:
     for name, text in {"report.html": html_page(blocks), "report.md": markdown(blocks)}.items():
         _write_text(out_dir / name, text)
     for picture in pictures:
-        _, data, _ = encoded(picture)
+        _, data, _ = picture.encoded
         write_atomically(out_dir / picture.name, lambda path, data=data: path.write_bytes(data))
     return [out_dir / name for name in ("report.html", "report.md", *(picture.name for picture in pictures))]
 

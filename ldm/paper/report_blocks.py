@@ -1,10 +1,18 @@
 """What a report consists of, whatever it is written as: report_html.py and report_markdown.py write these blocks."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
+
 from ldm.paper.rows import slug
+from ldm.pictures import PICTURE_ERRORS
+from ldm.util import UserError
+
+WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of pictures
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,17 @@ class Picture:
         """Of its file beside report.md."""
         return f"{slug(self.path.stem)}{'.webp' if self.is_grid else self.path.suffix}"
 
+    @cached_property
+    def encoded(self) -> tuple[str, bytes, tuple[int, int]]:
+        """Kind, bytes and size: a grid as WebP of at most WIDEST pixels, lines as they are; UserError if it cannot be read."""
+        if not self.is_grid:
+            return "png", self.path.read_bytes(), _open(self.path).size
+        image = _open(self.path).convert("RGB")
+        image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=QUALITY, method=6)
+        return "webp", buffer.getvalue(), image.size
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -96,3 +115,12 @@ class Folded:
 
 
 Block = Heading | Paragraph | Facts | Commands | Numbers | Picture | Claims | Folded
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except PICTURE_ERRORS as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}); delete it and make it again") from error

@@ -2,19 +2,13 @@
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ldm.paper.report_blocks import Block, Claims, Commands, Facts, Folded, Heading, Numbers, Paragraph, Picture, Value
-from ldm.pictures import PICTURE_ERRORS
-from ldm.util import UserError
 
 STYLE = Path(__file__).with_name("report.css")
-WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of pictures
 SIGNS = {"holds": "✓", "does not hold": "✗", "within noise": "≈", "not measured": "?"}
 escape = html.escape
 
@@ -84,28 +78,8 @@ def _claim(claim: Mapping[str, Any]) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    kind, data, (width, height) = encoded(picture)
+    kind, data, (width, height) = picture.encoded
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(picture.alt)}">'
     box = f'<div class="scroll {"grid" if picture.is_grid else "lines"}" role="region" aria-label="{escape(picture.caption)}" tabindex="0">'
     return f"<figure>{box}{image}</div><figcaption>{escape(picture.caption)}</figcaption></figure>"
-
-
-def encoded(picture: Picture) -> tuple[str, bytes, tuple[int, int]]:
-    """Kind, bytes and size of a picture: a grid as WebP of at most WIDEST pixels, lines as they are; UserError if it cannot be read."""
-    if not picture.is_grid:
-        return "png", picture.path.read_bytes(), _open(picture.path).size
-    image = _open(picture.path).convert("RGB")
-    image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY, method=6)
-    return "webp", buffer.getvalue(), image.size
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except PICTURE_ERRORS as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); delete it and make it again") from error

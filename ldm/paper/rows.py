@@ -72,10 +72,7 @@ class Table:
 
 def read_table(path: Path, preset: str) -> Table:
     """The table of a YAML file, as it is on a preset; UserError if the file is no such table."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML ({first_line(error)}); correct it") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise UserError(f"{path} has no list 'rows'; give them as configs/paper/table2.yaml does")
     _check(f"{path}", content, HEAD)
@@ -96,6 +93,14 @@ def read_table(path: Path, preset: str) -> Table:
         raise UserError(f"{path} asks for the column '{unknown[0]}'; give some of {_quoted((*COLUMNS, *COSTS))}")
     return Table(**{"name": path.stem, "title": path.stem, "section": ""} | head | {"title": content.get("title", path.stem)},
                  columns=columns, rows=rows, score=of_preset(content.get("score", {}), preset))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; UserError if it is none."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML ({first_line(error)}); correct it") from None
 
 
 def of_preset(values: Mapping[str, Any], preset: str) -> dict[str, Any]:

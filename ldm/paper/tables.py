@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.tables import console_table, write_csv
+from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.cells import Cell, as_rows, cell_of
 from ldm.paper.drawings import Panel, draw_panels, picture_sheet
 from ldm.paper.parts import Part, Result, part, part_args
@@ -139,9 +139,10 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
                 only: Callable[[TableRow], bool] = lambda row: True) -> str:
     """The files that every table and figure has; the rows `only` as the console shows them."""
     rows, shown = as_rows(table.name, cells), shown_table(table, cells)
+    text = markdown_table(shown, numeric=list(shown[0])[1:])
     write_json(folder / f"{table.name}.json", rows)
     write_csv(rows, folder / f"{table.name}.csv")
-    write_atomically(folder / f"{table.name}.md", lambda path: path.write_text(markdown(shown), encoding="utf-8"))
+    write_atomically(folder / f"{table.name}.md", lambda path: path.write_text(text, encoding="utf-8"))
     spent = sum(about["spent"].values())
     head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns),
             "kind": table.figure.get("kind")}
@@ -171,14 +172,6 @@ def in_words(cell: Cell | None, whole: bool = False) -> str | None:
     if whole:
         return f"{cell.mean:.0f}"
     return f"{cell.mean:.3f}" + (f" ± {cell.sd:.3f}" if cell.sd is not None else "") + cell.interval
-
-
-def markdown(rows: Sequence[Mapping[str, str | None]]) -> str:
-    """Rows of words as a Markdown table, a dash for what is missing."""
-    columns = list(rows[0])
-    cells = [[(row[column] or "-").replace("|", "\\|") for column in columns] for row in rows]
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _half_width(row: Mapping[str, Any], key: str) -> float | None:
