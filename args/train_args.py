@@ -32,6 +32,7 @@ from args.train_methods import (
 )
 
 INITIALIZATIONS = ("uniform01", "vocab")
+LONGEST_PREFIX = 60  # of CLIP's 77 tokens; the rest is for the prompt, see ldm/modules/embedding_manager.py
 NEEDED = ("config_path", "ckpt_path")
 ONLY_FOR_THE_TABLE = ("face_pack", "gallery", "clip")
 
@@ -98,7 +99,7 @@ def build_parser(method: str = APL[0]) -> Parser:
                        help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir (default: apl, or the --train_method)")
     group.add_argument("--placeholder", metavar="WORD", default="alz",
                        help="word that stands for the prefix; must be one CLIP token")
-    group.add_argument("--num_vectors", metavar="M", type=number(int, 1, 75), default=10,
+    group.add_argument("--num_vectors", metavar="M", type=number(int, 1, LONGEST_PREFIX), default=10,
                        help="learnable vectors behind the placeholder (m)")
     group.add_argument("--init", metavar="KIND", default="uniform01",
                        help="first vectors: uniform01 (U[0, 1)), vocab (normal, with the token table's mean and deviation), or "

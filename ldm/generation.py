@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.sharing import Devices, gather, share
+from ldm.util import warn
 
 Job = tuple[str, int]  # prompt, number of the sample
 
@@ -79,6 +80,25 @@ def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:
         return list(prompts)
     placeholder = next(iter(embedding_manager.string_to_token_dict))
     return [f"{placeholder} {prompt}" for prompt in prompts]
+
+
+def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, what: str = "prompts") -> None:
+    """Warn of the texts that lose words behind each prefix, and of those that are too long without one.
+
+    Args:
+        texts: without the placeholder.
+        managers: of prefixes; None among them stands for no prefix.
+        what: the texts, in the warning.
+    """
+    embedder, texts = model.cond_stage_model, list(dict.fromkeys(texts))
+    lengths = [len(ids) for ids in embedder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]] if texts else []
+    for m in sorted({0 if manager is None else len(next(manager.embedding_parameters())) for manager in managers}):
+        room = embedder.max_length - 2 - m  # beside begin and end of text
+        cut, without = (sum(length > limit for length in lengths) for limit in (room, room + m))
+        if cut:
+            also = f"; {without} of them would without a prefix too" if m and without else ""
+            behind = f"the {room} tokens that {m} vectors leave" if m else f"the text encoder's {room} tokens"
+            warn(f"{cut} of {len(texts)} {what} ({cut / len(texts):.0%}) are longer than {behind} and lose their last words{also}")
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

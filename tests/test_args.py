@@ -150,7 +150,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
     (["--lr", "nan"], "give a number above 0"),
     (["--mix", "1.5"], "from 0 to 1"),
     (["--batch_size", "0"], "--batch_size"),
-    (["--num_vectors", "76"], "from 1 to 75"),
+    (["--num_vectors", "61"], "from 1 to 60"),
     (["--ddim_steps", "1001"], "from 1 to 1000"),
     (["--seed", "-1"], "--seed"),
     (["--train_method", "magic"], "apl-released"),

@@ -4,7 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ldm.apl.front_hook import FrontHook
 from ldm.apl.prefix import build_prefix
+from ldm.generation import with_prefix
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
@@ -36,10 +38,14 @@ def inject(embedder, manager, texts):
 
 
 def by_hand(embedder, vectors, text):
-    """(77, d): begin, text with `vectors` (by token) concatenated, end of text up to the end; the text cut to fit."""
-    pieces = []
-    for token_id in embedder.tokenizer(text, add_special_tokens=False)["input_ids"]:
-        pieces.append(vectors[token_id] if token_id in vectors else look_up(embedder, torch.tensor([token_id])))
+    """(77, d): begin, text with `vectors` (by token) concatenated, end of text up to the end; the text cut to fit.
+
+    The first of the placeholders stands once where it begins the text.
+    """
+    pieces, prefix = [], next(iter(vectors))
+    for number, token_id in enumerate(token_ids := embedder.tokenizer(text, add_special_tokens=False)["input_ids"]):
+        is_word = token_id not in vectors or (token_id == prefix == token_ids[0] and number > 0)
+        pieces.append(look_up(embedder, torch.tensor([token_id])) if is_word else vectors[token_id])
     begin, end = (look_up(embedder, torch.tensor([token_id])) for token_id in (49406, EOT))
     row = torch.cat([begin, *pieces, end.expand(77, -1)])[:77]
     return torch.cat([row[:76], end])
@@ -58,8 +64,8 @@ def test_the_context_is_bit_for_bit_that_of_plain_concatenation(embedder, conten
     assert torch.equal(context, embedder.transformer(embedder.tokenize(["", ""]), lambda _ids, _embeddings: rows))
 
 
-@pytest.mark.parametrize("text", ["alz a man", "a man alz", "a alz man", "alz alz", "a alz man alz , alz", "a man", ""])
-def test_the_placeholder_stands_anywhere_and_more_than_once(embedder, text):
+@pytest.mark.parametrize("text", ["alz a man", "a man alz", "a alz man", "alz alz", "alz Alz of ALZ", "a alz man alz , alz", "a man", ""])
+def test_the_placeholder_stands_anywhere_and_more_than_once_unless_it_begins_the_text(embedder, text):
     manager = EmbeddingManager(embedder, num_vectors_per_token=3)
     _, _, injected = inject(embedder, manager, [text, "alz of another length", "none"])
     assert torch.equal(injected[0], by_hand(embedder, by_token(manager), text))
@@ -68,9 +74,21 @@ def test_the_placeholder_stands_anywhere_and_more_than_once(embedder, text):
 
 def test_several_placeholders(embedder):
     manager = EmbeddingManager(embedder, ["alz", "sks"], num_vectors_per_token=4)
-    text = "a sks dog alz , sks"
     assert manager.string_to_token_dict == {"alz": ALZ, "sks": SKS}
-    assert torch.equal(inject(embedder, manager, text)[2][0], by_hand(embedder, by_token(manager), text))
+    for text in ("a sks dog alz , sks", "sks alz sks", "alz sks alz sks"):
+        assert torch.equal(inject(embedder, manager, text)[2][0], by_hand(embedder, by_token(manager), text))
+
+
+@pytest.mark.parametrize("text", ["Walk to end ALZ in a park", "A portrait of Alz Example", "alz", "alz alz", f"alz {'man ' * 70}", ""])
+def test_in_front_of_a_text_that_holds_the_placeholder_the_prefix_stands_once(embedder, text):
+    manager = EmbeddingManager(embedder)
+    (vectors,) = manager.embedding_parameters()
+    token_ids = embedder.tokenize(with_prefix([text], manager), manager.extra_length)
+    injected = manager(token_ids, look_up(embedder, token_ids))
+    front = FrontHook(vectors.detach(), EOT)  # as AnonymizationPrompt does it
+    plain = embedder.tokenize(text, front.extra_length)
+    assert torch.equal(injected, front(plain, look_up(embedder, plain)))
+    assert (injected[0] == vectors[0]).all(1).nonzero().flatten().tolist() == [1]
 
 
 @pytest.mark.parametrize("content", [67, 75, 76, 200])
@@ -88,8 +106,9 @@ def test_the_end_of_text_is_kept_when_a_long_prompt_is_cut(embedder, content):
 def test_extra_length_counts_what_each_prompt_needs(embedder):
     manager = EmbeddingManager(embedder, ["alz", "sks"], num_vectors_per_token=10)
     token_ids = embedder.tokenize(["a dog", "alz a dog", "alz sks a dog alz"])
-    assert manager.extra_length(token_ids).tolist() == [0, 9, 27]
-    assert manager.extra_length(torch.tensor([[ALZ], [5]])).tolist() == [9, 0]
+    assert manager.extra_length(token_ids).tolist() == [0, 9, 18]
+    assert manager.extra_length(torch.tensor([[ALZ], [5], [ALZ]])).tolist() == [9, 0, 0]
+    assert manager.extra_length(torch.tensor([[5], [ALZ], [ALZ], [SKS]])).tolist() == [0, 9, 9, 9]
 
 
 def test_arguments_stay_as_they_are(embedder):
@@ -111,7 +130,7 @@ def test_gradient_reaches_every_vector_and_nothing_else(embedder):
 
 def test_the_gradient_counts_every_occurrence(embedder):
     manager = EmbeddingManager(embedder, num_vectors_per_token=2)
-    _, _, injected = inject(embedder, manager, ["alz a alz", "alz", "none"])
+    _, _, injected = inject(embedder, manager, ["a alz alz", "alz", "none"])
     injected.sum().backward()
     assert torch.equal(manager.string_to_param_dict["alz"].grad, torch.full((2, WIDTH), 3.0))
 
@@ -156,7 +175,7 @@ def test_vocab_has_the_statistics_of_the_token_table(embedder):
         def get_input_embeddings():
             return torch.nn.Embedding.from_pretrained(torch.randn(1000, 4) * torch.tensor([0.0, 0.1, 1, 2]) + 5)
 
-    vectors = EmbeddingManager(Shifted, num_vectors_per_token=75, init="vocab").string_to_param_dict["alz"]
+    vectors = EmbeddingManager(Shifted, num_vectors_per_token=60, init="vocab").string_to_param_dict["alz"]
     assert torch.allclose(vectors.std(0), torch.tensor([0.0, 0.1, 1, 2]), rtol=0.4, atol=1e-3)
     assert torch.allclose(vectors.mean(0), torch.full((4,), 5.0), atol=1)
 
@@ -179,8 +198,8 @@ def test_a_prefix_of_sdxl_is_refused_for_one_encoder_even_where_a_part_is_as_wid
     ({"placeholder_strings": ["<|endoftext|>"]}, "ordinary token"),
     ({"placeholder_strings": ["alz", "ALZ"]}, "same token as another"),
     ({"placeholder_strings": ["keys"]}, "is reserved"),
-    ({"num_vectors_per_token": 0}, "give 1 to 75"),
-    ({"num_vectors_per_token": 76}, "give 1 to 75"),
+    ({"num_vectors_per_token": 0}, "give 1 to 60"),
+    ({"num_vectors_per_token": 61}, "give 1 to 60"),
     ({"init": "zeros"}, "give one of uniform01, vocab"),
     ({"initializer_words": ["a", "b"]}, "one text for each"),
     ({"initializer_words": [words(11)]}, "are 11 CLIP tokens; give 1 to 10"),

@@ -470,7 +470,7 @@ class OtherArguments(Pipeline):
     ([WIDE, VECTORS], "sdxl", "are 24 and 16 wide but the text encoder of StableDiffusionXLPipeline takes 16 and 24"),
     ([VECTORS, WIDE], "sd", "two text encoders of SDXL, and StableDiffusionPipeline has one; .* --part clip_l"),
     ([WIDE], "tiny_model", "LatentDiffusion takes 32"),
-    ([drawn(76, 16, seed=0)], "sd", "76 vectors of the prefix do not fit into a prompt of 77 tokens")])
+    ([drawn(61, 16, seed=0)], "sd", "61 vectors of the prefix leave no room for the prompt in 77 tokens")])
 def test_the_prefix_of_another_model_is_refused(request, vectors, target, message):
     with pytest.raises(UserError, match=message):
         AnonymizationPrompt(*vectors).attach(request.getfixturevalue(target))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.generation import generate, image_noise, to_uint8, with_prefix
+from ldm.generation import generate, image_noise, to_uint8, warn_of_cut_texts, with_prefix
+from ldm.modules.embedding_manager import EmbeddingManager
 
 JOBS = [("a person", 0), ("a house", 0), ("a person", 1)]
 
@@ -73,3 +74,16 @@ def test_prompts_stay_as_they_are_without_a_prefix():
 def test_pixels_are_rounded_and_clamped():
     image = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(1, 3, 1, 5)
     assert to_uint8(image)[0, 0].tolist() == [[value] * 3 for value in (0, 0, 128, 255, 255)]
+
+
+def test_texts_that_lose_words_are_counted(capsys, tiny_model):
+    manager = EmbeddingManager(tiny_model.cond_stage_model)
+    texts = ["a dog", "a dog", " ".join(["man"] * 65), " ".join(["man"] * 66), " ".join(["man"] * 76)]
+    warn_of_cut_texts(tiny_model, texts, [None, manager, manager], what="captions")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: 1 of 4 captions (25%) are longer than the text encoder's 75 tokens and lose their last words",
+        "warning: 2 of 4 captions (50%) are longer than the 65 tokens that 10 vectors leave and lose their last words; 1 of them would "
+        "without a prefix too"]
+    warn_of_cut_texts(tiny_model, ["a dog"], [None, manager])
+    warn_of_cut_texts(tiny_model, [], [None])
+    assert capsys.readouterr().err == ""

@@ -27,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.apl.front_hook import FrontHook
 from ldm.modules.embedding_file import read_embedding_file
+from ldm.modules.embedding_manager import longest_prefix
 from ldm.util import UserError
 
 GIVEN_EMBEDS = ("refuse", "allow", "prefix")
@@ -150,9 +151,10 @@ class AnonymizationPrompt:
             raise UserError(f"the vectors of {self.source} are {_listed([matrix.shape[1] for matrix in self.vectors])} wide but the text "
                             f"encoder of {kind} takes {_listed(widths)}; give a prefix made for this model")
         for matrix, tokenizer in zip(vectors, tokenizers, strict=True):
-            if len(matrix) > tokenizer.model_max_length - 2:  # begin and end of text
-                raise UserError(f"the {len(matrix)} vectors of {self.source} do not fit into a prompt of {tokenizer.model_max_length} "
-                                "tokens; give a shorter prefix")
+            longest = longest_prefix(tokenizer.model_max_length)
+            if len(matrix) > longest:
+                raise UserError(f"the {len(matrix)} vectors of {self.source} leave no room for the prompt in "
+                                f"{tokenizer.model_max_length} tokens; give a prefix of at most {longest}")
         return [FrontHook(matrix, tokenizer.eos_token_id) for matrix, tokenizer in zip(vectors, tokenizers, strict=True)]
 
 

@@ -16,9 +16,10 @@ from ldm.apl.trainer import Settings
 from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
-from ldm.data.templates import read_templates
+from ldm.data.templates import fill, read_templates
 from ldm.device import same_devices
 from ldm.fabric import Fabric
+from ldm.generation import warn_of_cut_texts
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -125,6 +126,9 @@ def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], 
                             shape=(model.channels, side, side), dtype=model.model.diffusion_model.dtype, device=model.device)
     batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=args.iterations,
                         with_names=plan.settings.train_method != "apl-released", cache=cache)
+    names = dict.fromkeys(image.name for image in plan.identities)
+    warn_of_cut_texts(model, [fill(template, name) for template in plan.templates for name in names], [prefix], what="prompts of S_ID")
+    warn_of_cut_texts(model, [image.caption for image in plan.captions], [prefix], what="captions of S_Reg")
     batches.check(show_progress=fabric.is_global_zero)
     return batches
 

@@ -15,6 +15,7 @@ from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_
 from ldm.util import UserError
 
 INITIALIZATIONS = ("uniform01", "vocab")
+PROMPT_ROOM = 15  # tokens that a prefix must leave to the prompt: "A close-up portrait of" and a name of nine
 ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion v1 and SDXL", 1024: "OpenCLIP ViT-H/14, of Stable Diffusion 2",
             1280: "OpenCLIP ViT-bigG/14, the second of SDXL"}  # by the width of their token embeddings
 
@@ -22,8 +23,9 @@ ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion v1 and SDXL", 1024: "OpenCL
 class EmbeddingManager(nn.Module):
     """Learned vectors, by placeholder, and their injection into the token embeddings of a batch of prompts.
 
-    A placeholder stands anywhere in a prompt, and more than once; the vectors take its place and what follows moves
-    right. So "alz A portrait of ..." is [AP] in front of the prompt.
+    The vectors take the place of a placeholder and what follows moves right. So "alz A portrait of ..." is [AP] in front of the
+    prompt, and there it stands once: where the first placeholder begins a text, it is an ordinary word in the rest of that text, as
+    in a caption that happens to hold it. Elsewhere placeholders stand anywhere and more than once, as in textual inversion.
     """
 
     def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",),
@@ -36,7 +38,7 @@ class EmbeddingManager(nn.Module):
             placeholder_strings: words of one CLIP token each.
             initializer_words: one text for each placeholder, whose token embeddings are repeated in order until there
                 are m; overrides `init`.
-            num_vectors_per_token: m, 1 .. max_length - 2.
+            num_vectors_per_token: m, from 1 to `longest_prefix(max_length)`.
             init: "uniform01" draws U[0, 1) as the released code does; "vocab" draws normal numbers with the mean and
                 standard deviation that each coordinate has in the token table.
             generator: source of the draws, on the CPU; None stands for seed 0.
@@ -49,10 +51,8 @@ class EmbeddingManager(nn.Module):
             raise UserError("EmbeddingManager is for one text encoder, and this model has two, as SDXL; "
                             "use manager_for(model.cond_stage_model)")
         tokenizer, table = embedder.tokenizer, embedder.get_input_embeddings().weight.detach()
-        longest = embedder.max_length - 2  # beside begin and end of text
-        if not 1 <= num_vectors_per_token <= longest:
-            raise UserError(f"{num_vectors_per_token} vectors for a placeholder do not fit into a prompt; "
-                            f"give 1 to {longest}")
+        self.longest = longest_prefix(embedder.max_length)
+        self._check_length(num_vectors_per_token)
         if init not in INITIALIZATIONS:
             raise UserError(f"there is no initialisation '{init}'; give one of {', '.join(INITIALIZATIONS)}")
         if initializer_words is not None and len(initializer_words) != len(placeholder_strings):
@@ -95,7 +95,11 @@ class EmbeddingManager(nn.Module):
         return torch.where((row < 0)[..., None], kept, vectors[row.clamp_min(0)])
 
     def extra_length(self, token_ids: Tensor) -> Tensor:
-        """Positions that the vectors in each prompt take beyond the placeholders' own: (..., L) ids -> (...) int64."""
+        """Positions that the vectors take beyond the placeholders' own, int64.
+
+        Args:
+            token_ids: of whole prompts, (B, L) -> (B,); or the tokens of one prompt without begin of text, (n, 1) -> (n,).
+        """
         return (self._lengths_and_first_rows(token_ids)[0] - 1).sum(-1)
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
@@ -159,6 +163,7 @@ class EmbeddingManager(nn.Module):
         return assigned
 
     def _add(self, placeholder: str, token_id: int, vectors: Tensor, *, replace: bool = False) -> None:
+        self._check_length(len(vectors))
         if token_id in self.string_to_token_dict.values() and not replace:
             raise UserError(f"the placeholder '{placeholder}' has the same token as another; give different words")
         try:
@@ -171,11 +176,17 @@ class EmbeddingManager(nn.Module):
         """For each token: how many positions it takes, and its first row in the stacked vectors (-1: it has none)."""
         lengths, first_rows = torch.ones_like(token_ids), torch.full_like(token_ids, -1)
         row = 0
-        for placeholder, token_id in self.string_to_token_dict.items():
+        for number, (placeholder, token_id) in enumerate(self.string_to_token_dict.items()):
             m, here = len(self.string_to_param_dict[placeholder]), token_ids == token_id
+            here = _once_in_front(here) if number == 0 else here
             lengths, first_rows = lengths.masked_fill(here, m), first_rows.masked_fill(here, row)
             row += m
         return lengths, first_rows
+
+
+    def _check_length(self, m: int) -> None:
+        if not 1 <= m <= self.longest:
+            raise UserError(f"a prefix of {m} vectors leaves no room for the prompt that it stands in front of; give 1 to {self.longest}")
 
 
 class DualEmbeddingManager(nn.Module):
@@ -235,6 +246,11 @@ def manager_for(embedder: nn.Module, *args: Any, **options: Any) -> EmbeddingMan
     return (DualEmbeddingManager if hasattr(embedder, "embedders") else EmbeddingManager)(embedder, *args, **options)
 
 
+def longest_prefix(max_length: int) -> int:
+    """Most vectors that leave PROMPT_ROOM tokens of a text of `max_length`, begin and end of text among them: 60 of CLIP's 77."""
+    return max_length - 2 - PROMPT_ROOM
+
+
 def of_encoder(width: int) -> str:
     """In brackets, the public text encoder of this width; empty for a width that none has."""
     return f" ({ENCODERS[width]})" if width in ENCODERS else ""
@@ -247,6 +263,13 @@ def single_token(tokenizer: Any, placeholder: str) -> int:
         raise UserError(f"the placeholder '{placeholder}' is {len(token_ids)} CLIP tokens where one ordinary token is "
                         "needed; give a word such as 'alz'")
     return token_ids[0]
+
+
+def _once_in_front(here: Tensor) -> Tensor:
+    """`here`, where a token stands, without its later places in a text that begins with it; for shapes see `extra_length`."""
+    if here.shape[-1] == 1:
+        return here & ((torch.arange(len(here), device=here.device) == 0)[:, None] | ~here[:1])
+    return here & ((torch.arange(here.shape[-1], device=here.device) == 1) | ~here[..., 1:2])  # 0 is the begin of text
 
 
 def _word_vectors(tokenizer: Any, table: Tensor, words: str, m: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.generation import generate_shared
+from ldm.generation import generate_shared, warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Prefix
 from ldm.sharing import Devices
@@ -36,6 +36,7 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
         recognised the share of images that fit their own prompt best among all `prompts`.
     """
     cases = {"none": (0, Prefix()), "none, other noise": (1, Prefix())} | {prefix.file: (0, prefix) for prefix in prefixes}
+    warn_of_cut_texts(model, prompts, [prefix.manager for _, prefix in cases.values()], what=f"prompts of '{name}'")
     images = {}
     for label, (sample, prefix) in cases.items():
         jobs = [(prompt, sample) for prompt in prompts]

@@ -16,7 +16,7 @@ from ldm.edited_weights import edited, is_edited_weights
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import Analyzer, IdentityTable
-from ldm.generation import Job, batches_of, generate
+from ldm.generation import Job, batches_of, generate, warn_of_cut_texts
 from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
@@ -123,6 +123,8 @@ def identity_rows(fabric: Devices, model: LatentDiffusion, analyzer: Analyzer, g
     folder = RunFolder.shared(fabric, out_dir, asdict(drawing), {prefix.label: prefix.hash for prefix in shown}, resume=resume,
                               arguments=arguments)
     table = IdentityTable(fabric, analyzer, gallery, threshold, folder.path)
+    prompts = [drawing.prompt.replace("{name}", name) for names in people.values() for name in names]
+    warn_of_cut_texts(model, prompts, [prefix.manager for prefix in prefixes], what="prompts with names")
     base: dict[str, np.ndarray] = {}  # group -> attribute features of the first prefix's pictures
     for prefix in shown:
         for group, names in people.items():

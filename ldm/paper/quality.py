@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ldm.data.images import write_metadata
 from ldm.evaluation.quality import Scorer, Scores
 from ldm.fabric import Fabric
-from ldm.generation import Job
+from ldm.generation import Job, warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix, draw_jobs, unfinished_batches
 from ldm.pictures import ImageWriter, picture_grid, read_image
@@ -87,6 +87,8 @@ class HalfFolder:
 
     def draw_and_score(self, model: LatentDiffusion, batch_size: int) -> None:
         """Finish every picture of every prefix; ends on all devices together."""
+        prompts = [self.half.drawing.prompt.replace("{name}", text) for text, _ in self.half.texts]
+        warn_of_cut_texts(model, prompts, [prefix.manager for prefix in self.prefixes], what=f"prompts of the half '{self.half.name}'")
         starts = range(0, len(self.half.texts), CHUNK)
         for prefix in self.prefixes:
             mine = share(self.fabric, lambda prefix=prefix: [start for start in starts if not self._finished(prefix, start)])
