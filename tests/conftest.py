@@ -29,10 +29,10 @@ TINY = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
     "scale_factor": 0.18215,
     "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
         "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
-        "attention_resolutions": [1, 2], "num_heads": 2, "context_dim": 32}},
+        "attention_resolutions": [1, 2], "num_heads": 2, "context_dim": 32, "norm_num_groups": 8}},
     "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 4, "ddconfig": {
         "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 8, "ch_mult": [1, 2, 2, 2],
-        "num_res_blocks": 1}}},
+        "num_res_blocks": 1, "norm_num_groups": 2}}},
     "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}}}}
 
@@ -43,7 +43,8 @@ TINY_XL = {"target": "ldm.models.diffusion.sdxl.DiffusionEngine", "params": {
     "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
         "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2, 4], "num_res_blocks": 1,
         "attention_resolutions": [4, 2], "num_head_channels": 16, "transformer_depth": [1, 1, 2], "use_linear_in_transformer": True,
-        "num_classes": "sequential", "adm_in_channels": POOLED + 6 * 256, "context_dim": FIRST + SECOND}},
+        "num_classes": "sequential", "adm_in_channels": POOLED + 6 * 256, "context_dim": FIRST + SECOND,
+        "norm_num_groups": 8}},
     "conditioner_config": {"target": "ldm.modules.encoders.sdxl.GeneralConditioner", "params": {"emb_models": [
         {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {
             "layer": "penultimate", "hidden_size": FIRST, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}},

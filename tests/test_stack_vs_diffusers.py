@@ -16,9 +16,9 @@ from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import UserError, instantiate_from_config
 
 V1 = read_config("configs/stable-diffusion/v1-inference.yaml")
-# v1 made narrow: four levels, none of the lowest with attention, two blocks a level.
-UNET = {**V1["params"]["unet_config"]["params"], "model_channels": 32, "num_heads": 4, "context_dim": 24}
-VAE = {**V1["params"]["first_stage_config"]["params"]["ddconfig"], "ch": 16}
+# v1 made narrow: four levels, none of the lowest with attention, two blocks a level; 32 groups, as diffusers and CompVis have at any width.
+UNET = {**V1["params"]["unet_config"]["params"], "model_channels": 64, "num_heads": 4, "context_dim": 24}
+VAE = {**V1["params"]["first_stage_config"]["params"]["ddconfig"], "ch": 32}
 # The U-Net of SDXL's public config, whole and narrow.
 SDXL = {"adm_in_channels": 2816, "num_classes": "sequential", "use_checkpoint": True, "in_channels": 4, "out_channels": 4,
         "model_channels": 320, "attention_resolutions": [4, 2], "num_res_blocks": 2, "channel_mult": [1, 2, 4],
@@ -98,6 +98,20 @@ def test_v1_has_the_keys_and_shapes_of_the_public_checkpoint():
 def test_v1_key(key, shape):
     with torch.device("meta"):
         assert instantiate_from_config(V1).state_dict()[key].shape == shape
+
+
+def test_group_counts_are_the_public_ones_unless_the_config_states_others(model):
+    counts = {part.num_groups for part in model.modules() if isinstance(part, torch.nn.GroupNorm)}
+    assert counts == {32}
+    by_width = UNetModel(**{**UNET, "model_channels": 32, "norm_num_groups": {width: 8 for width in range(32, 321, 32)}})
+    assert {part.num_groups for part in by_width.modules() if isinstance(part, torch.nn.GroupNorm)} == {8}
+
+
+@pytest.mark.parametrize(("params", "channels"), [({"model_channels": 48}, 48), ({"norm_num_groups": {64: 16}}, 128),
+                                                  ({"norm_num_groups": 0}, 64)])
+def test_group_counts_that_do_not_divide_are_refused(params, channels):
+    with pytest.raises(UserError, match=f"norm_num_groups=.* divides a layer of {channels} channels"), torch.device("meta"):
+        UNetModel(**UNET | params)
 
 
 def test_noise_prediction_equals_diffusers(model, their_unet):
@@ -250,7 +264,7 @@ def test_public_v1_config_builds_the_same_model():
     ({"num_classes": 1000, "adm_in_channels": 2816}, "num_classes=1000 with adm_in_channels=2816; give neither"),
     ({"num_head_channels": 16}, "num_heads=4 and num_head_channels=16; give one of them"),
     ({"num_heads": -1}, "num_heads=-1 and num_head_channels=-1; give one of them"),
-    ({"num_heads": -1, "num_head_channels": 24}, r"a divisor of every level's width, 32 times \[1, 2, 4, 4\]"),
+    ({"num_heads": -1, "num_head_channels": 24}, r"a divisor of every level's width, 64 times \[1, 2, 4, 4\]"),
     ({"transformer_depth": [1, 2, 10]}, r"transformer_depth=\[1, 2, 10\] with channel_mult=\[1, 2, 4, 4\]; give one number"),
 ])
 def test_config_of_another_architecture_is_refused(changed, sentence):

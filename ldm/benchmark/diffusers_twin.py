@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import SIZE_CHANNELS, DiffusionEngine
-from ldm.modules.diffusionmodules.util import norm_groups
+from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups
 from ldm.modules.encoders.modules import clip_tokenizer
 from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
 
@@ -86,8 +86,9 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: list[int], num_res_blocks: int,
                    attention_resolutions: list[int], context_dim: int, num_heads: int | None = None,
                    num_head_channels: int | None = None, transformer_depth: int | list[int] = 1,
-                   use_linear_in_transformer: bool = False, adm_in_channels: int | None = None, **_: Any) -> nn.Module:
-    """The UNet2DConditionModel that our parameters describe, with the groups that our norms have."""
+                   use_linear_in_transformer: bool = False, adm_in_channels: int | None = None,
+                   norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
+    """The UNet2DConditionModel that our parameters describe."""
     from diffusers import UNet2DConditionModel
 
     widths = [model_channels * mult for mult in channel_mult]
@@ -101,22 +102,22 @@ def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, 
         projection_class_embeddings_input_dim=adm_in_channels,
         down_block_types=["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
         up_block_types=["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
-        cross_attention_dim=context_dim, norm_num_groups=norm_groups(model_channels), time_embedding_dim=4 * model_channels)
+        cross_attention_dim=context_dim, norm_num_groups=_for_all(norm_num_groups), time_embedding_dim=4 * model_channels)
     if channel_mult[0] != 1:
         _widen_later(unet, in_channels, model_channels, channel_mult[0] * model_channels)
-    return _with_our_groups(unet)
+    return _with_groups(unet, norm_num_groups)
 
 
 def diffusers_vae(*, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, scale_factor: float = 0.18215,
-                  **_: Any) -> nn.Module:
-    """The AutoencoderKL of diffusers that our parameters describe, with the groups that our norms have."""
+                  norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
+    """The AutoencoderKL of diffusers that our parameters describe."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
         block_out_channels=[ch * mult for mult in ch_mult], layers_per_block=num_res_blocks, latent_channels=z_channels,
         down_block_types=["DownEncoderBlock2D"] * len(ch_mult), up_block_types=["UpDecoderBlock2D"] * len(ch_mult),
-        norm_num_groups=norm_groups(ch), scaling_factor=scale_factor)
-    return _with_our_groups(vae)
+        norm_num_groups=_for_all(norm_num_groups), scaling_factor=scale_factor)
+    return _with_groups(vae, norm_num_groups)
 
 
 def diffusers_text_encoder_2(embedder: FrozenOpenCLIPEmbedder2, heads: int) -> nn.Module:
@@ -186,10 +187,15 @@ def _widen_later(unet: nn.Module, in_channels: int, entrance: int, width: int) -
     unet.up_blocks[-1].resnets[-1] = block(width + entrance)
 
 
-def _with_our_groups(module: nn.Module) -> nn.Module:
+def _for_all(norm_num_groups: Groups) -> int:
+    """What diffusers' constructors take; 1 divides every width where the number depends on it, see `_with_groups`."""
+    return norm_num_groups if isinstance(norm_num_groups, int) else 1
+
+
+def _with_groups(module: nn.Module, norm_num_groups: Groups) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.GroupNorm):
-            part.num_groups = norm_groups(part.num_channels)
+            part.num_groups = norm_num_groups if isinstance(norm_num_groups, int) else norm_num_groups[part.num_channels]
     return module.eval().requires_grad_(False)
 
 

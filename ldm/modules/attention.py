@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.modules.diffusionmodules.util import normalization, zero_module
+from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, zero_module
 
 NARROW = 40  # channels of an attention head, as Stable Diffusion v1's narrowest have
 
@@ -104,10 +104,11 @@ class SpatialTransformer(nn.Module):
         linear: weights of proj_in and proj_out as linear layers have them (SDXL), not as 1 x 1 convolutions (v1).
     """
 
-    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False):
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False,
+                 num_groups: Groups = NUM_GROUPS):
         super().__init__()
         projection = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
-        self.norm = normalization(channels, eps=1e-6)
+        self.norm = normalization(channels, num_groups, eps=1e-6)
         self.proj_in = projection(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, channels // heads, context_dim) for _ in range(depth))

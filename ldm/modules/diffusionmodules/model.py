@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.modules.diffusionmodules.util import normalization
+from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization
 from ldm.util import refuse_other_architectures
 
 
 class ResnetBlock(nn.Module):
     """Two convolutions beside a residual path: (B, in_channels, h, w) -> (B, out_channels, h, w)."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, num_groups: Groups):
         super().__init__()
-        self.norm1 = normalization(in_channels, eps=1e-6)
+        self.norm1 = normalization(in_channels, num_groups, eps=1e-6)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = normalization(out_channels, eps=1e-6)
+        self.norm2 = normalization(out_channels, num_groups, eps=1e-6)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -30,9 +30,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels of (B, C, h, w)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, num_groups: Groups):
         super().__init__()
-        self.norm = normalization(channels, eps=1e-6)
+        self.norm = normalization(channels, num_groups, eps=1e-6)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -70,11 +70,11 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """The lowest resolution of either half: block, attention over all pixels, block."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, num_groups: Groups):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, num_groups)
+        self.attn_1 = AttnBlock(channels, num_groups)
+        self.block_2 = ResnetBlock(channels, channels, num_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
     """Image -> moments, (B, in_channels, H, W) -> (B, 2 z_channels, H/f, W/f) with f = 2 ** (levels - 1)."""
 
     def __init__(self, *, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int = 3,
-                 out_ch: int = 3, **other):
+                 out_ch: int = 3, norm_num_groups: Groups = NUM_GROUPS, **other):
         super().__init__()
         refuse_other_architectures("Encoder", other)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -94,13 +94,13 @@ class Encoder(nn.Module):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(num_res_blocks):
-                stage.block.append(ResnetBlock(channels, ch * mult))
+                stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
                 channels = ch * mult
             if level < len(ch_mult) - 1:
                 stage.downsample = Downsample(channels)
             self.down.append(stage)
-        self.mid = Middle(channels)
-        self.norm_out = normalization(channels, eps=1e-6)
+        self.mid = Middle(channels, norm_num_groups)
+        self.norm_out = normalization(channels, norm_num_groups, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, 2 * z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -117,24 +117,24 @@ class Decoder(nn.Module):
     """Latent -> image, (B, z_channels, h, w) -> (B, out_ch, f h, f w). `up[0]` is the finest level, applied last."""
 
     def __init__(self, *, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, in_channels: int = 3,
-                 out_ch: int = 3, **other):
+                 out_ch: int = 3, norm_num_groups: Groups = NUM_GROUPS, **other):
         super().__init__()
         refuse_other_architectures("Decoder", other)
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = Middle(channels)
+        self.mid = Middle(channels, norm_num_groups)
         stages = []
         for level, mult in reversed(list(enumerate(ch_mult))):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(num_res_blocks + 1):
-                stage.block.append(ResnetBlock(channels, ch * mult))
+                stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
                 channels = ch * mult
             if level > 0:
                 stage.upsample = Upsample(channels)
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
-        self.norm_out = normalization(channels, eps=1e-6)
+        self.norm_out = normalization(channels, norm_num_groups, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -8,19 +8,20 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
+from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, timestep_embedding, zero_module
 from ldm.util import UserError, refuse_other_architectures
 
 
 class ResBlock(nn.Module):
     """Two convolutions with the timestep added between them: (B, channels, h, w) -> (B, out_channels, h, w)."""
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, dropout: float = 0.0):
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, dropout: float = 0.0,
+                 norm_num_groups: Groups = NUM_GROUPS):
         super().__init__()
-        self.in_layers = nn.Sequential(normalization(channels), nn.SiLU(),
+        self.in_layers = nn.Sequential(normalization(channels, norm_num_groups), nn.SiLU(),
                                        nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
-        self.out_layers = nn.Sequential(normalization(out_channels), nn.SiLU(), nn.Dropout(dropout),
+        self.out_layers = nn.Sequential(normalization(out_channels, norm_num_groups), nn.SiLU(), nn.Dropout(dropout),
                                         zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -62,7 +63,7 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """Noise prediction with cross-attention to a text context; the defaults of the last five arguments are Stable Diffusion v1's.
+    """Noise prediction with cross-attention to a text context; the defaults of the last six arguments are Stable Diffusion v1's.
 
     Args:
         model_channels: width of the finest level; level i has model_channels * channel_mult[i] channels.
@@ -75,13 +76,14 @@ class UNetModel(nn.Module):
         use_linear_in_transformer: linear layers around the transformer blocks, where v1 has 1 x 1 convolutions.
         num_classes: "sequential" for a vector y beside the text, as SDXL has it; None for no vector.
         adm_in_channels: width of y; SDXL's is the pooled text (1280) and sinusoids of six sizes in pixels (256 each).
+        norm_num_groups: groups of the group normalizations; one number, as in public models, or a number by width.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int, model_channels: int, channel_mult: Sequence[int],
                  num_res_blocks: int, attention_resolutions: Sequence[int], context_dim: int, num_heads: int = -1,
                  dropout: float = 0.0, num_head_channels: int = -1, transformer_depth: int | Sequence[int] = 1,
                  use_linear_in_transformer: bool = False, num_classes: str | None = None, adm_in_channels: int | None = None,
-                 **other):
+                 norm_num_groups: Groups = NUM_GROUPS, **other):
         super().__init__()
         refuse_other_architectures("UNetModel", other)
         if (num_heads == -1) == (num_head_channels == -1) or any(model_channels * mult % num_head_channels for mult in channel_mult):
@@ -104,10 +106,10 @@ class UNetModel(nn.Module):
 
         def transformer(width: int, depth: int) -> SpatialTransformer:
             heads = num_heads if num_head_channels == -1 else width // num_head_channels
-            return SpatialTransformer(width, heads, context_dim, depth, use_linear_in_transformer)
+            return SpatialTransformer(width, heads, context_dim, depth, use_linear_in_transformer, norm_num_groups)
 
         def stage(in_width: int, out_width: int, level: int) -> list[nn.Module]:
-            block = [ResBlock(in_width, emb_channels, out_width, dropout)]
+            block = [ResBlock(in_width, emb_channels, out_width, dropout, norm_num_groups)]
             return block + [transformer(out_width, depths[level])] * (2**level in attention_resolutions)
 
         channels = model_channels
@@ -123,9 +125,9 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
                 skip_channels.append(channels)
 
-        self.middle_block = TimestepEmbedSequential(ResBlock(channels, emb_channels, channels, dropout),
+        self.middle_block = TimestepEmbedSequential(ResBlock(channels, emb_channels, channels, dropout, norm_num_groups),
                                                     transformer(channels, depths[-1]),
-                                                    ResBlock(channels, emb_channels, channels, dropout))
+                                                    ResBlock(channels, emb_channels, channels, dropout, norm_num_groups))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
@@ -136,7 +138,7 @@ class UNetModel(nn.Module):
                     layers.append(Upsample(channels))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
-        self.out = nn.Sequential(normalization(channels), nn.SiLU(),
+        self.out = nn.Sequential(normalization(channels, norm_num_groups), nn.SiLU(),
                                  zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
     @property

@@ -1,19 +1,18 @@
 """Small pieces that U-Net, autoencoder and samplers share."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ldm.util import UserError
+
+NUM_GROUPS = 32  # of every group normalization of the public models
 SMALL_MAP = 1024  # pixels; torch's own limit between the two ways of its kernel for channels last
 
 
-def norm_groups(channels: int) -> int:
-    """Groups of a group normalisation: 32, or in a narrow model fewer, so that at least 4 channels share one.
-
-    Four is what the narrowest layer of Stable Diffusion v1 has (128 channels). The result divides `channels`.
-    """
-    return max(groups for groups in (1, 2, 4, 8, 16, 32) if channels % groups == 0 and groups <= max(1, channels // 4))
+Groups = int | Mapping[int, int]  # of a model's group normalizations: for all, or by number of channels
 
 
 class GroupNorm(nn.GroupNorm):
@@ -26,8 +25,13 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x)
 
 
-def normalization(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    return GroupNorm(norm_groups(channels), channels, eps=eps)
+def normalization(channels: int, num_groups: Groups = NUM_GROUPS, eps: float = 1e-5) -> nn.GroupNorm:
+    """Group normalization; UserError if `num_groups` does not divide `channels`."""
+    count = num_groups if isinstance(num_groups, int) else num_groups.get(channels, 0)
+    if count < 1 or channels % count:
+        raise UserError(f"norm_num_groups={num_groups} gives no number of groups that divides a layer of {channels} channels; set it in "
+                        "the config to a divisor of every level's width, or to a count for each width, {64: 16, 128: 32}")
+    return GroupNorm(count, channels, eps=eps)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
