@@ -15,9 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ldm.finite import check_finite
 from ldm.loading import PARTS, safetensors_metadata
 from ldm.modules.embedding_file import OWN_KEY
 from ldm.util import write_atomically
+
+NOT_WRITTEN = "it was not written; give a smaller --lr or other settings of the method"
 
 
 @contextmanager
@@ -46,12 +49,13 @@ def like(value: Tensor, own: Tensor) -> Tensor:
 
 
 def write_edited_weights(path: str | Path, weights: Mapping[str, Tensor], *, base_model: str, **record: Any) -> None:
-    """Writes the tensors in float32, by their keys in the checkpoint; equal arguments give equal bytes.
+    """Writes the tensors in float32, by their keys in the checkpoint; equal arguments give equal bytes. UserError if one is not finite.
 
     Args:
         base_model: `file_hash` of the checkpoint that they belong to.
         record: how they came about (train_method, names, seed, ...), JSON values.
     """
+    check_finite(weights, f"the result for {path}", NOT_WRITTEN)
     header = {OWN_KEY: json.dumps({"base_model": base_model} | record, sort_keys=True, default=str)}
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in weights.items()}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=header)))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.finite import is_finite
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.sharing import Devices, gather, share
-from ldm.util import warn
+from ldm.util import UserError, warn
 
 Job = tuple[str, int]  # prompt, number of the sample
 
@@ -102,5 +103,8 @@ def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, w
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 RGB."""
+    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 RGB; UserError if a pixel is not finite."""
+    if not is_finite(image):
+        raise UserError("the model has generated NaN or infinity where pixels should be, which would be a black image; give --precision "
+                        "fp32, a smaller guidance scale, or another checkpoint or autoencoder")
     return ((image.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from yaml import YAMLError
 
+from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import OWN_KEY
 from ldm.modules.file_kinds import SDXL, V1, describe
@@ -82,7 +83,7 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         edited_weights: .safetensors of some of the model's tensors, which take the place of the checkpoint's.
 
     Raises:
-        UserError: a file is missing, damaged, of another architecture, or incomplete.
+        UserError: a file is missing, damaged, of another architecture, or incomplete, or a weight is not finite.
     """
     config = read_config(config_path)
     with torch.device("meta"):
@@ -100,6 +101,7 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         owner, _, name = key.rpartition(".")
         # A copy in any case: a parameter that shared the mapped file would change with it.
         value = state.pop(key).to(device=device, dtype=dtype, copy=True)
+        check_finite({key: value}, " with ".join(str(path) for path in (ckpt_path, vae_path, edited_weights) if path), FETCH_AGAIN)
         setattr(model.get_submodule(owner), name, torch.nn.Parameter(value, requires_grad=False))
     return model.to(device).eval()  # the schedule and the position numbers
 
@@ -185,6 +187,7 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
     if metadata.get("base_model") not in (None, file_hash(ckpt_path)):
         raise UserError(f"{path} was made for another checkpoint, of hash {metadata['base_model']}, than {ckpt_path}, of hash "
                         f"{file_hash(ckpt_path)}; give the one that it was made for")
+    check_finite(state, path, FETCH_AGAIN)
     return state
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
 from ldm.fabric import Fabric
+from ldm.finite import check_training
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -46,6 +47,9 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
         save: writes the prefix of a step to its file.
         draw: pictures with and without the prefix, for the logbook.
         recorded: makes a step that replays another on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
+
+    Raises:
+        UserError: the loss or a vector is no longer finite; found at this step on a CPU, before the next log, file or image on a GPU.
     """
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     if logbook.state:
@@ -64,6 +68,7 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
 
     run = one_step if recorded is None else recorded(one_step, optimizer)
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
+    on_cpu = model.device.type == "cpu"
     with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
               disable=not fabric.is_global_zero) as bar:
         for step, batch in enumerate(batches, start=logbook.first_step + 1):
@@ -72,8 +77,15 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
             bar.update()
             last = step == settings.iterations
             logged = step % settings.log_every == 0 or last
+            saved = step % settings.save_every == 0 or last
+            shown = settings.val_every and step % settings.val_every == 0
+            if on_cpu or logged or saved or shown:  # a GPU is not waited for at every step
+                # Equal on all devices: the vectors at every step, the losses where there is one device or where they are summed up.
+                check_training(step, [*prefix.embedding_parameters(), *[losses] * (fabric.world_size == 1)], settings.lr)
             if logged:
-                sums = fabric.all_reduce(losses, reduce_op="sum").tolist()  # the only place where the host waits for the device
+                reduced = fabric.all_reduce(losses, reduce_op="sum")
+                check_training(step, [reduced], settings.lr)
+                sums = reduced.tolist()
                 losses = torch.zeros_like(losses)
             if not fabric.is_global_zero:
                 continue
@@ -81,11 +93,11 @@ def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManage
                 means = _means(*sums)
                 logbook.row(step, means | {"prefix_norm": _mean_norm(prefix)})
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items() if name.startswith("loss")})
-            if settings.val_every and step % settings.val_every == 0:
+            if shown:
                 logbook.picture(step, draw())
-            if step % settings.save_every == 0 or last:
+            if saved:
                 save(step)
-            if logged and (last or step % settings.save_every == 0 or logbook.state_is_due()):  # last, for it says: all is done
+            if logged and (saved or logbook.state_is_due()):  # last, for it says: all is done
                 logbook.save_state(step, prefix, optimizer)
     if fabric.is_global_zero:
         logbook.close()

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.fabric import Fabric
+from ldm.finite import check_training
 from ldm.logbook import Logbook, Trained
 from ldm.sharing import Devices
 
@@ -47,6 +48,9 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
 
     Args:
         save: writes the result of a step to its file.
+
+    Raises:
+        UserError: the loss is no longer finite, or what is trained where it would be saved.
     """
     optimizer = adam(method, settings)
     if logbook.state:
@@ -65,9 +69,13 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
             bar.update()
             last = step == settings.iterations
             saved = step % settings.save_every == 0 or last
+            if losses[-1].device.type == "cpu" and fabric.world_size == 1:  # elsewhere where the losses are averaged, alike on all devices
+                check_training(step, losses[-1:], settings.lr)
             if step % settings.log_every and not saved:
                 continue
-            loss = fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean").item()
+            mean = fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
+            check_training(step, [mean, *method.trained.parameters()] if saved else [mean], settings.lr)
+            loss = mean.item()
             losses.clear()
             if fabric.is_global_zero:
                 bar.set_postfix(loss=f"{loss:.3g}")

@@ -9,6 +9,7 @@ import torch
 from ldm.evaluation.clip_score import ImageEncoder
 from ldm.evaluation.faces import Face, aligned_crop
 from ldm.evaluation.weights import weights_for
+from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
 FARL_MODEL = "ViT-B-16-quickgelu"  # open_clip's name of the network that FaRL is trained in
@@ -52,6 +53,7 @@ class FaRL(ImageEncoder):
         clip = open_clip.CLIP(**config)
         with weights_for(f"FaRL ({FARL_MODEL})", weights):
             keys = open_clip.load_checkpoint(clip, str(weights), strict=False)  # FaRL trains further heads beside CLIP's
+            check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         missing = [key for key in keys.missing_keys if key.startswith("visual.")]
         if missing:
             raise UserError(f"{weights} lacks {len(missing)} tensors of FaRL's image encoder (first: {missing[0]}); give "

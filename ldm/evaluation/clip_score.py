@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.evaluation.weights import weights_for
+from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
 PAPERS_MODEL = "ViT-g-14"
@@ -77,6 +78,7 @@ class ClipScorer(ImageEncoder):
         with weights_for(f"the open_clip model {self.name}", weights):
             # The whole path, because open_clip would take a bare "openai" for the name of something to download.
             clip, _, preprocess = open_clip.create_model_and_transforms(self.name, pretrained=str(Path(weights).resolve()))
+            check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         super().__init__(clip, preprocess, device)
         self.tokenizer = open_clip.get_tokenizer(self.name)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.util import UserError
+
 BLOCK = 1000  # pictures at once
 
 
@@ -30,6 +32,7 @@ def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     """
     if min(len(features), len(base)) < 2:
         return None
+    _check(features, base)
     # Imported here because torchmetrics takes seconds, and not everything in this package needs it.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -50,6 +53,7 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
     size = min(len(features), len(base), BLOCK)
     if size < 2:
         return None
+    _check(features, base)
     rng = np.random.default_rng(seed)
     distances = []
     for _ in range(1 if len(features) == len(base) == size else subsets):
@@ -57,6 +61,14 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
         within = _others(_kernel(one, one)) + _others(_kernel(other, other))
         distances.append(within - 2 * _kernel(one, other).mean())
     return float(np.mean(distances))
+
+
+def _check(*sets: np.ndarray) -> None:
+    for features in sets:
+        broken = int((~np.isfinite(features).all(axis=1)).sum())
+        if broken:
+            raise UserError(f"the features of {broken} of {len(features)} images are not finite, so they have no distance; check the "
+                            "weights of the feature network, or score with another --fid_protocol")
 
 
 def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:

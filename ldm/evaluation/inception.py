@@ -23,6 +23,7 @@ from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
 from ldm.evaluation.weights import weights_for
+from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
 SIZE = 299
@@ -44,6 +45,7 @@ class InceptionFeatures:
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
         with weights_for("the original Inception (2015-12-05)", weights):
             self.network = (_scripted if _is_torchscript(weights) else _from_state_dict)(weights).to(device).eval()
+            check_finite(self.network.state_dict(), weights, FETCH_AGAIN)
         self.resize, self.device = RESIZE[protocol], torch.device(device)
 
     @torch.no_grad()

@@ -19,11 +19,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ldm.finite import check_finite, is_finite
 from ldm.modules.file_kinds import PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
 from ldm.util import UserError, first_line, write_atomically
 
 OWN_KEY = "apl"  # our metadata in the file; other clients pass over it
+NOT_WRITTEN = "it was not written; give a smaller learning rate"
 SDXL_KEYS = ("clip_l", "clip_g")  # the vectors of SDXL's first and second text encoder, as every client calls them
 
 
@@ -73,7 +75,11 @@ def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids
         vectors: a single placeholder is stored under the key "*", as clients expect; several under their own names.
         step: number of training steps.
         metadata: whatever JSON can hold; TypeError otherwise.
+
+    Raises:
+        UserError: a vector is not finite.
     """
+    check_finite(vectors, f"the prefix for {path}", NOT_WRITTEN)
     keys = {name: name if len(vectors) > 1 else "*" for name in vectors}
     content = {
         "string_to_token": {key: int(token_ids[name]) for name, key in keys.items()},
@@ -100,7 +106,11 @@ def write_safetensors_file(path: str | Path, vectors: dict[str, Tensor], *, step
     """Writes (m, d) `vectors` by key as .safetensors, with `step` and `metadata` in its header.
 
     Tensors alone, for AUTOMATIC1111 takes everything else in such a file for a tensor too; equal arguments give equal bytes.
+
+    Raises:
+        UserError: a vector is not finite.
     """
+    check_finite(vectors, f"the prefix for {path}", NOT_WRITTEN)
     header = {OWN_KEY: json.dumps({"step": step} | (metadata or {}), sort_keys=True)}
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in vectors.items()}
     # Not save_file, whose files no other user, such as that of a web UI, can read.
@@ -168,7 +178,7 @@ def _matrix(path: Path, key: str, value: Tensor) -> Tensor:
         raise UserError(f"{path} holds '{key}' of shape {tuple(value.shape)} and type {value.dtype} instead of an "
                         "(m, d) table of numbers; give a textual-inversion file")
     vectors = torch.atleast_2d(value.detach()).to(torch.float32, copy=True)
-    if not torch.isfinite(vectors).all():
+    if not is_finite(vectors):
         raise UserError(f"the vectors '{key}' of {path} hold NaN or infinity; take the file of an earlier step")
     return vectors
 
