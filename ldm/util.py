@@ -2,12 +2,20 @@
 
 import functools
 import importlib
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ldm.public_names import absent_names
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__getattr__ = absent_names(__name__)
 
 # Keys of public configs that only concern their own training and speed; accepted and ignored.
 TRAINING_ONLY = frozenset({
@@ -39,13 +47,18 @@ class UserError(ValueError):
     """A mistake of the user; the message is one sentence: what was given, what was expected, what to do."""
 
 
-def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
-    """Object described by {target: "package.module.Class", params: {...}}; `extra` are further keyword arguments."""
-    if "target" not in config:
-        raise UserError(f"a config has the keys {sorted(config)} but no 'target'; add 'target: package.module.Class'")
-    module_name, _, class_name = config["target"].rpartition(".")
+def instantiate_from_config(config: Mapping[str, Any] | str, **extra: Any) -> Any:
+    """Object described by {target: "package.module.Class", params: {...}}; `extra` are further keyword arguments.
+
+    "__is_first_stage__" and "__is_unconditional__", which public configs have in place of a text encoder, give None.
+    """
+    if config in ("__is_first_stage__", "__is_unconditional__"):
+        return None
+    if not isinstance(config, Mapping) or "target" not in config:
+        given = f"the keys {sorted(config)}" if isinstance(config, Mapping) else repr(config)
+        raise UserError(f"a config has {given} but no 'target'; add 'target: package.module.Class'")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = get_obj_from_str(config["target"])
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the config's target '{config['target']}' cannot be imported ({error}); correct it") from error
     try:
@@ -54,6 +67,68 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         if "__init__()" not in str(error):
             raise
         raise UserError(f"the config's target '{config['target']}' does not take its params ({error}); correct them") from error
+
+
+def get_obj_from_str(string: str, reload: bool = False) -> Any:
+    """What "package.module.Class" names; with `reload`, from the module's file as it is now."""
+    module_name, _, name = string.rpartition(".")
+    module = importlib.import_module(module_name)
+    return getattr(importlib.reload(module) if reload else module, name)
+
+
+def exists(x: Any) -> bool:
+    return x is not None
+
+
+def default(val: Any, d: Any) -> Any:
+    """`val`, or `d` where `val` is None; a `d` that is a function is called."""
+    if exists(val):
+        return val
+    return d() if inspect.isfunction(d) else d
+
+
+def isimage(x: Any) -> bool:
+    """Whether x is a batch of images, a tensor (B, 1 or 3, H, W)."""
+    return _is_batch(x) and x.shape[1] in (1, 3)
+
+
+def ismap(x: Any) -> bool:
+    """Whether x is a batch of feature maps, a tensor (B, C, H, W) with C > 3."""
+    return _is_batch(x) and x.shape[1] > 3
+
+
+def mean_flat(tensor: "Tensor") -> "Tensor":
+    """Mean over all dimensions but the first: (B, ...) -> (B,)."""
+    return tensor.mean(dim=list(range(1, tensor.ndim)))
+
+
+def count_params(model: "nn.Module", verbose: bool = False) -> int:
+    """Number of parameters; `verbose` prints it in millions."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if verbose:
+        print(f"{type(model).__name__} has {count / 1e6:.2f} M params.")
+    return count
+
+
+def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> "Tensor":
+    """Images (B, 3, H, W) in [-1, 1] of the texts `xc`, black on white; `wh` is (W, H), `size` the height of the letters in pixels."""
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.transforms.functional import pil_to_tensor
+
+    images, columns = [], max(1, 40 * wh[0] // 256)
+    for text in xc:
+        image = Image.new("RGB", tuple(wh), "white")
+        lines = [text[start:start + columns] for start in range(0, len(text), columns)]
+        ImageDraw.Draw(image).text((0, 0), "\n".join(lines), fill="black", font=ImageFont.load_default(size))
+        images.append(pil_to_tensor(image) / 127.5 - 1.0)
+    return torch.stack(images)
+
+
+def _is_batch(x: Any) -> bool:
+    import torch
+
+    return isinstance(x, torch.Tensor) and x.ndim == 4
 
 
 def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.public_names import absent_names
 from ldm.util import refuse_other_architectures
+
+__getattr__ = absent_names(__name__)
 
 PIXELS_AT_ONCE = 2**19  # two pictures of 512 px, which take 2 GB in float32; more at once take more and are no faster
 

@@ -43,9 +43,7 @@ class DDIMSampler(Sampler):
                callback: Callable | None = None, verbose: bool = True) -> Tensor:
         """Latent z_0 from x_latent by the lowest `t_start` steps of the schedule, under the contexts `cond`."""
         grid = self.original_grid if use_original_steps else self.grid
-        lowest = Grid(*(values[:t_start] for values in
-                        (grid.timesteps, grid.alphas, grid.alphas_prev, grid.sigmas)))
-        return self._loop(x_latent, cond, lowest, callback=callback, verbose=verbose,
+        return self._loop(x_latent, cond, grid.lowest(t_start), callback=callback, verbose=verbose,
                           unconditional_guidance_scale=unconditional_guidance_scale,
                           unconditional_conditioning=unconditional_conditioning)[0]
 

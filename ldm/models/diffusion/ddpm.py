@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.util import instantiate_from_config, refuse_other_architectures
+from ldm.public_names import absent_names
+from ldm.util import UserError, instantiate_from_config, refuse_other_architectures
+
+__getattr__ = absent_names(__name__)
 
 SCHEDULE = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
 
@@ -49,6 +52,9 @@ class LatentDiffusion(nn.Module):
                  image_size: int = 64, channels: int = 4, scale_factor: float = 1.0, **other):
         super().__init__()
         refuse_other_architectures("LatentDiffusion", other)
+        if not isinstance(cond_stage_config, Mapping):
+            raise UserError(f"LatentDiffusion is given cond_stage_config={cond_stage_config!r} but needs a text encoder, as Stable "
+                            "Diffusion v1 has it; use configs/stable-diffusion/v1-inference.yaml")
         self.num_timesteps = timesteps
         self.image_size, self.channels, self.scale_factor = image_size, channels, scale_factor
         self.model = DiffusionWrapper(unet_config)

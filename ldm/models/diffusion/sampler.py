@@ -49,6 +49,10 @@ class Grid:
         sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
         return cls(timesteps, alphas, alphas_prev, sigmas)
 
+    def lowest(self, steps: int | None) -> "Grid":
+        """The grid without its noisier end: the first `steps` timesteps, as a slice counts them; None for all."""
+        return Grid(*(values[:steps] for values in (self.timesteps, self.alphas, self.alphas_prev, self.sigmas)))
+
 
 def sampling_timesteps(method: str, steps: int, total: int) -> np.ndarray:
     """Training timesteps of a run, ascending from 1; "uniform" may give more than `steps`, where they do not divide T."""
@@ -89,6 +93,7 @@ class Sampler:
                noise_dropout: float = 0.0, score_corrector: Any = None, corrector_kwargs: dict | None = None,
                verbose: bool = True, x_T: Tensor | None = None, log_every_t: int = 100,
                unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None,
+               t_start: int | None = None, till_T: int | None = None, verbose_iter: bool = False,
                generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Latents (batch_size, *shape) drawn for the contexts, and what they were on the way.
 
@@ -107,6 +112,8 @@ class Sampler:
             x_T: noise to start from; drawn when None.
             log_every_t: of the steps, keep every so many, and the first.
             unconditional_guidance_scale, unconditional_conditioning: see `guided_eps`.
+            t_start, till_T: of the S steps, numbered from the least noisy, sample steps t_start, ..., till_T; None samples all.
+            verbose_iter: show a progress bar.
             generator: source of all noise, on the model's device; None is torch's global one.
         """
         if quantize_x0:
@@ -114,23 +121,27 @@ class Sampler:
         if len(conditioning) != batch_size:
             raise UserError(f"{len(conditioning)} contexts were given for a batch of {batch_size}; give one for each latent")
         self.make_schedule(S, ddim_eta=eta, verbose=verbose)
+        grid, last = self.grid.lowest(t_start), max((till_T or 1) - 1, 0)
+        if last >= len(grid.timesteps):
+            raise UserError(f"t_start={t_start} and till_T={till_T} leave none of {len(self.grid.timesteps)} sampling steps; "
+                            "give t_start as till_T or more, or leave both out")
         x = x_T
         if x is None:
             x = torch.randn(batch_size, *shape, generator=generator, device=self.model.device)
-        return self._loop(x, conditioning, self.grid, callback=callback, img_callback=img_callback, mask=mask, x0=x0,
-                          verbose=verbose, log_every_t=log_every_t, temperature=temperature, noise_dropout=noise_dropout,
-                          score_corrector=score_corrector, corrector_kwargs=corrector_kwargs, generator=generator,
-                          unconditional_guidance_scale=unconditional_guidance_scale,
+        return self._loop(x, conditioning, grid, last=last, callback=callback, img_callback=img_callback, mask=mask, x0=x0,
+                          verbose=verbose or verbose_iter, log_every_t=log_every_t, temperature=temperature,
+                          noise_dropout=noise_dropout, score_corrector=score_corrector, corrector_kwargs=corrector_kwargs,
+                          generator=generator, unconditional_guidance_scale=unconditional_guidance_scale,
                           unconditional_conditioning=unconditional_conditioning)
 
     def _loop(self, x: Tensor, c: Tensor, grid: Grid, *, verbose: bool, callback: Callable | None = None,
               img_callback: Callable | None = None, mask: Tensor | None = None, x0: Tensor | None = None,
-              log_every_t: int = 100, generator: torch.Generator | None = None,
+              log_every_t: int = 100, generator: torch.Generator | None = None, last: int = 0,
               **options: Any) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """From x at the last timestep of the grid down to z_0."""
+        """From x at the last timestep of the grid down to z_0, or to the latent below step `last`, which is the last one sampled."""
         total, history = len(grid.timesteps), []
         intermediates = {"x_inter": [x], "pred_x0": [x]}
-        for i, index in enumerate(tqdm(reversed(range(total)), total=total, desc="sampling", disable=not verbose)):
+        for i, index in enumerate(tqdm(range(total - 1, last - 1, -1), desc="sampling", disable=not verbose)):
             t, t_next = (torch.full((len(x),), int(grid.timesteps[j]), device=x.device) for j in (index, max(index - 1, 0)))
             if mask is not None:
                 noise = torch.randn(x0.shape, generator=generator, device=x.device)

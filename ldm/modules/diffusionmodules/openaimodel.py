@@ -9,7 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, timestep_embedding, zero_module
+from ldm.public_names import absent_names
 from ldm.util import UserError, refuse_other_architectures
+
+__getattr__ = absent_names(__name__)
 
 
 class ResBlock(nn.Module):

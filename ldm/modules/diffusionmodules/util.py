@@ -6,7 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ldm.public_names import absent_names
 from ldm.util import UserError
+
+__getattr__ = absent_names(__name__)
 
 NUM_GROUPS = 32  # of every group normalization of the public models
 SMALL_MAP = 1024  # pixels; torch's own limit between the two ways of its kernel for channels last

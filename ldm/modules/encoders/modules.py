@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm.public_names import absent_names
 from ldm.util import UserError, refuse_other_architectures
+
+__getattr__ = absent_names(__name__)
 
 MERGES = 48_894  # lines of the BPE file that CLIP uses; 2 x 256 byte symbols and 2 special tokens complete 49 408
 
