@@ -41,6 +41,8 @@ ABSENT: dict[str, tuple[str, ...]] = {
         *(f"ldm.modules.diffusionmodules.util.{name}" for name in (
             "betas_for_alpha_bar", "extract_into_tensor", "make_beta_schedule", "make_ddim_sampling_parameters",
             "make_ddim_timesteps", "noise_like")), "ldm.models.diffusion.sampling_util"),
+    "use the layers of torch.nn and torch.utils.checkpoint.checkpoint": (
+        *(f"ldm.modules.diffusionmodules.util.{name}" for name in ("avg_pool_nd", "checkpoint", "conv_nd", "linear")),),
     "use ldm.modules.embedding_manager.EmbeddingManager, which leaves the order of the vectors alone": (
         "ldm.modules.embedding_shuffler",),
     "it measures identity with ldm.evaluation.faces, and trains without an identity loss": ("ldm.thirdp",),
@@ -49,6 +51,7 @@ INSTEAD = {name: sentence for sentence, names in ABSENT.items() for name in name
 
 
 def refuse(name: str) -> NoReturn:
+    """Raise the ImportError that says what to use instead of `name`."""
     # Without the argument `name`, with which `from package import module` would replace the sentence by its own.
     raise ModuleNotFoundError(f"{name} is not part of this repository: {INSTEAD[name]}")
 

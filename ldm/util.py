@@ -23,7 +23,7 @@ TRAINING_ONLY = frozenset({
     "log_every_t", "first_stage_key", "cond_stage_key", "cond_stage_trainable", "image_size", "channels", "monitor",
     "scheduler_config", "use_ema", "loss_type", "num_timesteps_cond", "learn_logvar", "logvar_init", "l_simple_weight",
     "original_elbo_weight", "clip_denoised", "use_positional_encodings", "load_only_unet",
-    "embedding_reg_weight", "unfreeze_model", "model_lr", "personalization_config",
+    "embedding_reg_weight", "unfreeze_model", "model_lr",
     # UNetModel
     "use_checkpoint", "legacy", "use_fp16", "spatial_transformer_attn_type",
     # AutoencoderKL
@@ -38,6 +38,7 @@ ONLY_VALUE: dict[str, Any] = {
     "use_spatial_transformer": True, "dims": 2, "resblock_updown": False, "use_scale_shift_norm": False,
     "double_z": True, "attn_resolutions": [], "attn_type": "vanilla", "tanh_out": False, "ckpt_path": None,
     "ignore_keys": [], "cond_stage_forward": None, "concat_mode": True, "version": "openai/clip-vit-large-patch14",
+    "per_image_tokens": False, "progressive_words": False,
 }
 
 PATIENCE = 3.0  # seconds in which the first process of a run has said what is wrong, if it has met with the same mistake

@@ -110,3 +110,24 @@ def test_managers_of_textual_inversion_are_merged(model, tmp_path):
     read = EmbeddingManager(model.cond_stage_model, ["*"])
     read.load(tmp_path / "merged.pt")
     assert dict(read.string_to_token_dict) == tokens and set(read.string_to_param_dict) == {"*", "alz"}
+
+
+def test_sampling_of_textual_inversion(model, tiny_files, tmp_path):
+    EmbeddingManager(model.cond_stage_model, ["*"], initializer_words=["house"], num_vectors_per_token=1).save(tmp_path / "house.pt")
+    config = OmegaConf.load(tiny_files[0]).model
+    config.params.personalization_config = {"target": "ldm.modules.embedding_manager.EmbeddingManager", "params": {
+        "placeholder_strings": ["*"], "initializer_words": ["sculpture"], "per_image_tokens": False, "num_vectors_per_token": 1,
+        "progressive_words": False}}
+    personal = instantiate_from_config(config)
+    missing, unexpected = personal.load_state_dict(model.state_dict(), strict=False)
+    personal.eval()
+    with torch.no_grad():
+        for word, context in (("sculpture", personal.get_learned_conditioning(["a photo of *"])),
+                              ("house", personal.embedding_manager.load(tmp_path / "house.pt")
+                               and personal.get_learned_conditioning(["a photo of *"]))):
+            assert torch.equal(context, model.get_learned_conditioning([f"a photo of {word}"]))
+    assert not missing and not unexpected and personal.state_dict().keys() == model.state_dict().keys()
+    assert not hasattr(model, "embedding_manager")
+    config.params.personalization_config.params.progressive_words = True
+    with pytest.raises(UserError, match="EmbeddingManager is asked for progressive_words=True but only builds False"):
+        instantiate_from_config(config).get_learned_conditioning(["*"])

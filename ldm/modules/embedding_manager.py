@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file, write_embedding_file, write_sdxl_file
-from ldm.util import UserError
+from ldm.util import UserError, refuse_other_architectures
 
 INITIALIZATIONS = ("uniform01", "vocab")
 PROMPT_ROOM = 15  # tokens that a prefix must leave to the prompt: "A close-up portrait of" and a name of nine
@@ -30,7 +30,7 @@ class EmbeddingManager(nn.Module):
 
     def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",),
                  initializer_words: Sequence[str] | None = None, num_vectors_per_token: int = 10, *,
-                 init: str = "uniform01", generator: torch.Generator | None = None):
+                 init: str = "uniform01", generator: torch.Generator | None = None, **other: Any):
         """Vectors for each placeholder, in float32 on the device of the token table.
 
         Args:
@@ -47,6 +47,7 @@ class EmbeddingManager(nn.Module):
             UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range; two text encoders.
         """
         super().__init__()
+        refuse_other_architectures("EmbeddingManager", other)
         if hasattr(embedder, "embedders"):
             raise UserError("EmbeddingManager is for one text encoder, and this model has two, as SDXL; "
                             "use manager_for(model.cond_stage_model)")

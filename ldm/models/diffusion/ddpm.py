@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class LatentDiffusion(nn.Module):
         image_size: side of a square latent, an eighth of the image's.
         channels: channels of a latent.
         scale_factor: factor from the autoencoder's latents to those that the U-Net sees.
+        personalization_config: of an EmbeddingManager, which is then `embedding_manager` and serves every prompt (textual inversion).
     """
 
     parameterization = "eps"
@@ -49,13 +51,14 @@ class LatentDiffusion(nn.Module):
 
     def __init__(self, *, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any],
                  cond_stage_config: Mapping[str, Any], linear_start: float, linear_end: float, timesteps: int = 1000,
-                 image_size: int = 64, channels: int = 4, scale_factor: float = 1.0, **other):
+                 image_size: int = 64, channels: int = 4, scale_factor: float = 1.0,
+                 personalization_config: Mapping[str, Any] | None = None, **other):
         super().__init__()
         refuse_other_architectures("LatentDiffusion", other)
         if not isinstance(cond_stage_config, Mapping):
             raise UserError(f"LatentDiffusion is given cond_stage_config={cond_stage_config!r} but needs a text encoder, as Stable "
                             "Diffusion v1 has it; use configs/stable-diffusion/v1-inference.yaml")
-        self.num_timesteps = timesteps
+        self.num_timesteps, self.personalization_config = timesteps, personalization_config
         self.image_size, self.channels, self.scale_factor = image_size, channels, scale_factor
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
@@ -73,8 +76,16 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return self.betas.device
 
+    @cached_property  # no submodule, for its vectors are no weights of the model; built when needed, for it reads the token table
+    def embedding_manager(self) -> nn.Module:
+        if self.personalization_config is None:
+            raise AttributeError("this model has no embedding_manager")
+        return instantiate_from_config(self.personalization_config, embedder=self.cond_stage_model)
+
     def get_learned_conditioning(self, texts: str | Sequence[str], embedding_manager=None) -> Tensor:
         """Context tau(c), or tau_AP(c) with a manager: (B, 77, context_dim); see FrozenCLIPEmbedder.forward."""
+        if embedding_manager is None and self.personalization_config is not None:
+            embedding_manager = self.embedding_manager
         return self.cond_stage_model(texts, embedding_manager)
 
     def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
