@@ -89,6 +89,14 @@ def test_what_was_not_measured_is_a_dash_and_a_column_without_values_is_left_out
     assert table_of_report(tmp_path, cells=cells, columns=["FID (non-id)", "CLIP"])[1:] == [["base", "–", "–"], ["ours", "1.50", "1"]]
 
 
+def test_a_published_value_is_shown_where_nothing_was_measured(tmp_path):
+    cells = {("base", "Attr-ACC, S_test"): Cell(None, published=0.69361), ("ours", "Attr-ACC, S_test"): Cell(0.5, published=0.60222)}
+    assert table_of_report(tmp_path, cells=cells)[2:] == [["base", "0.69361", "–", "–"], ["ours", "0.60222", "0.500", "1"]]
+    make_up(tmp_path, "table2", cells={cell: Cell(None, published=value.published) for cell, value in cells.items()})
+    write_report(tmp_path, "mini")
+    assert "| Attr-ACC, people never seen ↑ | – (paper: 0.69361) | – (paper: 0.60222) |" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(("column", "best"), [("ID-ACC", "0.25"), ("CLIP", "0.50"), ("faces, prompts", None)])
 def test_the_best_value_is_bold_whosever_it_is(tmp_path, column, best):
     table_of_report(tmp_path, cells={("base", column): Cell(0.25), ("ours", column): Cell(0.5)})

@@ -43,6 +43,13 @@ def test_a_hundred_people_train_and_a_hundred_others_test(people):
     assert len({folded(person.name) for person in people}) == 200  # nobody twice under another spelling
 
 
+def test_people_whom_the_paper_names_are_in_its_groups(people):
+    groups = {person.name: person.group for person in people}
+    table_a1 = ("Emma Stone", "David Beckham", "Jackie Chan", "Britney Spears", "Steve Jobs", "Albert Einstein")
+    assert {name: groups[name] for name in table_a1} == dict.fromkeys(table_a1, "train")
+    assert groups["Taylor Swift"] == "test"  # Figure 3
+
+
 @pytest.mark.parametrize("group", ["train", "test"])
 @pytest.mark.parametrize("first", [10, 100])
 def test_both_genders_in_each_group_and_in_its_first_names(people, group, first):

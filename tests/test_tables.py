@@ -298,6 +298,16 @@ def test_seeds_are_not_paired_where_one_of_them_has_nothing(finished, command, m
     assert cells["own", "ours", "CLIP"].n_seeds == 2 == len(cells["own", "ours", "CLIP"].values)
 
 
+def test_a_published_value_stays_where_no_image_shows_a_face(finished, command, monkeypatch):
+    no_work(monkeypatch)
+    for path in finished.glob("pictures/tiny/apl-*/S_ID-*/row.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"id_acc_mean": None}))
+    paper.main(command(finished, CURVE))
+    cell = read_cells(finished, ["own"])["own", "ours", "ID-ACC"]
+    assert (cell.mean, cell.published) == (None, 0.04)
+    assert (finished / "own" / "own.md").read_text().splitlines()[-1].startswith("| ours | 0.040 | - |")
+
+
 def test_the_list_says_how_far_each_table_is(finished, command, own, monkeypatch, capsys):
     no_work(monkeypatch)
     shutil.rmtree(next(finished.glob("pictures/tiny/esd-*/prompts-*")))

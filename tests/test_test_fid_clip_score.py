@@ -136,6 +136,13 @@ def test_edited_weights_are_a_row_and_leave_no_trace_in_the_others(finished, com
     assert len(set(drawn.values())) == len(drawn) == 24
 
 
+def test_the_half_of_people_is_of_s_test_on_every_scale():
+    for preset in ("mini", "sd-v1-5", "sdxl"):
+        args = parse_with_preset(build_parser(), ["--preset", preset])
+        assert args.group == "test" == build_parser().get_default("group")
+    assert (args.n_names or 100) * args.n_samples == 4000 and args.n_prompts == 30_000  # the paper's
+
+
 def test_one_half_alone_fills_its_columns_alone():
     row = {"model": "m", "prefix": "none", "half": "id", "fid": 1.0, "id_acc_mean": 0.5, "attr_acc": 0.7, "n_images": 4}
     assert papers_table([row]) == [

@@ -1,4 +1,4 @@
-"""The numbers of Table 2 (paper section 4.2): what is measured on each picture, and a row from the measurements of a set.
+"""The numbers of Table 2 (paper section 4.3): what is measured on each picture, and a row from the measurements of a set.
 
 The half "non_id" has prompts that name nobody: distance from the pictures of the model as it is, and CLIP score. The half "id" has
 prompts that name people: the same distance, ID-ACC and Attr-ACC. A scorer turns pictures into arrays with one entry a picture,

@@ -19,10 +19,10 @@ class Cell:
     """One column of one row.
 
     `values` are those of the seeds; `sd` is their standard deviation (n - 1), None for a single one. `low` and `high` are the ends of the
-    95 % interval of `mean`, None where there is nothing to tell it from.
+    95 % interval of `mean`, None where there is nothing to tell it from. `mean` is None where only `published` is known.
     """
 
-    mean: float
+    mean: float | None
     sd: float | None = None
     low: float | None = None
     high: float | None = None
@@ -67,6 +67,11 @@ def cell_of(values: Sequence[float], halves: Sequence[float | None], published: 
     half = math.hypot(*parts) if parts else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return Cell(mean, sd, low, high, count, published, tuple(values))
+
+
+def published_in_words(value: float, decimals: int) -> str:
+    """A published value with all its decimals, and at least `decimals` of them."""
+    return max(f"{value:.{decimals}f}", f"{value:g}", key=len)
 
 
 def difference(left: Cell, right: Cell, times: float = 1.0, *, alike: bool = True) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Pictures of Table 2, drawn, scored and let go (paper section 4.2): 30 000 prompts on any number of devices, and never all at once.
+"""Pictures of Table 2, drawn, scored and let go (paper section 4.3): 30 000 prompts on any number of devices, and never all at once.
 
     <out_dir>/<half>/manifest.json, images/                      see ldm/run_folder.py
     <out_dir>/<half>/images/<prefix>/metadata.jsonl              the prompt of each picture kept (half non_id)

@@ -52,9 +52,9 @@ class Finished:
         return f"{self.name[:-1].capitalize()} {self.name[-1]}" if self.name in NAMES else self.name
 
     def cell(self, row: str, column: str) -> Cell | None:
-        """What a row has measured, None where there is nothing."""
+        """What a row has measured or the paper has published, None where there is nothing."""
         found = self.cells.get((row, column))
-        return None if found is None or found.mean is None else found
+        return None if found is None or found.mean is found.published is None else found
 
 
 def read_finished(out_dir: Path) -> dict[str, Finished]:

@@ -3,21 +3,24 @@
 import re
 from collections.abc import Sequence
 
-from ldm.paper.cells import Cell
+from ldm.paper.cells import Cell, published_in_words
 from ldm.paper.report_blocks import Column, Numbers, Value
 from ldm.paper.report_files import Finished
 
 # Whether less is better (-1), more is (1), or neither; the decimals; and what it is.
 MEANING = {
-    "ID-ACC": (-1, 3, "cosine of the drawn face to the person's true face, for people of S_ID, whose names the training has; in "
-               "Figure 5 for those whom an attack has taught"),
-    "max": (-1, 3, "the same, of each person's picture that comes nearest"),
-    "ID-ACC, S_test": (-1, 3, "ID-ACC of people of S_test, whom no training has named"),
-    "max, S_test": (-1, 3, "the same, of each person's picture that comes nearest"),
-    "faces": (1, 3, "share of the pictures of S_ID in which a face is found; ID-ACC is of these alone"),
-    "faces, S_test": (1, 3, "the same, of S_test"),
-    "Attr-ACC": (1, 3, "cosine of facial attribute features to the base model's pictures of the same person of S_ID"),
-    "FID (id)": (-1, 2, "distance to the base model's pictures of the same prompts with names"),
+    "ID-ACC, S_test": (-1, 3, "cosine of the generated face to the person's true face, for people of S_test, whom no training has named"),
+    "max, S_test": (-1, 3, "the same, of each person's image that comes nearest"),
+    "faces, S_test": (1, 3, "share of the images of S_test in which a face is found; ID-ACC is of these alone"),
+    "Attr-ACC, S_test": (1, 3, "cosine of facial attribute features to the base model's images of the same person of S_test, from other "
+                               "noise; the paper compares with 'the ground truths'"),
+    "FID (id), S_test": (-1, 2, "distance to the base model's images of the same prompts with names of S_test"),
+    "ID-ACC": (-1, 3, "the same as ID-ACC, S_test, for people of S_ID, whose names the training has; in Figure 5 for those whom an attack "
+                      "has taught"),
+    "max": (-1, 3, "the same, of each person's image that comes nearest"),
+    "faces": (1, 3, "share of the images of S_ID in which a face is found"),
+    "Attr-ACC": (1, 3, "the same as Attr-ACC, S_test, for people of S_ID"),
+    "FID (id)": (-1, 2, "the same as FID (id), S_test, with names of S_ID"),
     "FID (non-id)": (-1, 2, "distance to the base model's pictures of the same prompts without a name"),
     "CLIP": (1, 3, "cosine of picture and prompt, for prompts without a name"),
     "faces, prompts": (0, 3, "share of the pictures of prompts without a name in which a face is found"),
@@ -27,7 +30,9 @@ MEANING = {
 }
 UNKNOWN = (0, 3, "")
 NOTHING = Value("–")
-SUMMARY = {"ID-ACC": "ID-ACC, people of the training", "ID-ACC, S_test": "ID-ACC, other people", "Attr-ACC": "Attr-ACC",
+SUMMARY = {"ID-ACC, S_test": "ID-ACC, people never seen", "ID-ACC": "ID-ACC, people of the training",
+           "FID (id), S_test": "FID, people never seen", "FID (id)": "FID, people of the training",
+           "Attr-ACC, S_test": "Attr-ACC, people never seen", "Attr-ACC": "Attr-ACC, people of the training",
            "FID (non-id)": "FID, prompts without a name", "CLIP": "CLIP, the same prompts"}
 SUMMARY_ROWS = {"base": "without the prefix", "ours": "with the prefix"}
 
@@ -37,13 +42,14 @@ def numbers(part: Finished, rows: Sequence[str] | None = None) -> Numbers:
     names = [row["name"] for row in part.rows] if rows is None else rows
     columns = [column for column in part.columns if any(part.cell(name, column) for name in names)]
     halves = {column: any(cell.published is not None for name in names if (cell := part.cell(name, column))) for column in columns}
-    best = {column: _best([cell.mean for name in names if (cell := part.cell(name, column))], column) for column in columns}
+    best = {column: _best([cell.mean for name in names if (cell := part.cell(name, column)) and cell.mean is not None], column)
+            for column in columns}
     lines = []
     for name in names:
         values, seeds = [], set()
         for column in columns:
             cell = part.cell(name, column)
-            seeds |= {cell.n_seeds} if cell else set()
+            seeds |= {cell.n_seeds} if cell and cell.mean is not None else set()
             values += [_published(cell, column)] * halves[column] + [_measured(cell, column, best[column])]
         lines.append((name, [*values, Value(" to ".join(str(n) for n in sorted({min(seeds), max(seeds)})) if seeds else "–")]))
     head = [Column(_title(column), ("published", "measured") if halves[column] else ()) for column in columns]
@@ -82,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def _measured(cell: Cell | None, column: str, best: float | None) -> Value:
-    if cell is None:
+    if cell is None or cell.mean is None:
         return NOTHING
     interval = "" if cell.low is None else f"[{_number(cell.low, column)}, {_number(cell.high, column)}]"
     return Value(_number(cell.mean, column), _spread(cell, column), interval, cell.mean == best)
@@ -91,14 +97,15 @@ def _measured(cell: Cell | None, column: str, best: float | None) -> Value:
 def _best(means: Sequence[float], column: str) -> float | None:
     """The best of a column, None where none is better than another."""
     sense = MEANING.get(column, UNKNOWN)[0]
-    return None if sense == 0 or min(means) == max(means) else sense * max(sense * mean for mean in means)
+    return None if sense == 0 or not means or min(means) == max(means) else sense * max(sense * mean for mean in means)
 
 
 def _with_published(cell: Cell | None, column: str) -> Value:
     if cell is None:
         return NOTHING
     paper = "" if cell.published is None else f"(paper: {_published(cell, column).text})"
-    return Value(_number(cell.mean, column), _spread(cell, column), paper)
+    measured = NOTHING.text if cell.mean is None else _number(cell.mean, column)
+    return Value(measured, _spread(cell, column), paper)
 
 
 def _spread(cell: Cell, column: str) -> str:
@@ -106,10 +113,9 @@ def _spread(cell: Cell, column: str) -> str:
 
 
 def _published(cell: Cell | None, column: str) -> Value:
-    """With at least as many decimals as the measured value has."""
     if cell is None or cell.published is None:
         return NOTHING
-    return Value(max(_number(cell.published, column), f"{cell.published:g}", key=len))
+    return Value(published_in_words(cell.published, MEANING.get(column, UNKNOWN)[1]))
 
 
 def _number(value: float, column: str) -> str:

@@ -1,7 +1,7 @@
 """A table or figure of configs/paper: its rows, how each of them is trained or which file it is, and what the paper published.
 
     title: "ID-ACC by prompt length m"
-    section: the ablations          # of the paper
+    section: "4.5"                  # of the paper
     columns: [ID-ACC, CLIP]         # shown; all are measured
     rows:
       - {name: base}                                                          # the model as it is
@@ -24,10 +24,9 @@ from args.transfer_args import ROUTES
 from ldm.util import UserError, first_line
 
 PARTS = ("S_ID", "S_test", "prompts")  # what is drawn: portraits of both groups, and prompts that name nobody
-COLUMNS = {"ID-ACC": ("S_ID", "id_acc_mean"), "max": ("S_ID", "id_acc_max"),
-           "ID-ACC, S_test": ("S_test", "id_acc_mean"), "max, S_test": ("S_test", "id_acc_max"),
-           "faces": ("S_ID", "detection_rate"), "faces, S_test": ("S_test", "detection_rate"),
-           "Attr-ACC": ("S_ID", "attr_acc"), "FID (id)": ("S_ID", "fid"),
+OF_PEOPLE = {"ID-ACC": "id_acc_mean", "max": "id_acc_max", "faces": "detection_rate", "Attr-ACC": "attr_acc", "FID (id)": "fid"}
+COLUMNS = {**{f"{column}, S_test": ("S_test", key) for column, key in OF_PEOPLE.items()},
+           **{column: ("S_ID", key) for column, key in OF_PEOPLE.items()},
            "FID (non-id)": ("prompts", "fid"), "CLIP": ("prompts", "clip"), "faces, prompts": ("prompts", "detection_rate")}
 COSTS = {"seconds": ("seconds", 1.0), "memory MB": ("peak_memory_bytes", 1e6), "result kB": ("result_bytes", 1e3)}  # column: key, unit
 KINDS = {"name": str, "train": dict, "result": str, "step": int, "transfer": str, "model": str, "score": dict, "seeds": int,

@@ -1,7 +1,7 @@
-"""Table 2: what a prefix does to images of people and to all other images, in numbers (paper section 4.2).
+"""Table 2: what a prefix does to images of people and to all other images, in numbers (paper section 4.3).
 
-Identity half: images of S_test without and with the prefix. Non-identity half: images of COCO's prompts. FID and KID are always
-taken against the images of the model as it is, from the same noise.
+Identity half: images of S_test without and with the prefix (--group takes S_ID too). Non-identity half: images of COCO's prompts. FID and
+KID are always taken against the images of the model as it is, from the same noise.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.tables import console_table, markdown_table, write_csv
-from ldm.paper.cells import Cell, as_rows, cell_of
+from ldm.paper.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.drawings import Panel, draw_panels, picture_sheet
 from ldm.paper.parts import Part, Result, part, part_args
 from ldm.paper.rows import COLUMNS, COSTS, PARTS, Table, TableRow
@@ -78,6 +78,8 @@ class Rows:
                     cell = cell_of(*zip(*known, strict=True), row.published.get(column))
                     # a training without a face has no ID-ACC; the values of the others are then not the first seeds', to be paired
                     found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
+                elif column in row.published:
+                    found[row.name, column] = Cell(None, published=row.published[column])
         return found
 
     def write(self, arguments: Mapping[str, Any]) -> str:
@@ -132,7 +134,8 @@ class Rows:
             write_atomically(path, picture_sheet(shown, figure).save)
 
     def _curve(self, column: str) -> list[tuple[float, Cell]]:
-        return [(row.x, self.cells[row.name, column]) for row in self.table.rows if row.x is not None and (row.name, column) in self.cells]
+        points = [(row.x, self.cells.get((row.name, column))) for row in self.table.rows if row.x is not None]
+        return [(x, cell) for x, cell in points if cell is not None and cell.mean is not None]
 
 
 def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell], about: Mapping[str, Any], *,
@@ -159,7 +162,7 @@ def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dic
         line: dict[str, str | None] = {"row": row.name} | ({"model": row.model} if several else {})
         for column in table.columns:
             if column in published:
-                line[f"{column} (paper)"] = None if column not in row.published else f"{row.published[column]:.3f}"
+                line[f"{column} (paper)"] = None if column not in row.published else published_in_words(row.published[column], 3)
             line[column] = in_words(cells.get((row.name, column)), COSTS.get(column) is not None)
         rows.append(line)
     return rows
@@ -167,7 +170,7 @@ def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dic
 
 def in_words(cell: Cell | None, whole: bool = False) -> str | None:
     """"0.213 ± 0.004 [0.201, 0.225]": mean, standard deviation over trainings, 95 % interval; `whole`: the mean alone."""
-    if cell is None:
+    if cell is None or cell.mean is None:
         return None
     if whole:
         return f"{cell.mean:.0f}"
