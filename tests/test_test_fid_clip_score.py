@@ -20,7 +20,8 @@ from test_test_id import PixelAnalyzer
 import ldm.paper.quality
 import ldm.pictures
 import test_fid_clip_score
-from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
+from args.common import parse_with_preset
+from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.evaluation.quality import PromptScorer
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.identity import Drawing, Prefix

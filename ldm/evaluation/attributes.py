@@ -1,4 +1,4 @@
-"""Attr-ACC: whether a picture keeps the attributes of the person whom its prompt names (paper section 4.1)."""
+"""Attr-ACC: whether a picture keeps the attributes of the person whom its prompt names (paper section 4.3)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""KL autoencoder: image x in [-1, 1] <-> latent with 4 channels and 1/8 of the side (paper section 3.1)."""
+"""KL autoencoder: image x in [-1, 1] <-> latent with 4 channels and 1/8 of the side (paper section 3.2)."""
 
 from collections.abc import Mapping
 from typing import Any

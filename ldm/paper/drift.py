@@ -1,4 +1,4 @@
-"""What a prefix does to prompts that name nobody (paper sections 3.5 and 4.2): it should do nothing.
+"""What a prefix does to prompts that name nobody (paper sections 3.5 and 4.3): it should do nothing.
 
 The measure is how far images move at equal noise, beside how far another noise moves the base model's images, and
 whether they still show what their prompt says.

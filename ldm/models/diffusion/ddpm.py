@@ -1,4 +1,4 @@
-"""Latent diffusion: text encoder, autoencoder and U-Net with the noise schedule between them (paper section 3.1)."""
+"""Latent diffusion: text encoder, autoencoder and U-Net with the noise schedule between them (paper section 3.2)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""U-Net that predicts the noise in a latent, eps(z_t, t, context) (paper section 3.1), with the key names of public v1 and SDXL files."""
+"""U-Net that predicts the noise in a latent, eps(z_t, t, context) (paper section 3.2), with the key names of public v1 and SDXL files."""
 
 from collections.abc import Sequence
 

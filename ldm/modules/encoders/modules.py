@@ -1,4 +1,4 @@
-"""Text encoder of Stable Diffusion v1: prompts -> context tau(c), CLIP's text transformer (paper section 3.1).
+"""Text encoder of Stable Diffusion v1: prompts -> context tau(c), CLIP's text transformer (paper section 3.2).
 
 The one door through which a learned prefix enters the frozen model: `embedding_manager` is called between the token
 look-up and the position embeddings. Without it nothing differs from plain CLIP.
