@@ -283,14 +283,14 @@ def test_a_picture_that_was_deleted_is_named_and_the_figure_stays(finished, comm
 @pytest.mark.parametrize("damage", [lambda row: [], lambda row: {"seconds": 1}, lambda row: row | {"id_acc_mean": "0.5"}])
 def test_a_row_that_is_damaged_is_named_and_no_seed_is_left_out(finished, command, monkeypatch, capsys, damage):
     no_work(monkeypatch)
-    path = next(finished.glob("pictures/tiny/apl-*-seed-1-*/S_ID-*/row.json"))
+    path = next(finished.glob("pictures/tiny/apl-*-seed-1-????????/S_ID-*/row.json"))
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     assert f"{path} is damaged" in refusal(capsys, paper.main, command(finished, [BASE, OURS]))
 
 
 def test_seeds_are_not_paired_where_one_of_them_has_nothing(finished, command, monkeypatch):
     no_work(monkeypatch)
-    path = next(finished.glob("pictures/tiny/apl-*-seed-0-*/S_ID-*/row.json"))
+    path = next(finished.glob("pictures/tiny/apl-*-seed-0-????????/S_ID-*/row.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"id_acc_mean": None}))  # no picture of it has a face
     paper.main(command(finished, [BASE, OURS]))
     cells = read_cells(finished, ["own"])

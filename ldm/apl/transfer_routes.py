@@ -1,7 +1,7 @@
 """Routes for a prefix from one text encoder to another that shares its vocabulary, from their two token tables alone.
 
-The paper (section 4.1) moves its prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`. Beside it stand
-two linear maps between the tables, `ridge` and `procrustes`, and `mean_row`, the control. Row i of both tables is the same token:
+The paper (section 4.1) moves the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`. Beside it
+are two linear maps between the tables, `ridge` and `procrustes`, and `mean_row`, the control. Row i of both tables is the same token:
 
     prefix (m, d_s) or (m, d_t);  source, `A_s` (N, d_s);  target, `A_t` (N, d_t);  code, `r` (m, N): cosines with the N tokens
 """
