@@ -1,8 +1,10 @@
 """What the command lines share: groups of flags, presets, and checks that end with one sentence and exit status 2."""
 
 import argparse
+import atexit
 import functools
 import importlib
+import json
 import math
 import os
 import pkgutil
@@ -28,6 +30,9 @@ TO_DO = {
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
     "clip": "put open_clip weights there, or give the path of yours",
 }
+LISTS = {"people", "names", "names_file", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts", "templates",
+         "captions", "identity_meta", "anchors", "drift_prompts"}  # small files of text, which may be pipes
+PIPES = "APL_PIPES"  # environment variable: files that hold what pipes have given, for the processes that this one starts
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
 
@@ -63,6 +68,7 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     if {"-h", "--help"} & set(argv):
         _show_defaults(parser, presets)
     args = parser.parse_args([*presets, *argv])
+    keep_pipes(args)
     args.preset = preset
     replaced = [flag.partition("=")[2] for flag in presets if flag.startswith("--edited_weights=")]
     if replaced and "edited_weights" in typed_flags(argv) and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -220,6 +226,14 @@ def inputs_of(parser: Parser, args: argparse.Namespace) -> list[Input]:
     return found
 
 
+def keep_pipes(args: argparse.Namespace) -> None:
+    """Put a temporary file in place of each pipe, such as <(command) or /dev/stdin, that the flags of LISTS name."""
+    for flag in LISTS & set(vars(args)):
+        given = getattr(args, flag)
+        if given is not None:
+            setattr(args, flag, [_kept(path) for path in given] if isinstance(given, list) else _kept(given))
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         without = action.default is None or "default:" in action.help
@@ -320,10 +334,24 @@ def _all_parsers() -> list[Parser]:
     return [importlib.import_module(f"args.{name}").build_parser() for name in names]
 
 
+def _kept(path: Path) -> Path:
+    """The path, or for a pipe, which can be read only once, that of a temporary file with its content."""
+    known = json.loads(os.environ.get(PIPES, "{}"))
+    if str(path) in known:
+        return Path(known[str(path)])
+    if not (path.is_fifo() or path.is_char_device()):
+        return path
+    with tempfile.NamedTemporaryFile(prefix="apl-", delete=False) as file:
+        file.write(path.read_bytes())
+    atexit.register(Path(file.name).unlink, missing_ok=True)
+    os.environ[PIPES] = json.dumps(known | {str(path): file.name})
+    return Path(file.name)
+
+
 def _input_flaw(flag: str, path: Path) -> str | None:
     kind = "folder" if flag in FOLDERS else "file"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
-        found = "not there" if not path.exists() else "a file" if kind == "folder" else "a folder"
+        found = "not there" if not path.exists() else "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or device"
         return f"--{flag} {path} is {found}; {TO_DO.get(flag, f'give a {kind}')}"
     if not os.access(path, os.R_OK):
         return f"--{flag} {path} cannot be read; change its permissions or give another {kind}"

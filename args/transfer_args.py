@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from args.common import Parser, check_paths, model_of_preset, number, typed_flags
+from args.common import Parser, check_paths, keep_pipes, model_of_preset, number, typed_flags
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
@@ -15,6 +15,7 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Checked flags, with the `ckpt_path` that --to names; a wrong value ends with a sentence and exit status 2. IN is not looked at."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    keep_pipes(args)
     unused = sorted(typed_flags(argv) & {flag for flags in USED.values() for flag in flags} - set(USED[args.route]))
     if unused:
         parser.error(f"--{unused[0]} has no use with --route {args.route}; leave it out")

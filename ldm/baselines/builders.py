@@ -15,13 +15,15 @@ from ldm.baselines.samples import PictureLatents, Work, drawn_latents
 from ldm.baselines.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
 from ldm.baselines.weights import Weights, parameters_of
 from ldm.data.benchmarks import different_prompts
+from ldm.data.captions import CAPTION_FIELDS
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource
-from ldm.data.templates import fill, lines_of, read_templates
+from ldm.data.templates import fill, read_templates
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.pictures import picture_files
+from ldm.text_files import read_lines
 from ldm.util import UserError
 
 
@@ -116,7 +118,7 @@ def anchor_prompts(args: argparse.Namespace) -> list[str]:
     """Prompts with the anchor in them; UserError for one without."""
     if not args.anchor_prompts:
         return [fill(template, args.anchor) for template in dict.fromkeys(templates_of(args))]
-    prompts = lines_of(args.anchor_prompts)
+    prompts = read_lines(args.anchor_prompts, CAPTION_FIELDS)
     wrong = [f"the prompt '{prompt}' without the anchor '{args.anchor}'" for prompt in prompts if args.anchor not in prompt]
     if wrong or not prompts:
         raise UserError(f"{args.anchor_prompts} has {wrong[0] if wrong else 'no prompts'}; write prompts in which a name can take the "

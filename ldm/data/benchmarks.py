@@ -1,24 +1,24 @@
 """Prompts that the paper's quality table is measured on (section 4.1: COCO-30k), from any file that holds captions."""
 
-import csv
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.data.captions import CAPTION_FIELDS
-from ldm.util import UserError
+from ldm.text_files import HALF_CHARACTER, first_of, read_text, refuse, texts_in, texts_of
+from ldm.util import UserError, first_line
 
 
 def read_benchmark(paths: Sequence[Path], count: int | None) -> list[tuple[str, int]]:
     """The first `count` prompts, or all there are (None); each with the number of times that it has come before, in upper or
     lower case.
 
-    Read: .json of COCO's captions (the first caption of each image) or of a list; .jsonl and .csv with a field text, caption
-    or prompt; every other file one prompt a line. Several files take turns.
+    Read, and told by their content: JSON of COCO's captions (the first caption of each image) or of a list; jsonl, csv and tsv with a
+    column text, caption or prompt; every other file one prompt per line. Several files take turns.
 
     Raises:
         UserError: a file that cannot be read, that has fewer than two prompts, or half a character (a lone surrogate) in one.
@@ -38,41 +38,38 @@ def different_prompts(path: Path) -> list[str]:
 
 
 def _prompts(path: Path) -> list[str]:
-    read = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}.get(Path(path).suffix.lower(), _lines)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            prompts = [stripped for prompt in read(file) if (stripped := " ".join(prompt.split()))]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as prompts ({type(error).__name__}: {error}); give COCO captions, .jsonl or .csv with "
-                        f"one of the fields {', '.join(CAPTION_FIELDS)}, or one prompt a line") from error
-    if broken := next((prompt for prompt in prompts if re.search("[\ud800-\udfff]", prompt)), None):
+    text = read_text(path)
+    found = _json(text, path)
+    prompts = texts_in(text, path, CAPTION_FIELDS) if found is None else [" ".join(prompt.split()) for prompt in found if prompt.strip()]
+    if broken := next((prompt for prompt in prompts if HALF_CHARACTER.search(prompt)), None):
         raise UserError(f"{path} has half a character (a lone surrogate) in the prompt {broken!a}; correct the file")
     if len(prompts) < 2:
-        raise UserError(f"{path} has {len(prompts)} prompts; give a file with at least two, one a line")
+        raise UserError(f"{path} has {len(prompts)} prompts; give a file with at least two, one per line")
     return prompts
 
 
-def _json(file: Iterable[str]) -> list[str]:
-    content = json.loads("".join(file))
+def _json(text: str, path: Path) -> list[str] | None:
+    """The prompts of one JSON value; None for content of another kind, such as jsonl, or prompts that begin with a bracket."""
+    is_named_so = Path(path).suffix.lower() == ".json"
+    if not is_named_so and not re.match(r'\s*(\[\s*["{]|\{\s*")', text):
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if is_named_so:
+            raise UserError(f"{path} is no valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
+        return None
     if isinstance(content, list):
-        return [entry if isinstance(entry, str) else _field(entry) for entry in content]
+        entries = [{"text": entry} if isinstance(entry, str) else entry for entry in content]
+        return [first_of(texts_of(entry, f"{path}, entry {number},", refuse), CAPTION_FIELDS, f"{path}, entry {number},")
+                for number, entry in enumerate(entries, start=1)]
+    if not is_named_so and "annotations" not in content:
+        return None  # jsonl of one line
     first: dict[Any, str] = {}
-    for annotation in content["annotations"]:
-        first.setdefault(annotation["image_id"], annotation["caption"])
+    try:
+        for annotation in content["annotations"]:
+            first.setdefault(annotation["image_id"], annotation["caption"].strip())
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no COCO captions file ({type(error).__name__}: {first_line(error)}); give one, a list of texts, or a "
+                        f"table with one of the columns {', '.join(CAPTION_FIELDS)}") from None
     return list(first.values())
-
-
-def _jsonl(file: Iterable[str]) -> list[str]:
-    return [_field(json.loads(line)) for line in file if line.strip()]
-
-
-def _csv(file: Iterable[str]) -> list[str]:
-    return [_field(row) for row in csv.DictReader(file)]
-
-
-def _lines(file: Iterable[str]) -> list[str]:
-    return list(file)
-
-
-def _field(entry: dict[str, str]) -> str:
-    return [entry[field] for field in CAPTION_FIELDS if field in entry][0]

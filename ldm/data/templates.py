@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm.data.images import read_text
+from ldm.text_files import read_lines
 from ldm.util import UserError
 
 
@@ -16,7 +16,7 @@ def read_templates(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"the file of templates {path} does not exist; give a text file with one template a line, "
                         "such as 'a photo of {}'")
-    templates = lines_of(path)
+    templates = read_lines(path)
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"the template '{template}' in {path} has {template.count('{}')} places {{}}; "
@@ -24,12 +24,6 @@ def read_templates(path: str | Path) -> list[str]:
     if not templates:
         raise UserError(f"the file {path} holds no template; write one a line, such as 'a photo of {{}}'")
     return templates
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are neither empty nor start with #."""
-    lines = [line.strip() for line in read_text(path).split("\n")]
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def fill(template: str, text: str) -> str:

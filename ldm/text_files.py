@@ -1,0 +1,199 @@
+"""Texts and tables of users, read in one way: UTF-8, csv, tsv and jsonl, with the line of every flaw; nothing is guessed or dropped.
+
+A file is read once, so pipes work; what it holds is told by its content, for a pipe has no suffix.
+"""
+
+import codecs
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ldm.util import UserError, first_line
+
+TABLES = (".csv", ".tsv", ".jsonl")
+DELIMITERS = ",\t;"  # Excel writes all three into .csv
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+OTHERS = {b"PK\x03\x04": "a zip file or an Excel workbook", b"\x1f\x8b": "compressed", b"%PDF": "a PDF",
+          b"\xd0\xcf\x11\xe0": "an Excel workbook"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold
+LIKE_A_ROW = re.compile(r"[^\s,;\t]+\.\w{2,5}\s*[,;\t]")  # begins with a file name
+
+OnError = Callable[[str], None]  # takes a sentence; where it returns, the row is left out
+
+
+class Row(NamedTuple):
+    """A row of a table: the line that it begins in, and its texts by column (lower case); without what is empty."""
+
+    line: int
+    fields: dict[str, str]
+
+
+def refuse(sentence: str) -> None:
+    """The OnError of a reader that accepts no flaw: raises UserError."""
+    raise UserError(sentence)
+
+
+def decoded(content: bytes, where: object) -> str:
+    """Text of UTF-8, or of UTF-16 with a byte order mark; lines end with \\n.
+
+    Raises:
+        UserError: it is something else.
+    """
+    kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), None)
+    if kind is not None:
+        raise UserError(f"{where} is {kind} instead of text; save it as text in UTF-8, a table as CSV")
+    encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{where} is no text, for it holds zero bytes; save it as text in UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """Text of a file, see `decoded`."""
+    return decoded(Path(path).read_bytes(), path)
+
+
+def read_lines(path: str | Path, columns: Sequence[str] = ()) -> list[str]:
+    """The texts of a file, see `texts_in`, without those that start with #."""
+    return [line for line in texts_in(read_text(path), path, columns) if not line.startswith("#")]
+
+
+def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
+    """The lines that are not empty, with single spaces; of a table, by suffix or header, the first of `columns` that each row has.
+
+    Raises:
+        UserError: a table has none of the columns, or a row has no text in them.
+    """
+    if Path(path).suffix.lower() in TABLES or is_table(text, columns):
+        found = [first_of(row.fields, columns, f"{path}, line {row.line},") for row in rows_of(text, path, (), columns)]
+    else:
+        found = text.split("\n")  # not splitlines(): U+2028 may stand inside a caption
+        found = found[1:] if found[0].strip().casefold() in columns else found
+    return [line for line in (" ".join(one.split()) for one in found) if line]
+
+
+def is_table(text: str, columns: Sequence[str]) -> bool:
+    """Whether the first line is a header of several columns with one of these, or the content is jsonl."""
+    headers = [_names(header) for header in _headers(text)]
+    return text.lstrip().startswith('{"') or any(len(header) > 1 and set(header) & set(columns) for header in headers)
+
+
+def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), *, multiline: bool = False,
+            on_error: OnError = refuse) -> Iterator[Row]:
+    """Rows of a table: csv with a header (between commas, semicolons or tabs), or jsonl.
+
+    Args:
+        where: the file, for errors.
+        needed: columns that must be there; their names are found in any case.
+        some: columns of which one must be there.
+        multiline: cells in quotation marks may run over lines.
+        on_error: is told of each flaw with file, line and what to do.
+    """
+    if text.lstrip().startswith("{"):
+        yield from _jsonl(text, where, on_error)
+    else:
+        yield from _csv(text, where, needed, some, multiline, on_error)
+
+
+def texts_of(entry: object, where: str, on_error: OnError) -> dict[str, str] | None:
+    """The texts of a JSON object by key in lower case, numbers among them; None where one was reported."""
+    if not isinstance(entry, dict):
+        on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
+        return None
+    fields = {str(key).strip().casefold(): str(value) for key, value in entry.items()
+              if isinstance(value, (str, int, float)) and not isinstance(value, bool)}
+    broken = next((value for key, value in fields.items() if HALF_CHARACTER.search(key + value)), None)
+    if broken is not None:
+        on_error(f"{where} has half a character (a lone surrogate) in {broken!a}; correct it")
+        return None
+    return {key: value for key, value in fields.items() if value.strip()}
+
+
+def _jsonl(text: str, where: object, on_error: OnError) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            on_error(f"{where}, line {number}, is no valid JSON ({first_line(error)}); write one object per line")
+            continue
+        fields = texts_of(entry, f"{where}, line {number},", on_error)
+        if fields is not None:
+            yield Row(number, fields)
+
+
+def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], multiline: bool, on_error: OnError) -> Iterator[Row]:
+    wanted = {*needed, *some}
+    delimiter, header = max(zip(DELIMITERS, map(_names, _headers(text)), strict=True), key=lambda one: len(wanted & set(one[1])))
+    _check_header(where, header, needed, some)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
+    first = 1 + text.count("\n", 0, len(text) - len(text.lstrip()))
+    end = 0  # line in which the row before ended
+    try:
+        for cells in reader:
+            begin, end = end + 1, reader.line_num
+            if begin <= first or not any(cell.strip() for cell in cells):
+                continue
+            if any(cell.strip() for cell in cells[len(header):]) or len(cells) < len(header):
+                on_error(f"{where}, line {begin}, has {len(cells)} fields where the header has {len(header)}; put a text that holds "
+                         f"'{delimiter}' between quotation marks".replace("\t", "a tab"))
+            elif any("\n" in cell and (not multiline or LIKE_A_ROW.search(cell.partition("\n")[2])) for cell in cells):
+                on_error(f"{where}, line {begin}, has a text that runs over lines up to line {end}; close its quotation mark in its line")
+            else:
+                fields = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name and cell.strip()}
+                yield Row(begin, fields)
+    except csv.Error as error:
+        on_error(f"{where}, line {max(end + 1, 1)}, is no valid CSV ({error}); a quotation mark is not closed, or stands inside a text: "
+                 "write it twice there, and put the text between quotation marks")
+
+
+def first_of(fields: Mapping[str, str], columns: Sequence[str], where: str) -> str:
+    """The text of the first of `columns` that is there; UserError, which names `where`, if none is."""
+    found = next((fields[name] for name in columns if name in fields), None)
+    if found is None:
+        raise UserError(f"{where} has nothing as {' or '.join(columns)}; add it, or remove the entry")
+    return found
+
+
+def _headers(text: str) -> list[list[str]]:
+    """The cells of the first line that holds something, cut at each of DELIMITERS."""
+    line = text.lstrip().partition("\n")[0]
+    found = []
+    for delimiter in DELIMITERS:
+        try:
+            found.append(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), []))
+        except csv.Error:
+            found.append([])
+    return found
+
+
+def _names(header: Sequence[str]) -> list[str]:
+    """Columns in lower case, without empty ones at the end, as a spreadsheet writes them."""
+    names = [name.strip().casefold() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _check_header(where: object, header: Sequence[str], needed: Sequence[str], some: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in header]
+    if not missing and some and not set(some) & set(header):
+        missing = [" or ".join(some)]
+    if missing:
+        close = [name for word in (*needed, *some) if word not in header for name in difflib.get_close_matches(word, header, 1)]
+        hint = f" ('{close[0]}' may be meant so)" if close else ""
+        found = f"has the columns {', '.join(header)} but no {', '.join(missing)}{hint}" if header else "is empty"
+        raise UserError(f"{where} {found}; its first line must name the columns, such as {','.join([*needed, *some[:1]])}")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise UserError(f"{where} has the column '{twice[0]}' twice; rename or remove one")
