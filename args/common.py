@@ -351,8 +351,10 @@ def _kept(path: Path) -> Path:
 def _input_flaw(flag: str, path: Path) -> str | None:
     kind = "folder" if flag in FOLDERS else "file"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
-        found = "not there" if not path.exists() else "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or device"
-        return f"--{flag} {path} is {found}; {TO_DO.get(flag, f'give a {kind}')}"
+        from ldm.containers import not_a_file  # without torch
+
+        found, better = ("a file", None) if path.is_file() else not_a_file(path)
+        return f"--{flag} {path} is {found}; {flag in MODEL_FILES and better or TO_DO.get(flag, f'give a {kind}')}"
     if not os.access(path, os.R_OK):
         return f"--{flag} {path} cannot be read; change its permissions or give another {kind}"
     if kind == "folder" and not any(path.iterdir()):

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from yaml import YAMLError
 
+from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import OWN_KEY
-from ldm.modules.file_kinds import SDXL, V1, describe
+from ldm.modules.file_kinds import PARTS_OF_FOLDER, SDXL, V1, describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
 AUTOENCODER = "first_stage_model."
@@ -133,9 +134,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, without tensors, or a pickle that would run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint file {path}; give the path of a .ckpt or .safetensors file")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    container = container_of(path, "checkpoint file", GIVE_CHECKPOINT)
+    content = _safetensors(path) if container == SAFETENSORS else _pickled(path, container)
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} is {describe(content) or 'a file'} without model weights; {GIVE_CHECKPOINT}")
@@ -177,8 +177,9 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
     Raises:
         UserError: the file has tensors that this model lacks, or says that it was made for another checkpoint.
     """
-    if Path(path).suffix != ".safetensors":
-        raise UserError(f"{path} is no .safetensors, as edited weights are; give such a file, or a prefix as --embedding")
+    to_do = "give a .safetensors file, or a prefix as --embedding"
+    if (kind := container_of(path, "file of edited weights", to_do)) != SAFETENSORS:
+        raise UserError(f"{path} is {kind} and no .safetensors, as edited weights are; {to_do}")
     state, metadata = read_state_dict(path), safetensors_metadata(path)
     foreign = [key for key, value in state.items() if tuple(value.shape) != expected.get(key)]
     if foreign:
@@ -205,7 +206,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                            f"{sum(key.startswith(part) for key in expected)} {name} tensors"
                            for part, name in PARTS.items() if any(key.startswith(part) for key in missing))
         what = f"is {looks_like}: it lacks" if looks_like else "lacks"
-        to_do = f"give --config_path {CONFIGS[looks_like]} with it" if looks_like in CONFIGS else GIVE_CHECKPOINT
+        to_do = (f"give --config_path {CONFIGS[looks_like]} with it" if looks_like in CONFIGS else
+                 SINGLE_FILE if looks_like in PARTS_OF_FOLDER else GIVE_CHECKPOINT)
         raise UserError(f"{ckpt_path} {what} {counts} of {config_path} (first: {missing[0]}); {to_do}")
     for key, shape in expected.items():
         found = tuple(state[key].shape)
@@ -243,7 +245,7 @@ def _hash(path: str, _size: int, _changed: int) -> str:
 
 def safetensors_metadata(path: str | Path) -> dict[str, Any]:
     """What the header of a .safetensors file says beside its tensors, our own entries among the rest; nothing for another file."""
-    if Path(path).suffix != ".safetensors":
+    if kind_of(path) != SAFETENSORS:
         return {}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -258,22 +260,20 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, backend="pread")  # mapped, the whole file would stay beside the model until the last tensor is taken
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({first_line(error)}); fetch it again") from None
+        raise damaged(path, "safetensors file", first_line(error)) from None
 
 
-def _pickled(path: Path) -> Mapping[str, object]:
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # the only container that can be mapped
+def _pickled(path: Path, container: str) -> Mapping[str, object]:
     try:
-        with torch.serialization.safe_globals([(LightningCallback, LIGHTNING_CALLBACK)]):
-            content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+        with torch.serialization.safe_globals([(LightningCallback, LIGHTNING_CALLBACK)]), named_by_content(path, container) as file:
+            content = torch.load(file, map_location="cpu", mmap=container == ZIP, weights_only=True)  # no other can be mapped
     except pickle.UnpicklingError as error:
         if "global" not in str(error).lower():
-            raise UserError(f"{path} is damaged or no PyTorch checkpoint; fetch it again") from None
+            raise damaged(path, "PyTorch checkpoint") from None
         raise UserError(f"{path} holds Python objects beside its tensors, which could run code, and was not loaded; "
                         "convert it to .safetensors or give a file of tensors only") from None
     except (RuntimeError, EOFError, OSError, struct.error, LookupError, ValueError, AttributeError, TypeError):
-        raise UserError(f"{path} is damaged or no PyTorch checkpoint; fetch it again") from None
+        raise damaged(path, "PyTorch checkpoint") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds a {type(content).__name__} and no tensors by name; {GIVE_CHECKPOINT}")

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ldm.containers import SAFETENSORS, container_of, damaged
 from ldm.loading import read_state_dict
 from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file
 from ldm.modules.file_kinds import describe
@@ -42,7 +43,8 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: the file is damaged, no SDXL checkpoint, or its tables do not share a vocabulary.
     """
-    source, target = _from_safetensors(path) if path.suffix == ".safetensors" else _tables(path, read_state_dict(path))
+    kind = container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format")
+    source, target = _from_safetensors(path) if kind == SAFETENSORS else _tables(path, read_state_dict(path))
     for table in (source, target):
         if table.dim() != 2 or len(table) <= MARKS or not table.is_floating_point():
             raise UserError(f"{path} has a token table of shape {tuple(table.shape)} and type {table.dtype}; give another copy")
@@ -89,7 +91,7 @@ def _from_safetensors(path: Path) -> tuple[Tensor, Tensor]:
             _tables(path, shapes)
             return file.get_tensor(TABLES[0]), file.get_tensor(TABLES[1])
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({first_line(error)}); fetch it again") from None
+        raise damaged(path, "safetensors file", first_line(error)) from None
 
 
 def _tables(path: Path, content: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ class FaRL(ImageEncoder):
 
         config = open_clip.get_model_config(FARL_MODEL)
         clip = open_clip.CLIP(**config)
-        with weights_for(f"FaRL ({FARL_MODEL})", weights):
-            keys = open_clip.load_checkpoint(clip, str(weights), strict=False)  # FaRL trains further heads beside CLIP's
+        with weights_for(f"FaRL ({FARL_MODEL})", weights) as file:
+            keys = open_clip.load_checkpoint(clip, str(file), strict=False)  # FaRL trains further heads beside CLIP's
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         missing = [key for key in keys.missing_keys if key.startswith("visual.")]
         if missing:

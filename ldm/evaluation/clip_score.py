@@ -75,9 +75,9 @@ class ClipScorer(ImageEncoder):
                 raise UserError(f"the CLIP config {model} is not there; give the path of an open_clip model config")
             open_clip.add_model_config(Path(model))
             self.name = Path(model).stem
-        with weights_for(f"the open_clip model {self.name}", weights):
+        with weights_for(f"the open_clip model {self.name}", weights) as file:
             # The whole path, because open_clip would take a bare "openai" for the name of something to download.
-            clip, _, preprocess = open_clip.create_model_and_transforms(self.name, pretrained=str(Path(weights).resolve()))
+            clip, _, preprocess = open_clip.create_model_and_transforms(self.name, pretrained=str(file))
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         super().__init__(clip, preprocess, device)
         self.tokenizer = open_clip.get_tokenizer(self.name)

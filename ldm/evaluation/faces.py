@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ldm.containers import ONNX, kind_of
 from ldm.util import UserError
 
 THREADS = 2   # of ONNX Runtime; its own default takes every core and then waits actively
@@ -53,6 +54,9 @@ class FaceAnalyzer:
         if not any(pack_dir.glob("*.onnx")):
             given = "holds no .onnx file" if pack_dir.is_dir() else "is not there"
             raise UserError(f"the face pack {pack_dir} {given}; {EXPECTED}")
+        for path in pack_dir.glob("*.onnx"):
+            if (kind := kind_of(path)) not in (ONNX, None):
+                raise UserError(f"{path} of the face pack is {kind} and no ONNX model; {EXPECTED}")
         self._app = _load(pack_dir, device)
         self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
         self._pack_dir = pack_dir

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.containers import kind_of
 from ldm.util import UserError
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     except FileNotFoundError as error:
         raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding a name") from error
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no gallery ({' '.join(str(error).split())}); expected an .npz with one "
+        raise UserError(f"{path} is no gallery ({kind_of(path) or ' '.join(str(error).split())}); expected an .npz with one "
                         "face embedding a name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():

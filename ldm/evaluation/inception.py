@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
@@ -43,8 +44,8 @@ class InceptionFeatures:
     """
 
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
-        with weights_for("the original Inception (2015-12-05)", weights):
-            self.network = (_scripted if _is_torchscript(weights) else _from_state_dict)(weights).to(device).eval()
+        with weights_for("the original Inception (2015-12-05)", weights) as file:
+            self.network = (_scripted if _is_torchscript(file) else _from_state_dict)(file).to(device).eval()
             check_finite(self.network.state_dict(), weights, FETCH_AGAIN)
         self.resize, self.device = RESIZE[protocol], torch.device(device)
 
@@ -107,9 +108,9 @@ def original_inception() -> nn.Module:
     return traced
 
 
-def _from_state_dict(path: str | Path) -> nn.Module:
+def _from_state_dict(path: Path) -> nn.Module:
     network = original_inception()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     expected = network.state_dict()
     surplus = [key for key in state if key not in expected]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ldm.containers import container_of, named_by_content
 from ldm.util import UserError
 
 LONGEST_REASON = 200  # characters of what the library says, which can be a list of all tensors
@@ -16,16 +17,18 @@ ERRORS = (RuntimeError, AssertionError, pickle.UnpicklingError, SafetensorError,
 
 
 @contextlib.contextmanager
-def weights_for(model: str, path: str | Path) -> Iterator[None]:
-    """Turns what goes wrong while `path` is loaded into `model` into a UserError.
+def weights_for(model: str, path: str | Path) -> Iterator[Path]:
+    """The file under a name that says what it holds; what goes wrong while it is loaded into `model` becomes a UserError.
 
     Raises:
-        UserError: at once if the file is not there; later if it is damaged or of another model.
+        UserError: at once if the file is not there or holds no tensors; later if it is damaged or of another model.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"the weights {path} of {model} are not there; give the path of a local file, for nothing is downloaded")
+    container = container_of(path, f"file of weights of {model}", "give the weights of this model")
     try:
-        yield
+        with named_by_content(path, container) as file:
+            yield file
     except UserError:
         raise
     except ERRORS as error:

@@ -8,7 +8,6 @@ Written: the form of DESIGN.md, a plain dict in the legacy container; .safetenso
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ldm.containers import SAFETENSORS, ZIP, container_of, damaged, named_by_content
 from ldm.finite import check_finite, is_finite
 from ldm.modules.file_kinds import PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
@@ -50,21 +50,20 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         UserError: no such file, not an embedding, damaged, or a pickle that asks for more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no embedding file {path}; give the path of a .pt, .bin or .safetensors file")
+    container = container_of(path, "embedding file", "give a .pt, .bin or .safetensors file of learned vectors")
     try:
-        content, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+        content, metadata = _read_safetensors(path) if container == SAFETENSORS else (_read_pickle(path, container), {})
         return _parse(path, content, metadata)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
-            raise _unreadable(path) from error
+            raise damaged(path, "embedding file") from error
         raise UserError(f"{path} asks for {asked[1]}, which is no part of an embedding and was not run; an embedding "
                         "holds only tensors, so take the file from a source that you trust") from error
     except (UserError, OSError):
         raise
     except Exception as error:  # the many ways in which zip, pickle, torch and safetensors report a damaged file
-        raise _unreadable(path) from error
+        raise damaged(path, "embedding file") from error
 
 
 def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids: dict[str, int], *,
@@ -139,11 +138,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {key: file.get_tensor(key) for key in file.keys()}, metadata | (own if isinstance(own, dict) else {})
 
 
-def _read_pickle(path: Path) -> object:
-    if not zipfile.is_zipfile(path):
+def _read_pickle(path: Path, container: str) -> object:
+    if container != ZIP:
         return read_legacy(path)
-    with torch.serialization.safe_globals([nn.ParameterDict]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([nn.ParameterDict]), named_by_content(path, container) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFile:
@@ -181,8 +180,3 @@ def _matrix(path: Path, key: str, value: Tensor) -> Tensor:
     if not is_finite(vectors):
         raise UserError(f"the vectors '{key}' of {path} hold NaN or infinity; take the file of an earlier step")
     return vectors
-
-
-def _unreadable(path: Path) -> UserError:
-    return UserError(f"{path} ({path.stat().st_size} bytes) is damaged or no embedding; give a .pt, .bin or "
-                     ".safetensors file of learned vectors")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 PREFIX = "a prefix (textual inversion embedding)"
 V1, SDXL = "a Stable Diffusion v1 checkpoint", "an SDXL checkpoint"
+PARTS_OF_FOLDER = ("the U-Net from a diffusers folder", "the autoencoder from a diffusers folder", "a text encoder alone")
 # What files look like: the beginning of a key that only they have, and what they are. The first that fits is named.
 KINDS = (
     ("conditioner.embedders.0.model.", "an SDXL refiner"),
@@ -18,10 +19,10 @@ KINDS = (
     ("control_model.", "a ControlNet"),
     ("lora_", "a LoRA"),
     ("string_to_param", PREFIX),
-    ("down_blocks.", "the U-Net from a diffusers folder"),
-    ("decoder.mid_block.", "the autoencoder from a diffusers folder"),
+    ("down_blocks.", PARTS_OF_FOLDER[0]),
+    ("decoder.mid_block.", PARTS_OF_FOLDER[1]),
     ("decoder.mid.block_1.", "an autoencoder alone"),
-    ("text_model.encoder.layers.", "a text encoder alone"),
+    ("text_model.encoder.layers.", PARTS_OF_FOLDER[2]),
     ("transformer.resblocks.", "a CLIP model in open_clip's form"),
     ("cond_stage_model.transformer.", V1),
     ("model.diffusion_model.", "some weights of a U-Net (edited weights?)"),

@@ -1,0 +1,143 @@
+"""What a file holds, by its first bytes and never by its name: for every reader of weights, prefixes and face models."""
+
+import contextlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm.util import UserError
+
+SAFETENSORS, ZIP, PICKLE, ONNX = "a safetensors file", "a PyTorch file", "a PyTorch file of before version 1.6", "an ONNX model"
+POINTER, EMPTY, ZEROS, CUT = "a Git LFS pointer", "an empty file", "a file of zeros alone", "a zip file that was cut short"
+PAGE, XML, JSON = "an HTML page", "an XML document", "a JSON file"
+BEGINNINGS = (
+    (b"version https://git-lfs", POINTER), (b"/annex/objects/", POINTER),
+    (b"\x1f\x8b", "a gzip archive"), (b"BZh", "a bzip2 archive"), (b"\xfd7zXZ", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a rar archive"), (b"\x89PNG", "an image"), (b"\xff\xd8\xff", "an image"),
+    (b"GIF8", "an image"), (b"\x93NUMPY", "a NumPy array"), (b"\x89HDF", "an HDF5 file"), (b"GGUF", "a GGUF model"), (b"%PDF", "a PDF"),
+)
+HEAD = 512  # bytes that tell the kind
+LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+UNFINISHED = (".part", ".crdownload", ".incomplete", ".download", ".aria2", ".tmp")
+SINGLE_FILE = ("give one file in the original (CompVis) format: download it from the model's page, or make it of a diffusers folder with "
+               "diffusers' scripts/convert_diffusers_to_original_stable_diffusion.py (SDXL: convert_diffusers_to_original_sdxl.py)")
+
+
+def kind_of(path: str | Path) -> str | None:
+    """What the file is, such as SAFETENSORS or "an HTML page"; None if nothing known begins so. It reads a few bytes and runs nothing."""
+    with open(path, "rb") as file:
+        head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return EMPTY
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return SAFETENSORS
+    if head[0] == 0x80:
+        return PICKLE
+    if not any(head):
+        return ZEROS
+    if (found := next((kind for mark, kind in BEGINNINGS if head.startswith(mark)), None)) is not None:
+        return found
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "an image"
+    if len(head) > 2 and head[0] == 0x08 and head[1] < 32 and head[2] & 7 in (0, 2) and size > HEAD:  # protobuf: ir_version, next field
+        return ONNX
+    return _kind_of_text(head, text)
+
+
+def container_of(path: str | Path, what: str, to_do: str) -> str:
+    """SAFETENSORS, ZIP or PICKLE, which hold tensors.
+
+    Args:
+        what: the file is expected to be, such as "PyTorch checkpoint"; in the sentence.
+        to_do: last part of the sentence, where the kind does not say it better.
+
+    Raises:
+        UserError: there is no such file, or it holds no tensors.
+    """
+    if not Path(path).is_file():
+        flaw, better = not_a_file(path)
+        raise UserError(f"there is no {what} {path}, which is {flaw}; {better or to_do}")
+    kind = kind_of(path)
+    if kind in (SAFETENSORS, ZIP, PICKLE):
+        return kind
+    if kind in (None, EMPTY, ZEROS, CUT):
+        raise damaged(path, what, kind)
+    if kind == POINTER:
+        to_do = "fetch the file that it stands for, with git lfs pull or from the model's page"
+    elif kind in (PAGE, XML):
+        to_do = "the download gave an error or a login page; fetch the file itself"
+    elif kind == JSON and Path(path).with_name("model_index.json").is_file():
+        kind, to_do = "a JSON file of a diffusers folder", SINGLE_FILE
+    elif "archive" in kind:
+        to_do = f"unpack it and {to_do}"
+    raise UserError(f"{path} is {kind} and no {what}; {to_do}")
+
+
+@contextlib.contextmanager
+def named_by_content(path: str | Path, container: str) -> Iterator[Path]:
+    """The file under a name that says what it holds, for libraries choose the reader by the suffix; one of another name is linked."""
+    path, suffix = Path(path).resolve(), ".safetensors" if container == SAFETENSORS else ".pt"
+    if path.suffix == suffix or suffix == ".pt" and path.suffix not in (".safetensors", ".npz", ".npy"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"weights{suffix}")
+        try:
+            link.symlink_to(path)
+        except OSError:  # Windows asks for a right that few users have
+            raise UserError(f"{path} is {container} under another name; rename it, so that it ends in {suffix}") from None
+        yield link
+
+
+def damaged(path: str | Path, what: str, reason: str | None = None) -> UserError:
+    """The sentence about a file that is not whole."""
+    unfinished = "its name is that of an unfinished download" if Path(path).suffix.lower() in UNFINISHED else None
+    reasons = ", ".join(filter(None, (f"{Path(path).stat().st_size} bytes", reason, unfinished)))
+    return UserError(f"{path} is damaged or no {what} ({reasons}); fetch it again")
+
+
+def not_a_file(path: str | Path) -> tuple[str, str | None]:
+    """What is at `path` in place of a file, and what to do where that says it: of a diffusers folder, and of a model of the Hub."""
+    path = Path(path)
+    if path.is_dir():
+        parts = [name for name in ("model_index.json", "unet", "vae", "text_encoder") if (path / name).exists()]
+        is_part = (path / "config.json").is_file() and (path.parent / "model_index.json").is_file()
+        return ("a diffusers folder", SINGLE_FILE) if "model_index.json" in parts or len(parts) > 1 or is_part else ("a folder", None)
+    if path.is_symlink():
+        return f"a link to {os.readlink(path)}, which is not there", None
+    looks_like_hub = not path.is_absolute() and len(path.parts) == 2 and not path.suffix[1:].isalpha() and not path.parent.exists()
+    return ("not there (a model of the Hub? nothing is downloaded)", SINGLE_FILE) if looks_like_hub else ("not there", None)
+
+
+def _kind_of_zip(path: str | Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return CUT
+    if any(Path(name).name == "data.pkl" for name in names):
+        return ZIP
+    if names and all(name.endswith(".npy") for name in names):
+        return "a file of NumPy arrays (.npz)"
+    return f"a zip archive of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _kind_of_text(head: bytes, text: bytes) -> str | None:
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return PAGE
+    if text.startswith(b"<"):
+        return XML
+    try:
+        content = head.decode("utf-8", errors="strict" if len(head) < HEAD else "ignore")
+    except UnicodeDecodeError:
+        return None
+    if len(content) < 4 or not all(letter.isprintable() or letter.isspace() for letter in content):
+        return None
+    return JSON if text[:1] in (b"{", b"[") else f"a text that begins '{' '.join(content.split())[:40]}'"
