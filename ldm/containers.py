@@ -12,6 +12,7 @@ from ldm.util import UserError
 SAFETENSORS, ZIP, PICKLE, ONNX = "a safetensors file", "a PyTorch file", "a PyTorch file of before version 1.6", "an ONNX model"
 POINTER, EMPTY, ZEROS, CUT = "a Git LFS pointer", "an empty file", "a file of zeros alone", "a zip file that was cut short"
 PAGE, XML, JSON = "an HTML page", "an XML document", "a JSON file"
+TORCHSCRIPT, NPZ = "a TorchScript model", "a file of NumPy arrays (.npz)"
 BEGINNINGS = (
     (b"version https://git-lfs", POINTER), (b"/annex/objects/", POINTER),
     (b"\x1f\x8b", "a gzip archive"), (b"BZh", "a bzip2 archive"), (b"\xfd7zXZ", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a zstd archive"),
@@ -51,8 +52,8 @@ def kind_of(path: str | Path) -> str | None:
     return _kind_of_text(head, text)
 
 
-def container_of(path: str | Path, what: str, to_do: str) -> str:
-    """SAFETENSORS, ZIP or PICKLE, which hold tensors.
+def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] = ()) -> str:
+    """SAFETENSORS, ZIP or PICKLE, which hold tensors, or one of `also`.
 
     Args:
         what: the file is expected to be, such as "PyTorch checkpoint"; in the sentence.
@@ -65,7 +66,7 @@ def container_of(path: str | Path, what: str, to_do: str) -> str:
         flaw, better = not_a_file(path)
         raise UserError(f"there is no {what} {path}, which is {flaw}; {better or to_do}")
     kind = kind_of(path)
-    if kind in (SAFETENSORS, ZIP, PICKLE):
+    if kind in (SAFETENSORS, ZIP, PICKLE, *also):
         return kind
     if kind in (None, EMPTY, ZEROS, CUT):
         raise damaged(path, what, kind)
@@ -110,6 +111,8 @@ def not_a_file(path: str | Path) -> tuple[str, str | None]:
         parts = [name for name in ("model_index.json", "unet", "vae", "text_encoder") if (path / name).exists()]
         is_part = (path / "config.json").is_file() and (path.parent / "model_index.json").is_file()
         return ("a diffusers folder", SINGLE_FILE) if "model_index.json" in parts or len(parts) > 1 or is_part else ("a folder", None)
+    if path.parts and path.parts[0].lower() in ("http:", "https:", "hf:"):
+        return "a URL and no file", "nothing is downloaded: fetch the file, and give its path"
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which is not there", None
     looks_like_hub = not path.is_absolute() and len(path.parts) == 2 and not path.suffix[1:].isalpha() and not path.parent.exists()
@@ -122,10 +125,11 @@ def _kind_of_zip(path: str | Path) -> str:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return CUT
-    if any(Path(name).name == "data.pkl" for name in names):
-        return ZIP
+    inside = {Path(name).name for name in names}
+    if "data.pkl" in inside:
+        return TORCHSCRIPT if "constants.pkl" in inside else ZIP
     if names and all(name.endswith(".npy") for name in names):
-        return "a file of NumPy arrays (.npz)"
+        return NPZ
     return f"a zip archive of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 

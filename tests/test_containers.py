@@ -162,9 +162,9 @@ def test_folders_links_and_hub_models_are_named_with_what_to_do(tmp_path, monkey
     parser.add_argument("--ckpt_path", type=Path)
     for path, words in (("sd", "a diffusers folder"), ("sd/unet", "a diffusers folder"), ("someone/some-model", "a model of the Hub"),
                         ("runwayml/stable-diffusion-v1.5", "a model of the Hub"), ("empty", "a folder"), ("link.ckpt", "gone.ckpt"),
-                        ("models/none.ckpt", "not there")):
+                        ("models/none.ckpt", "not there"), ("https://example.org/sd.ckpt", "a URL")):
         found, to_do = not_a_file(path)
-        assert words in found and (to_do is not None and "convert_diffusers_to_original" in to_do) == ("Hub" in words or "diff" in words)
+        assert words in found and ("convert_diffusers_to_original" in (to_do or "")) == ("Hub" in words or "diff" in words)
         with pytest.raises(UserError, match=words):
             container_of(path, "checkpoint file", "give one")
         with pytest.raises(SystemExit):
@@ -190,6 +190,14 @@ def test_a_face_pack_of_pointers_is_named(tmp_path):
     (tmp_path / "det_10g.onnx").write_bytes(POINTER)
     with pytest.raises(UserError, match="det_10g.onnx of the face pack is a Git LFS pointer"):
         FaceAnalyzer(tmp_path)
+
+
+def test_a_torchscript_model_in_place_of_a_checkpoint_is_named(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="is a TorchScript model and no checkpoint file"):
+        read_state_dict(tmp_path / "model.ckpt")
+    with weights_for("a model", tmp_path / "model.ckpt") as file:
+        assert torch.jit.load(file)(torch.ones(1, 1)).shape == (1, 1)
 
 
 def test_the_shipped_files_are_what_they_are():

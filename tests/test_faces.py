@@ -111,7 +111,7 @@ def test_analysing_prints_nothing(analyzer, capfd):
 
 @pytest.mark.parametrize(("files", "said"), [
     (None, "is not there"), ([], "holds no .onnx file"), (["det.onnx"], "has no face recogniser"), (["rec.onnx"], "no face detector"),
-    (["broken.onnx"], "cannot be loaded")])
+    (["broken.onnx"], "is a text that begins 'not a model' and no ONNX model")])
 def test_a_pack_that_cannot_be_used_says_where_to_put_one(files, said, tmp_path):
     pack = tmp_path / "pack"
     for file in files or []:

@@ -387,7 +387,7 @@ def wrong_checkpoint(state):
     (wrong_checkpoint({TABLES[0]: torch.zeros(9, 5), TABLES[1]: torch.zeros(9, 6)}), "are 8 wide, but the tokens of the first encoder"),
     (wrong_checkpoint({TABLES[0]: torch.zeros(9, D).long(), TABLES[1]: torch.zeros(9, D)}), "has a token table of shape (9, 8) and type"),
     (wrong_checkpoint({TABLES[0]: torch.full((9, D), torch.nan), TABLES[1]: torch.zeros(9, D)}), "holds NaN or infinity"),
-    (lambda: Path("other.safetensors").write_bytes(b"\0" * 50), "other.safetensors is damaged or no safetensors file"),
+    (lambda: Path("other.safetensors").write_bytes(b"\0" * 50), "is damaged or no checkpoint file (50 bytes, a file of zeros"),
 ], ids=["sd1", "flux", "prefix", "refiner", "rows", "width", "integers", "nan", "damaged"])
 def test_another_checkpoint_is_refused_and_named(files, capsys, make, message):
     make()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.containers import kind_of
+from ldm.containers import NPZ, kind_of
 from ldm.util import UserError
 
 Row = dict[str, Any]
@@ -42,7 +42,9 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     except FileNotFoundError as error:
         raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding a name") from error
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no gallery ({kind_of(path) or ' '.join(str(error).split())}); expected an .npz with one "
+        kind = kind_of(path)
+        reason = " ".join(str(error).split()) if kind in (None, NPZ) else kind
+        raise UserError(f"{path} is no gallery ({reason}); expected an .npz with one "
                         "face embedding a name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():

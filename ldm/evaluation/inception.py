@@ -11,7 +11,6 @@ Two forms of the same weights are read: the state dict of pytorch-fid and torch-
 torchvision's, and the TorchScript file of clean-fid.
 """
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
+from ldm.containers import TORCHSCRIPT, kind_of
 from ldm.evaluation.weights import weights_for
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
@@ -45,7 +45,7 @@ class InceptionFeatures:
 
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
         with weights_for("the original Inception (2015-12-05)", weights) as file:
-            self.network = (_scripted if _is_torchscript(file) else _from_state_dict)(file).to(device).eval()
+            self.network = (_scripted if kind_of(file) == TORCHSCRIPT else _from_state_dict)(file).to(device).eval()
             check_finite(self.network.state_dict(), weights, FETCH_AGAIN)
         self.resize, self.device = RESIZE[protocol], torch.device(device)
 
@@ -120,10 +120,6 @@ def _from_state_dict(path: Path) -> nn.Module:
                         f"{(missing + surplus)[0]}); give pt_inception-2015-12-05-6726825d.pth")
     network.load_state_dict(state, strict=False)  # whose shapes are checked all the same
     return network
-
-
-def _is_torchscript(path: str | Path) -> bool:
-    return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist())
 
 
 def _scripted(path: str | Path) -> nn.Module:

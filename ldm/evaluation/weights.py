@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ldm.containers import container_of, named_by_content
+from ldm.containers import TORCHSCRIPT, container_of, named_by_content
 from ldm.util import UserError
 
 LONGEST_REASON = 200  # characters of what the library says, which can be a list of all tensors
@@ -25,7 +25,7 @@ def weights_for(model: str, path: str | Path) -> Iterator[Path]:
     """
     if not Path(path).exists():
         raise UserError(f"the weights {path} of {model} are not there; give the path of a local file, for nothing is downloaded")
-    container = container_of(path, f"file of weights of {model}", "give the weights of this model")
+    container = container_of(path, f"file of weights of {model}", "give the weights of this model", (TORCHSCRIPT,))
     try:
         with named_by_content(path, container) as file:
             yield file
