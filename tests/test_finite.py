@@ -1,6 +1,7 @@
 """Numbers that are not finite: refused where weights enter, and where a training, a file or a score would spread them."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_trainer import train
 
+from ldm.apl.transfer_routes import search
+from ldm.baselines import trainer as baselines
 from ldm.edited_weights import write_edited_weights
 from ldm.evaluation.fid import frechet_distance, kernel_distance
 from ldm.finite import is_finite
 from ldm.generation import to_uint8
 from ldm.loading import file_hash, load_frozen_model
+from ldm.logbook import Logbook
 from ldm.modules.embedding_file import write_embedding_file, write_safetensors_file
 from ldm.util import UserError
 
@@ -79,6 +83,21 @@ def test_a_training_that_diverges_stops_at_once_and_keeps_what_was_good(fabric, 
     assert sorted(path.name for path in (tmp_path / "bad").glob("*.pt")) == ["1.pt"] + ["state.pt"] * (log_every == 1)
     with open(tmp_path / "bad/log.csv", newline="", encoding="utf-8") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1"] * (log_every == 1)
+
+
+def test_weights_that_break_under_a_finite_loss_reach_no_file_and_no_state(fabric, tmp_path, monkeypatch):
+    monkeypatch.setattr(Logbook, "state_is_due", lambda self: True)
+    trained = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros(2))})
+    method = SimpleNamespace(trained=trained, loss=lambda numbers: trained["w"].sqrt().sum())  # 0, of infinite slope
+    with pytest.raises(UserError, match="diverged: .* not finite after step 1"):
+        baselines.train(fabric, method, baselines.Settings(iterations=9, batch_size=1, lr=1e-3, log_every=1),
+                        Logbook(tmp_path, {"iterations": 9}), lambda step: pytest.fail("saved"))
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_search_that_diverges_has_no_result():
+    with pytest.raises(UserError, match="search has diverged: its loss is not finite at step 2 of 5, .*smaller --lr than 1e\\+30"):
+        search(torch.ones(2, 2), lambda free: free, lambda free: (free ** 2).sum() - (free ** 2).sum() ** 2, steps=5, lr=1e30)
 
 
 def test_images_of_numbers_that_are_not_finite_are_none():

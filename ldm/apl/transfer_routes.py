@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ldm.finite import is_finite
 from ldm.util import UserError
 
 PUBLISHED_TOP_K = 8192
@@ -175,7 +176,11 @@ def least_squares(grams: Tensor, moments: Tensor) -> Tensor:
 
 def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor], Tensor], *, steps: int,
            lr: float) -> Tensor:
-    """The one of the lowest loss among `steps` candidates place(x), where Adam moves x from `start`; (m, d), detached."""
+    """The one of the lowest loss among `steps` candidates place(x), where Adam moves x from `start`; (m, d), detached.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
     free = start.clone().requires_grad_()
     adam = torch.optim.Adam([free], lr=lr)
     best, lowest = start, float("inf")
@@ -183,6 +188,9 @@ def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[
     for step in bar:
         candidate = place(free)
         loss = loss_of(candidate)
+        if not is_finite(loss):
+            raise UserError(f"the search has diverged: its loss is not finite at step {step + 1} of {steps}, and nothing was written; give "
+                            f"a smaller --lr than {lr:g}")
         if loss.item() < lowest:
             best, lowest = candidate.detach().clone(), loss.item()  # a copy: Adam moves x in place
         adam.zero_grad()

@@ -50,7 +50,7 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
         save: writes the result of a step to its file.
 
     Raises:
-        UserError: the loss is no longer finite, or what is trained where it would be saved.
+        UserError: the loss is no longer finite, or what is trained where it is logged or saved.
     """
     optimizer = adam(method, settings)
     if logbook.state:
@@ -74,7 +74,7 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
             if step % settings.log_every and not saved:
                 continue
             mean = fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
-            check_training(step, [mean, *method.trained.parameters()] if saved else [mean], settings.lr)
+            check_training(step, [mean, *method.trained.parameters()], settings.lr)  # a state may be saved at any of these steps
             loss = mean.item()
             losses.clear()
             if fabric.is_global_zero:
