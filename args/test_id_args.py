@@ -62,7 +62,9 @@ def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) 
 
 def _is_checkpoint(name: str) -> bool:
     """Whether one of --models is a checkpoint, which may be missing, and no preset."""
-    return Path(name).suffix not in (".yaml", ".yml") and (Path(name).is_file() or Path(name).suffix in (".ckpt", ".safetensors"))
+    path = Path(name)
+    is_there = path.is_file() or (path / "model_index.json").is_file()  # a diffusers folder is refused by what it is
+    return path.suffix not in (".yaml", ".yml") and (is_there or path.suffix.lower() in (".ckpt", ".safetensors"))
 
 
 def build_parser() -> Parser:

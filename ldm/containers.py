@@ -64,7 +64,7 @@ def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] 
     """
     if not Path(path).is_file():
         flaw, better = not_a_file(path)
-        raise UserError(f"there is no {what} {path}, which is {flaw}; {better or to_do}")
+        raise UserError(f"there is no {what} {path}{'' if flaw == 'not there' else f': it is {flaw}'}; {better or to_do}")
     kind = kind_of(path)
     if kind in (SAFETENSORS, ZIP, PICKLE, *also):
         return kind

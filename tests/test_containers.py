@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from args.common import Parser, check_paths
+from args.test_id_args import parse_test_id_args
 from ldm.apl.transfer_files import TABLES, read_token_tables
 from ldm.containers import ONNX, PICKLE, SAFETENSORS, ZIP, container_of, kind_of, not_a_file
 from ldm.edited_weights import is_edited_weights, write_edited_weights
@@ -178,6 +179,24 @@ def test_a_part_of_a_diffusers_folder_says_how_to_make_the_file(tiny_files, tmp_
     save_file({key: torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match="convert_diffusers_to_original"):
         load_frozen_model(tiny_files[0], tmp_path / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_large_checkpoint_in_place_of_a_prefix_is_named_before_it_is_read(tmp_path, monkeypatch):
+    torch.save({"model.diffusion_model.x": torch.zeros(9), "b": torch.ones(2), "c": torch.ones(2)}, tmp_path / "model.ckpt")
+    load, mapped = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: mapped.append(kwargs["mmap"]) or load(*args, **kwargs))
+    with pytest.raises(UserError, match="weights of a U-Net .* instead of learned vectors"):
+        read_embedding_file(tmp_path / "model.ckpt")
+    assert mapped == [True]
+
+
+@pytest.mark.parametrize(("name", "words"), [("MODEL.CKPT", "is not there"), ("sd", "is a diffusers folder")])
+def test_models_asked_for_are_named_as_checkpoints_are(tmp_path, capsys, name, words):
+    (tmp_path / "sd").mkdir()
+    (tmp_path / "sd" / "model_index.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        parse_test_id_args(["--preset", "mini", "--models", str(tmp_path / name)])
+    assert f"{name} {words}" in capsys.readouterr().err
 
 
 def test_a_gallery_of_another_kind_is_named(tmp_path):

@@ -142,7 +142,7 @@ def _read_pickle(path: Path, container: str) -> object:
     if container != ZIP:
         return read_legacy(path)
     with torch.serialization.safe_globals([nn.ParameterDict]), named_by_content(path, container) as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # a checkpoint is refused before it is read
 
 
 def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFile:
