@@ -113,6 +113,8 @@ def not_a_file(path: str | Path) -> tuple[str, str | None]:
         return ("a diffusers folder", SINGLE_FILE) if "model_index.json" in parts or len(parts) > 1 or is_part else ("a folder", None)
     if path.parts and path.parts[0].lower() in ("http:", "https:", "hf:"):
         return "a URL and no file", "nothing is downloaded: fetch the file, and give its path"
+    if path.exists():
+        return "a pipe or device", None
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which is not there", None
     looks_like_hub = not path.is_absolute() and len(path.parts) == 2 and not path.suffix[1:].isalpha() and not path.parent.exists()
