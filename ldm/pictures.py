@@ -1,6 +1,5 @@
 """Pictures on disk and side by side: RGB files in and out, and the labelled grid that every command shows."""
 
-import struct
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,21 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.util import UserError, write_atomically
+from ldm.image_files import ImageSource, image_suffixes, is_hidden, natural_order, rgb_image
+from ldm.util import write_atomically
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # of PIL, for a file that is no picture
 WAITING = 64  # images that wait to be written
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The picture in a file, (H, W, 3) uint8 RGB; UserError if it cannot be decoded whole."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except PICTURE_ERRORS as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); delete or replace the file") from error
+    """The image in a file, (H, W, 3) uint8 RGB, decoded by `rgb_image`; UserError if it cannot be decoded whole."""
+    return np.asarray(rgb_image(ImageSource(Path(path)).read, path))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -57,9 +51,9 @@ class ImageWriter:
 
 
 def picture_files(folder: str | Path) -> list[Path]:
-    """The picture files in a folder (not below it) in natural order, sample 2 before 10."""
-    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
-    return sorted(files, key=lambda path: (len(path.stem), path.name))
+    """The image files in a folder (not below it) in natural order, sample 2 before 10; `image_files` reports what is left out."""
+    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in image_suffixes() and not is_hidden(path.name))
+    return sorted(files, key=natural_order)
 
 
 def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import Fields, ImageSource, read_collection
+from ldm.data.images import CAPTION_FIELDS, Fields, ImageSource, read_collection
+from ldm.left_out import Report
 from ldm.util import UserError
-
-CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
 
 
 @dataclass(frozen=True)
@@ -17,14 +16,14 @@ class CaptionImage:
     caption: str
 
 
-def caption_images(folder: str | Path) -> list[CaptionImage]:
-    """The pictures of a folder with their captions, in the order of their paths; layouts as `read_collection`.
+def caption_images(folder: str | Path, report: Report | None = None) -> list[CaptionImage]:
+    """The pictures of a folder with their captions, in the order of their paths; layouts and report as `read_collection`.
 
     Raises:
         UserError: no picture, or a picture without a caption.
     """
     images = []
-    for record in read_collection(folder):
+    for record in read_collection(folder, report):
         if caption_of(record.fields) is None:
             raise UserError(no_caption(record.source))
         images.append(CaptionImage(record.source, caption_of(record.fields)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.data.images import ImageSource, Record, read_collection, read_text
+from ldm.left_out import Report
 from ldm.util import UserError, write_atomically
 
 GROUPS = ("train", "test")
@@ -69,8 +70,8 @@ def write_people(people: Mapping[str, Person], path: str | Path) -> None:
     write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8"))
 
 
-def identity_images(folder: str | Path, people: dict[str, Person]) -> list[IdentityImage]:
-    """The pictures of a folder that show people of the train group, in the order of their paths.
+def identity_images(folder: str | Path, people: dict[str, Person], report: Report | None = None) -> list[IdentityImage]:
+    """The pictures of a folder that show people of the train group, in the order of their paths; report as `read_collection`.
 
     A picture's name comes from the metadata (column name) or else from its sub-folder; underscores may stand for
     spaces. Pictures of the test group are left out: S_test must stay unseen.
@@ -79,7 +80,7 @@ def identity_images(folder: str | Path, people: dict[str, Person]) -> list[Ident
         UserError: no picture, a picture without a name, a name without attributes, or nobody of the train group.
     """
     images = []
-    for record in read_collection(folder):
+    for record in read_collection(folder, report):
         person = _person_in(record, Path(folder), people)
         if person.group == "train":
             images.append(IdentityImage(record.source, person.name, person.attributes))

@@ -2,6 +2,7 @@
 
 Read: metadata.jsonl or metadata.csv beside the pictures (column file_name, as Hugging Face's imagefolder), pictures
 with a .txt or .json of the same stem (kohya, img2dataset's files), and .tar shards of those (img2dataset's webdataset).
+An image has one caption: the first line of its .txt, the first of a list, the first entry of metadata; further ones are reported.
 """
 
 import csv
@@ -9,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,31 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.pictures import PICTURE_ERRORS, PICTURE_SUFFIXES
+from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
+from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report
 from ldm.util import UserError, write_atomically
 
 Fields = dict[str, str]
-Report = Callable[[str, str], None]  # of a flaw: its kind, and a sentence
 
+CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
 LONGEST_TEXT = 2**20  # bytes of a caption or of a picture's own metadata
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Where a picture lies: a file, or `size` bytes at `offset` of a tar shard."""
-
-    path: Path
-    member: str = ""
-    offset: int = 0
-    size: int = -1
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass
@@ -55,19 +39,15 @@ class Record:
 
 
 def load_image(source: ImageSource, size: int) -> Tensor:
-    """The centre square of a picture at size x size pixels: (3, size, size) float32 in [-1, 1].
+    """The centre square of an image at size x size pixels: (3, size, size) float32 in [-1, 1].
 
     Raises:
-        UserError: the picture cannot be decoded whole.
+        UserError: the image cannot be decoded whole, see `rgb_image`.
     """
-    try:
-        with Image.open(io.BytesIO(source.read())) as picture:
-            picture = picture.convert("RGB")
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    except PICTURE_ERRORS as error:
-        raise UserError(f"{source} cannot be read as a picture ({error}); delete or replace the file") from error
+    image = rgb_image(source.read, source)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
@@ -76,24 +56,28 @@ def refuse(_kind: str, sentence: str) -> None:
     raise UserError(sentence)
 
 
-def read_collection(folder: str | Path, report: Report = refuse) -> list[Record]:
-    """Every picture of a folder and of its sub-folders and shards, in the order of the paths.
+def read_collection(folder: str | Path, report: Report | None = None) -> list[Record]:
+    """Every image of a folder and of its sub-folders and shards, in the order of `files_below`.
 
     Args:
-        report: is told of every flaw: its kind and a sentence. Where it returns, what the flaw concerns is left out.
+        report: is told of everything that is left out: its kind and a sentence; None: a strict `LeftOut`.
 
     Raises:
-        UserError: no such folder; with `refuse` also where there is no picture, a shard or a text that cannot be read
+        UserError: no such folder; with a strict `LeftOut` also where there is no picture, a shard or a text that cannot be read
             whole, two pictures to which one text could belong, metadata of a missing picture.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; give a folder of pictures")
+    report = report or LeftOut(strict=True)
     found: dict[ImageSource, Record] = {}
     stems: dict[Path, Path] = {}
     left_out: set[ImageSource] = set()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+    files = files_below(folder, report)
+    for path in files:
+        if path.suffix.lower() == ".tar":
+            found |= {record.source: record for record in _read_shard(path, report)}
+        elif is_image(path, report):
             fields = _side_files(path, report)
             twin = stems.setdefault(path.with_suffix(""), path)
             if fields and twin != path:
@@ -103,19 +87,25 @@ def read_collection(folder: str | Path, report: Report = refuse) -> list[Record]
                 left_out.add(ImageSource(path))
             else:
                 found[ImageSource(path)] = Record(ImageSource(path), fields)
-        elif path.suffix == ".tar":
-            found |= {record.source: record for record in _read_shard(path, report)}
-    for path in sorted([*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")]):
+    named: dict[ImageSource, Fields] = {}
+    for path in (path for path in files if path.name in ("metadata.jsonl", "metadata.csv")):
         for number, fields in enumerate(_metadata_rows(path, report), start=1):
             source = ImageSource(path.parent / fields.get("file_name", ""))
             if source in found:
-                found[source].fields |= fields
+                first = named.setdefault(source, {})
+                if any(first.get(key, fields[key]) != fields[key] for key in fields.keys() - {"file_name"}):
+                    report(FURTHER_CAPTIONS, f"{path} says of '{fields['file_name']}' in its entry {number} what differs from an earlier "
+                                             "entry, which counts")
+                named[source] = fields | first
+                found[source].fields |= named[source]
             elif source not in left_out:
-                report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, which is "
-                                          f"not in {path.parent}; add the picture or remove the entry")
+                where = ("which is there but is hidden or of a format that Pillow does not open; rename or convert it"
+                         if source.path.is_file() else f"which is not in {path.parent}; add the picture")
+                report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, {where} or "
+                                          "remove the entry")
     if not found and not left_out:
-        report("no pictures", f"the data folder {folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no .tar "
-                              "shards; put pictures into it or give another folder")
+        report("no pictures", f"the data folder {folder} holds no pictures (such as .png and .jpg) and no .tar shards{_besides(report)}; "
+                              "put pictures into it or give another folder")
     return [record for source, record in found.items() if source not in left_out]
 
 
@@ -153,10 +143,14 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
                     raise tarfile.ReadError(f"a member of {member.size} bytes does not fit into it")
                 name = PurePosixPath(member.name)
                 suffix, key = name.suffix.lower(), str(name.with_suffix(""))
-                if not member.isfile():
-                    continue
-                if suffix in PICTURE_SUFFIXES:
-                    source = ImageSource(path, member.name, member.offset_data, member.size)
+                source = ImageSource(path, member.name, member.offset_data, member.size)
+                if any(map(is_hidden, name.parts)):
+                    if member.isfile() and suffix in image_suffixes():
+                        report(HIDDEN, f"{source} is hidden and passed over; rename it to use it")
+                elif not member.isfile():
+                    if not member.isdir() and suffix in image_suffixes():
+                        report("link in a shard", f"{source} is a link, which is not followed in a shard; store the file itself")
+                elif is_image(PurePosixPath(f"{path}:{name}"), report):
                     if key in sources:
                         report("two pictures of one stem", _twins(sources[key], source))
                         twins.add(key)
@@ -190,7 +184,10 @@ def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fiel
     fields = _parse_json(f"the .json of {where}", texts[".json"], report) if ".json" in texts else {}
     if fields is None:
         return None
-    return fields | ({"text": texts[".txt"].strip()} if ".txt" in texts else {})
+    lines = [line.strip() for line in re.split(r"[\r\n]+", texts.get(".txt", "")) if line.strip()]
+    if len(lines) > 1:
+        report(FURTHER_CAPTIONS, f"the .txt of {where} has {len(lines)} lines; the first is the caption")
+    return fields | ({"text": lines[0] if lines else ""} if ".txt" in texts else {})
 
 
 def _metadata_rows(path: Path, report: Report) -> Iterator[Fields]:
@@ -224,10 +221,26 @@ def _decoded(content: bytes, where: str, report: Report) -> str | None:
 def _parse_json(where: str, text: str, report: Report) -> Fields | None:
     """The texts of a JSON object; None where it is reported as no JSON."""
     try:
-        return _strings(json.loads(text))
+        return _strings(_with_one_caption(json.loads(text), where, report))
     except (ValueError, RecursionError) as error:
         report("unreadable metadata", f"{where} is no valid JSON ({error}); correct the file")
         return None
+
+
+def _with_one_caption(content: object, where: str, report: Report) -> object:
+    """A JSON value; where it is an object with lists of captions, the first of each stands for them."""
+    if not isinstance(content, dict):
+        return content
+    lists = {key: content[key] for key in CAPTION_FIELDS if isinstance(content.get(key), list) and content[key]}
+    for key, captions in lists.items():
+        if len(captions) > 1:
+            report(FURTHER_CAPTIONS, f"{where} has {len(captions)} texts as '{key}' of {content.get('file_name', 'its image')}; the first "
+                                     "is the caption")
+    return content | {key: captions[0] for key, captions in lists.items()}
+
+
+def _besides(report: Report) -> str:
+    return f" (left out: {report})" if isinstance(report, LeftOut) and report.rows else ""
 
 
 def _strings(content: object) -> Fields:

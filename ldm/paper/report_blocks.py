@@ -8,9 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ldm.image_files import ImageSource, rgb_image
 from ldm.paper.rows import slug
-from ldm.pictures import PICTURE_ERRORS
-from ldm.util import UserError
 
 WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of pictures
 
@@ -90,9 +89,9 @@ class Picture:
     @cached_property
     def encoded(self) -> tuple[str, bytes, tuple[int, int]]:
         """Kind, bytes and size: a grid as WebP of at most WIDEST pixels, lines as they are; UserError if it cannot be read."""
+        image = rgb_image(ImageSource(self.path).read, self.path)
         if not self.is_grid:
-            return "png", self.path.read_bytes(), _open(self.path).size
-        image = _open(self.path).convert("RGB")
+            return "png", self.path.read_bytes(), image.size
         image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=QUALITY, method=6)
@@ -117,10 +116,3 @@ class Folded:
 Block = Heading | Paragraph | Facts | Commands | Numbers | Picture | Claims | Folded
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except PICTURE_ERRORS as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); delete it and make it again") from error

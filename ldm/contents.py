@@ -1,0 +1,72 @@
+"""Content of files as hashes: a run is the same while its inputs have the same bytes, wherever they are and however a path is spelled."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ldm.image_files import ImageSource
+from ldm.run_folder import write_json
+from ldm.util import UserError
+
+MANY = 1000  # files, from which hashes are worth keeping
+
+
+
+def file_hash(path: str | Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file; read once while its size and times of change stay."""
+    return _hash(*_state(path))
+
+
+def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list[str]:
+    """What stands for the bytes of each image: the hash of its file, and for one in a shard that of the shard with the member's name.
+
+    Args:
+        cache: a JSON file that keeps the hashes of MANY files from run to run. A file counts as unchanged while its path, size and both
+            times of change are (st_mtime_ns, st_ctime_ns); on POSIX systems no program can set back the second.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    sources = list(sources)
+    known = _read(cache)
+    hashes, fresh = {}, {}
+    paths = list(dict.fromkeys(source.path for source in sources))
+    for path in tqdm(paths, "hashing", unit="file", leave=False, disable=len(paths) < MANY):
+        try:
+            key, *state = _state(path)
+            hashes[path] = known[key][-1] if known.get(key, [])[:-1] == state else _hash(key, *state)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); restore or remove it") from error
+        fresh[key] = [*state, hashes[path]]
+    if cache is not None and len(paths) >= MANY and fresh != known:
+        write_json(cache, fresh)
+    return [f"{hashes[source.path]}:{source.member}".rstrip(":") for source in sources]
+
+
+def digest(*values: object) -> str:
+    """16 hexadecimal digits that stand for values with a plain `repr`."""
+    return hashlib.sha256(repr(values).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _state(path: str | Path) -> tuple[str, int, int, int]:
+    """Path, size, and the times at which the bytes and the file's entry changed last."""
+    found = os.stat(path)
+    return os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.cache
+def _hash(path: str, _size: int, _changed: int, _entry_changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _read(cache: Path | None) -> dict[str, list]:
+    try:
+        return dict(json.loads(cache.read_text(encoding="utf-8"))) if cache else {}
+    except (OSError, ValueError, TypeError):  # it only saves time
+        return {}

@@ -1,0 +1,219 @@
+"""Image files as users have them: one folder walk and one decoder for training, galleries and scoring.
+
+Decoded are the raster formats that Pillow opens: upright (EXIF orientation), 8-bit RGB, the first frame, transparency over white.
+Color profiles are ignored.
+"""
+
+import functools
+import io
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from ldm.left_out import ARCHIVE, HIDDEN, MET_TWICE, NO_SUFFIX, OTHER_FORMAT, Report
+from ldm.util import UserError
+
+NO_RASTERS = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}  # drawings, films, and formats that Pillow names but does not decode
+NOT_OPENED = (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".svg", ".svgz", ".eps", ".emf", ".wmf", ".dng", ".cr2", ".cr3",
+              ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")  # of images, where this Pillow does not open them
+ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+TEXTS = (".txt", ".json", ".jsonl", ".csv", ".parquet")
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle")
+MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftyp(heic|heix|mif1|avif)", re.DOTALL)
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where an image is stored: a file, or `size` bytes at `offset` of a tar shard."""
+
+    path: Path
+    member: str = ""
+    offset: int = 0
+    size: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+# ------------------------------------------------------------------------------------------------------------------ decoder
+
+def rgb_image(read: Callable[[], bytes], where: object) -> Image.Image:
+    """The image whose bytes `read` returns: upright, RGB, 8 bit.
+
+    Grey values of 16 bits are scaled by their full range. Those of 32 bits have no agreed range: the smallest of 1 (floats), 255 (floats),
+    65535 and the image's own maximum that holds them all is taken.
+
+    Raises:
+        UserError: it cannot be decoded whole; the sentence names `where`.
+    """
+    with _errors_of(where):
+        image = _opened(read())
+        image.load()
+        return _on_white(_in_eight_bits(_upright(image)))
+
+
+def open_image(read: Callable[[], bytes], where: object) -> Image.Image:
+    """The image with format and size, not decoded yet; raises as `rgb_image`."""
+    with _errors_of(where):
+        return _opened(read())
+
+
+def suffix_of(image: Image.Image) -> str:
+    """The usual file name suffix of an opened image's format."""
+    own = next(suffix for suffix, name in Image.EXTENSION.items() if name == image.format) if image.format in _formats() else ".jpg"
+    return ".jpg" if image.format in ("JPEG", "MPO") else own
+
+
+@contextmanager
+def _errors_of(where: object) -> Iterator[None]:
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # an image is taken or refused with a sentence; twice Pillow's limit is refused
+    try:
+        yield
+    except Exception as error:  # for damaged bytes decoders raise all kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "scale it down" if isinstance(error, Image.DecompressionBombError) else "delete or replace the file"
+        raise UserError(f"{where} cannot be read as a picture ({reason}); {advice}") from error
+
+
+def _opened(content: bytes) -> Image.Image:
+    if not content:
+        raise ValueError("it is empty")
+    try:
+        return Image.open(io.BytesIO(content), formats=_formats())
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"no format that Pillow opens; it begins with {content[:16]!r}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF, which says nothing about the pixels
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0).clip(0)
+    ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
+    full = next((full for full in ranges if values.max() <= full), values.max())
+    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.preinit()  # the usual ones first
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NO_RASTERS)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that are decoded, in lower case."""
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in _formats())
+
+
+# --------------------------------------------------------------------------------------------------------------- folder walk
+
+def image_files(folder: str | Path, report: Report) -> list[Path]:
+    """The image files below a folder; order and report as `files_below`."""
+    return [path for path in files_below(folder, report) if is_image(path, report)]
+
+
+def files_below(folder: str | Path, report: Report) -> list[Path]:
+    """Every file below a folder, in natural order (2 before 10) of the paths' parts.
+
+    Symbolic links are followed. Each folder is read once, under its own name if that lies below `folder` too.
+
+    Args:
+        report: is told of hidden files and folders that hold images, of folders met twice, of folders that cannot be read, and of links to
+            nowhere. A link to nowhere that is called as an image counts as a file: who reads it names it.
+    """
+    found: list[Path] = []
+    seen: dict[str, Path] = {}
+    folders = deque([Path(folder)])
+    while folders:
+        place = folders.popleft()
+        first = seen.setdefault(os.path.realpath(place), place)
+        if first is not place:
+            report(MET_TWICE, f"{place} is the folder {first} once more; its files are read there")
+            continue
+        try:
+            paths = sorted(place / name for name in os.listdir(place))
+        except OSError as error:
+            report("unreadable folder", f"the folder {place} cannot be read ({error.strerror}); change its permissions or remove it")
+            continue
+        for path in paths:
+            if is_hidden(path.name):
+                _report_hidden(path, report)
+            elif os.path.isdir(path):
+                (folders.append if os.path.islink(path) else folders.appendleft)(path)  # links last
+            elif os.path.islink(path) and not os.path.exists(path) and path.suffix.lower() not in image_suffixes():
+                report("link to nowhere", f"{path} is a link to {os.readlink(path)}, which is not there; restore that or remove the link")
+            else:
+                found.append(path)
+    return sorted(found, key=natural_order)
+
+
+def is_image(path: PurePath, report: Report) -> bool:
+    """Whether a file name has the suffix of an image that is decoded; what seems to be another image or an archive is reported."""
+    suffix = path.suffix.lower()
+    if suffix in image_suffixes():
+        return True
+    if suffix in NOT_OPENED:
+        report(OTHER_FORMAT, f"{path} has a format that Pillow does not open here; convert it to .png or .jpg")
+    elif suffix in ARCHIVES:
+        report(ARCHIVE, f"{path} is an archive, which is not read here; unpack it")
+    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and MAGIC.match(_head(path)):
+        report(NO_SUFFIX, f"{path} holds an image but its name does not end as one, such as .jpg; rename it")
+    return False
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is the system's: hidden, or the trash, thumbnails or attributes that systems leave behind."""
+    return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM_FOLDERS
+
+
+def natural_order(path: PurePath) -> list[list[str | int]]:
+    """Sort key of a path: its parts, with the numbers in them as numbers."""
+    return [[int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"([0-9]+)", part))] for part in path.parts]
+
+
+def _report_hidden(path: Path, report: Report) -> None:
+    inside = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path.name]
+    count = sum(PurePath(name).suffix.lower() in image_suffixes() for name in inside)
+    if count:
+        report(HIDDEN, f"{path} is hidden, so its {count} image file{'s are' if count > 1 else ' is'} passed over; rename it to use it")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""

@@ -1,0 +1,52 @@
+"""What a reader leaves out of its input: counted per reason, listed with what to do, never dropped in silence."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.util import UserError, write_atomically
+
+Report = Callable[[str, str], None]  # takes a reason and a sentence
+
+HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS = HARMLESS = (
+    "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions")
+
+
+@dataclass
+class LeftOut:
+    """The report of a reader: one row of reason and sentence per item.
+
+    Args:
+        strict: a flaw of the input raises UserError; only what is HARMLESS is left out and listed.
+    """
+
+    strict: bool = False
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def __call__(self, reason: str, sentence: str) -> None:
+        if self.strict and reason not in HARMLESS:
+            raise UserError(sentence)
+        self.rows.append({"reason": reason, "what": sentence})
+
+    def __str__(self) -> str:
+        counts = Counter(row["reason"] for row in self.rows)
+        return ", ".join(f"{count} x {reason}" for reason, count in counts.most_common()) or "nothing"
+
+    def write(self, path: Path) -> None:
+        """The rows as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", errors="replace"))
+
+    def announce(self, out_dir: Path) -> None:
+        """Print the counts in one line and write left_out.csv; where nothing is left out, remove that of an earlier run."""
+        if self.rows:
+            self.write(out_dir / "left_out.csv")
+            print(f"left out: {self} (listed in {out_dir / 'left_out.csv'})", flush=True)
+        else:
+            (out_dir / "left_out.csv").unlink(missing_ok=True)
