@@ -82,16 +82,17 @@ def gallery(args: argparse.Namespace) -> None:
 
 def captions(args: argparse.Namespace) -> None:
     """S_Reg: pictures that the prefix must leave as they are, with their captions."""
-    from ldm.data.caption_set import Dropped, Filters, write_caption_set
+    from ldm.data.caption_set import Filters, write_caption_set
     from ldm.data.caption_sources import caption_candidates
     from ldm.data.identities import read_people
+    from ldm.left_out import LeftOut
     from ldm.loading import file_hash
     from ldm.run_folder import RunFolder
 
-    filters, dropped = Filters(read_people(args.people) if args.people else {}, args.min_size, args.max_images), Dropped()
-    total, candidates = caption_candidates(args.images, args.captions, dropped)
-    settings = {"images": str(args.images.resolve()), "min_size": args.min_size,
-                "captions": args.captions and file_hash(args.captions), "people": args.people and file_hash(args.people)}
+    filters, dropped = Filters(read_people(args.people) if args.people else {}, args.min_size, args.max_images), LeftOut()
+    total, candidates = caption_candidates(args.images, args.captions, dropped, args.out_dir / "hashes.json")
+    settings = {"min_size": args.min_size, "captions": args.captions and file_hash(args.captions),
+                "people": args.people and file_hash(args.people)}
     RunFolder(args.out_dir, settings, resume=args.resume).write_arguments(vars(args))
     kept = write_caption_set(candidates, args.out_dir, filters, total=total, dropped=dropped)
     print(f"{args.out_dir} holds {kept} pictures with captions; left out: {dropped} (see dropped.csv there)")

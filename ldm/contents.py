@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ldm.image_files import ImageSource
 from ldm.run_folder import write_json
-from ldm.util import UserError
 
 MANY = 1000  # files, from which hashes are worth keeping
+UNREADABLE = "unreadable"  # stands for the bytes of a file that cannot be read
 
 
 
@@ -28,9 +28,6 @@ def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list
     Args:
         cache: a JSON file that keeps the hashes of MANY files from run to run. A file counts as unchanged while its path, size and both
             times of change are (st_mtime_ns, st_ctime_ns); on POSIX systems no program can set back the second.
-
-    Raises:
-        UserError: a file cannot be read.
     """
     sources = list(sources)
     known = _read(cache)
@@ -40,9 +37,9 @@ def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list
         try:
             key, *state = _state(path)
             hashes[path] = known[key][-1] if known.get(key, [])[:-1] == state else _hash(key, *state)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); restore or remove it") from error
-        fresh[key] = [*state, hashes[path]]
+            fresh[key] = [*state, hashes[path]]
+        except OSError:  # whoever decodes it says so
+            hashes[path] = UNREADABLE
     if cache is not None and len(paths) >= MANY and fresh != known:
         write_json(cache, fresh)
     return [f"{hashes[source.path]}:{source.member}".rstrip(":") for source in sources]

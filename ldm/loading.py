@@ -1,10 +1,8 @@
 """Checkpoint file -> frozen model. The one door for foreign weights: strict, and with a sentence for a wrong file."""
 
 import argparse
-import functools
 import hashlib
 import json
-import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
+from ldm.contents import file_hash
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import OWN_KEY
@@ -229,18 +228,6 @@ def check_metadata(state: Mapping[str, Tensor], path: str | Path) -> None:
     if "base_model" in metadata:
         raise UserError(f"{path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
                         "that it was made for")
-
-
-def file_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file; read once while its size and time of change stay."""
-    found = os.stat(path)
-    return _hash(os.path.abspath(path), found.st_size, found.st_mtime_ns)
-
-
-@functools.cache
-def _hash(path: str, _size: int, _changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, Any]:

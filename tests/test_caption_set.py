@@ -137,7 +137,7 @@ def test_coco_gives_the_first_of_several_captions(tmp_path):
         "annotations": [{"id": 8, "image_id": 9, "caption": "a later one"}, {"id": 3, "image_id": 9, "caption": "a cat \n"},
                         {"id": 4, "image_id": 25, "caption": "a dog"}, {"id": 5, "image_id": 33, "caption": "a cow"}]})
     kept, left_out = make(tmp_path / "val2014", tmp_path / "out", "--captions", captions)
-    assert set(kept) == {"a cat", "a dog"} and left_out == {"picture missing": 1, "no caption": 1}
+    assert set(kept) == {"a cat", "a dog"} and left_out == {"picture missing": 1, "no caption": 1, "further captions": 1}
 
 
 @pytest.mark.parametrize("content", [[], {"images": []}, {"images": [{"id": 1}], "annotations": []}, {"images": [], "annotations": [5]}])
@@ -201,7 +201,8 @@ def test_small_corrupt_and_strange_pictures_are_left_out_and_counted(tmp_path):
     (folder / "bomb.png").write_bytes(content[:18] + struct.pack("<ii", 9000, 9000) + content[26:])  # width and height
     (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     kept, left_out = make(folder, tmp_path / "out")
-    assert set(kept) == {"good"} and left_out == {"corrupt picture": 3, "too small": 1, "too large": 1}
+    assert set(kept) == {"good", "gif"} and left_out == {"corrupt picture": 2, "too small": 1, "too large": 1}
+    assert kept["gif"].source.path.suffix == ".gif"
 
 
 def test_a_picture_without_or_with_unreadable_caption_is_left_out_and_counted(tmp_path):

@@ -4,50 +4,26 @@ Left out, and counted: what cannot be decoded, what is too small, captions that 
 that name somebody, for whom the prefix must do its work and not leave the picture as it is (paper section 3.5).
 """
 
-import csv
-import hashlib
-import io
+import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.contents import digest
 from ldm.data.caption_sources import Candidate
 from ldm.data.captions import no_caption
 from ldm.data.identities import Person
 from ldm.data.images import write_metadata
-from ldm.pictures import PICTURE_ERRORS
+from ldm.image_files import open_image, rgb_image, suffix_of
+from ldm.left_out import LeftOut
 from ldm.util import UserError, write_atomically
 
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}  # of the formats that PIL may try
 MOST_PIXELS = 2**26
-
-
-@dataclass
-class Dropped:
-    """What was left out: a report for readers; a row of reason and sentence for each."""
-
-    rows: list[dict[str, str]] = field(default_factory=list)
-
-    def __call__(self, kind: str, sentence: str) -> None:
-        self.rows.append({"reason": kind, "what": sentence})
-
-    def write(self, path: Path) -> None:
-        """The rows as CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", errors="replace"))
-
-    def __str__(self) -> str:
-        counts = Counter(row["reason"] for row in self.rows)
-        return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common()) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -65,7 +41,7 @@ class Filters:
     max_images: int | None = None
 
 
-def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: Dropped) -> int:
+def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: LeftOut) -> int:
     """Copies what passes the filters to `folder`/images, with metadata.jsonl and dropped.csv; the number of pictures.
 
     Pictures that an earlier run copied are not read again; those that no longer pass, or whose source was replaced, are deleted.
@@ -75,11 +51,12 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
         dropped: takes a row for each candidate that is left out.
 
     Raises:
-        UserError: nothing passes.
+        UserError: nothing passes, or the folder holds images of which the candidates have none.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     there = {path.stem: path for path in images.iterdir()}
+    earlier = _sources_in(folder / "metadata.jsonl") if there else set()
     names = {_plain(person.name): person for person in filters.people.values()}
     rows: list[dict[str, str]] = []
     captions: set[str] = set()
@@ -88,8 +65,7 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
             break
         if not _caption_passes(candidate, names, captions, dropped):
             continue
-        identity = f"{candidate.origin}\n{candidate.stamp}".encode(errors="surrogatepass")
-        key = hashlib.sha256(identity).hexdigest()[:16]
+        key = digest(candidate.origin, candidate.stamp)
         path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
         if path is not None:
             captions.add(_plain(candidate.caption))
@@ -98,6 +74,9 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
     dropped.write(folder / "dropped.csv")
     if not rows:
         raise UserError(f"no picture is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
+    if earlier and earlier.isdisjoint(row["source"] for row in rows):
+        raise UserError(f"{folder} holds images of another source, such as {min(earlier)}, and of none of these; use another --out_dir, or "
+                        "--no-resume to delete them")
     kept = {row["file_name"] for row in rows}
     for path in there.values():
         if f"images/{path.name}" not in kept:
@@ -106,7 +85,7 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
     return len(rows)
 
 
-def _caption_passes(candidate: Candidate, names: Mapping[str, Person], captions: set[str], dropped: Dropped) -> bool:
+def _caption_passes(candidate: Candidate, names: Mapping[str, Person], captions: set[str], dropped: LeftOut) -> bool:
     if candidate.caption is None:
         dropped("no caption", no_caption(candidate.origin))
         return False
@@ -119,24 +98,31 @@ def _caption_passes(candidate: Candidate, names: Mapping[str, Person], captions:
     return not named and plain not in captions
 
 
-def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: Dropped) -> Path | None:
+def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> Path | None:
     """The file of the picture, byte for byte, under a suffix that says its format; None where it is dropped."""
     try:
         content = candidate.read()
-        with Image.open(io.BytesIO(content), formats=list(SUFFIXES)) as picture:
-            path = stem.with_suffix(SUFFIXES.get(picture.format, ".jpg"))  # PIL may call a .jpg MPO
-            if min(picture.size) < min_size:
-                dropped("too small", f"{candidate.origin} has {picture.width} x {picture.height} pixels, less than --min_size {min_size}")
-                return None
-            if picture.width * picture.height > MOST_PIXELS:
-                dropped("too large", f"{candidate.origin} has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS} in all")
-                return None
-            picture.load()
-    except PICTURE_ERRORS as error:
-        dropped("corrupt picture", f"{candidate.origin} cannot be read as a picture ({error})")
+        picture = open_image(lambda: content, candidate.origin)
+        if min(picture.size) < min_size:
+            dropped("too small", f"{candidate.origin} has {picture.width} x {picture.height} pixels, less than --min_size {min_size}")
+            return None
+        if picture.width * picture.height > MOST_PIXELS:
+            dropped("too large", f"{candidate.origin} has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS} in all")
+            return None
+        rgb_image(lambda: content, candidate.origin)  # a damaged one is found here, not in training
+    except (UserError, OSError) as error:
+        too_large = isinstance(error.__cause__, Image.DecompressionBombError)
+        dropped("too large" if too_large else "corrupt picture", str(error))
         return None
+    path = stem.with_suffix(suffix_of(picture))
     write_atomically(path, lambda target: target.write_bytes(content))
     return path
+
+
+def _sources_in(metadata: Path) -> set[str]:
+    """Where the images of an earlier run come from; none if it was stopped before it wrote that down."""
+    lines = metadata.read_text(encoding="utf-8").split("\n") if metadata.exists() else []
+    return {json.loads(line)["source"] for line in lines if line}
 
 
 def _plain(text: str) -> str:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ldm.contents import hashes_of
 from ldm.data.captions import CAPTION_FIELDS, caption_of
-from ldm.data.images import ImageSource, Record, Report, read_collection, read_text
-from ldm.pictures import PICTURE_SUFFIXES
+from ldm.data.images import ImageSource, Record, read_collection, read_text, with_one_caption
+from ldm.image_files import files_below, image_suffixes
+from ldm.left_out import FURTHER_CAPTIONS, LeftOut, Report
 from ldm.util import UserError
 
 PICTURE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables: img2dataset's three, Hugging Face's one
@@ -26,22 +28,23 @@ class Candidate:
     origin: str  # where it lies in the source; it stays the same from run to run
     caption: str | None
     read: Callable[[], bytes]
-    stamp: str  # tells its bytes from others that later lie at the same origin
+    stamp: str  # stands for its bytes, which may later be others at the same origin
 
 
-def caption_candidates(folder: Path, captions: Path | None, report: Report) -> tuple[int, Iterable[Candidate]]:
+def caption_candidates(folder: Path, captions: Path | None, report: Report, hashes: Path | None = None) -> tuple[int, Iterable[Candidate]]:
     """How many candidates there are, and the candidates, in the order of the source.
 
     Args:
         folder: the pictures, shards or tables.
         captions: COCO's captions json or a text file of lines; None where the captions lie beside the pictures.
         report: is told of every flaw, see `read_collection`.
+        hashes: the cache of `hashes_of`.
 
     Raises:
         UserError: the captions file fits no picture, or is none.
     """
     if captions is None and (tables := _tables(folder)):
-        return _table_candidates(folder, tables, report)
+        return _table_candidates(folder, tables, report, hashes)
     records = read_collection(folder, report)
     if captions is None:
         captioned = [(record, caption_of(record.fields)) for record in records]
@@ -49,31 +52,23 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report) -> t
         captioned = _coco(folder, captions, records, report)
     else:
         captioned = _numbered(captions, records, report)
-    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read, _stamp(record.source))
-                            for record, caption in captioned]
+    stamps = hashes_of((record.source for record, _ in captioned), hashes)
+    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read, stamp)
+                            for (record, caption), stamp in zip(captioned, stamps, strict=True)]
 
 
 def _origin(folder: Path, source: ImageSource) -> str:
     return f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
 
 
-def _stamp(source: ImageSource) -> str:
-    """Size and time of the file, and the place of the picture in it."""
-    try:
-        state = source.path.stat()
-    except OSError:  # reading it will say so
-        return "missing"
-    return f"{state.st_size} {state.st_mtime_ns} {source.offset} {source.size}"
-
-
 def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
     """Of an image's captions, about five, the one with the smallest id."""
     try:
         content = json.loads(read_text(captions))
-        first: dict[Any, str] = {}
+        own: dict[Any, list[str]] = {}
         for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
-            first.setdefault(annotation["image_id"], annotation["caption"].strip())
-        images = {folder / image["file_name"]: first.get(image["id"]) for image in content["images"]}
+            own.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
+        images = {folder / image["file_name"]: own.get(image["id"], []) for image in content["images"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{captions} is no COCO captions file ({type(error).__name__}: {error}); give a json with images (id, file_name) "
                         "and annotations (id, image_id, caption), such as captions_val2014.json") from error
@@ -83,7 +78,13 @@ def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -
     if not images.keys() & by_path.keys():
         raise UserError(f"none of the {len(images)} pictures that {captions} names is in {folder}; give the folder that holds them "
                         "as --images")
-    return [(by_path[path], caption) for path, caption in images.items() if path in by_path]
+    for path in by_path.keys() - images.keys():
+        report("not in the captions", f"{captions} does not name {path}; add it there, or give the captions that do")
+    there = {path: texts for path, texts in images.items() if path in by_path}
+    for path, texts in there.items():
+        if len(texts) > 1:
+            report(FURTHER_CAPTIONS, f"{captions} has {len(texts)} captions of {path}; that with the smallest id is taken")
+    return [(by_path[path], texts[0] if texts else None) for path, texts in there.items()]
 
 
 def _numbered(captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
@@ -110,12 +111,12 @@ def _numbered(captions: Path, records: list[Record], report: Report) -> list[tup
 
 def _tables(folder: Path) -> list[Path]:
     """The parquet files of a folder that holds no pictures and no shards (beside those, img2dataset's tables hold none)."""
-    paths = sorted(folder.rglob("*"))
-    others = any(path.suffix.lower() in (*PICTURE_SUFFIXES, ".tar") for path in paths)
+    paths = files_below(folder, LeftOut())
+    others = any(path.suffix.lower() in (*image_suffixes(), ".tar") for path in paths)
     return [] if others else [path for path in paths if path.suffix == ".parquet"]
 
 
-def _table_candidates(folder: Path, tables: list[Path], report: Report) -> tuple[int, Iterator[Candidate]]:
+def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: Path | None) -> tuple[int, Iterator[Candidate]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -138,7 +139,7 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report) -> tuple
                                                  "fetch the pictures with img2dataset")
                 continue
             columns = [column, *(name for name in (*CAPTION_FIELDS, "status") if name in names)]
-            stamp = _stamp(ImageSource(path))
+            stamp, = hashes_of([ImageSource(path)], hashes)
             try:
                 cells = (cell for batch in table.iter_batches(batch_size=64, columns=columns)
                          for cell in zip(*(batch.column(name) for name in columns), strict=True))
@@ -158,7 +159,8 @@ def _row_candidate(origin: str, stamp: str, columns: list[str], row: tuple[Any, 
         report("text not UTF-8", f"the caption of {origin} is not UTF-8 text")
         return
     content = content.get("bytes") if isinstance(content, dict) else content
-    fields = {name: text for name, text in zip(columns[1:], texts, strict=True) if isinstance(text, str)}
+    fields = with_one_caption(dict(zip(columns[1:], texts, strict=True)), origin, report)
+    fields = {name: text for name, text in fields.items() if isinstance(text, str)}
     if isinstance(content, bytes):
         yield Candidate(origin, caption_of(fields), lambda: content, stamp)
     else:

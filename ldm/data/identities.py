@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.data.images import ImageSource, Record, read_collection, read_text
-from ldm.left_out import Report
+from ldm.left_out import TEST_GROUP, LeftOut, Report
 from ldm.util import UserError, write_atomically
 
 GROUPS = ("train", "test")
@@ -79,11 +79,13 @@ def identity_images(folder: str | Path, people: dict[str, Person], report: Repor
     Raises:
         UserError: no picture, a picture without a name, a name without attributes, or nobody of the train group.
     """
-    images = []
+    images, report = [], report or LeftOut(strict=True)
     for record in read_collection(folder, report):
         person = _person_in(record, Path(folder), people)
         if person.group == "train":
             images.append(IdentityImage(record.source, person.name, person.attributes))
+        else:
+            report(TEST_GROUP, f"{record.source} shows {person.name} of the test group, who must stay unseen")
     if not images:
         raise UserError(f"the folder {folder} shows nobody of the train group; put pictures of S_ID into it")
     return images

@@ -221,13 +221,13 @@ def _decoded(content: bytes, where: str, report: Report) -> str | None:
 def _parse_json(where: str, text: str, report: Report) -> Fields | None:
     """The texts of a JSON object; None where it is reported as no JSON."""
     try:
-        return _strings(_with_one_caption(json.loads(text), where, report))
+        return _strings(with_one_caption(json.loads(text), where, report))
     except (ValueError, RecursionError) as error:
         report("unreadable metadata", f"{where} is no valid JSON ({error}); correct the file")
         return None
 
 
-def _with_one_caption(content: object, where: str, report: Report) -> object:
+def with_one_caption(content: object, where: str, report: Report) -> object:
     """A JSON value; where it is an object with lists of captions, the first of each stands for them."""
     if not isinstance(content, dict):
         return content
