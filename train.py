@@ -56,11 +56,12 @@ def train(args: argparse.Namespace) -> None:
     if fabric.is_global_zero:
         print(describe(args, plan), flush=True)
     precision = pick_precision(args.precision, fabric.device)
-    arguments = arguments_of(args, plan, precision)
+    arguments = arguments_of(args, plan, precision, args.out_dir / "hashes.json")
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
     report = TrainingReport(args, plan.people, fabric)
     if fabric.is_global_zero:
         write_arguments(args, arguments)
+        plan.left_out.announce(args.out_dir)
 
     model = ModelFiles.of(args).load(fabric.device)
     set_precision(model, precision)

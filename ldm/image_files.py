@@ -75,8 +75,7 @@ def open_image(read: Callable[[], bytes], where: object) -> Image.Image:
 
 def suffix_of(image: Image.Image) -> str:
     """The usual file name suffix of an opened image's format."""
-    own = next(suffix for suffix, name in Image.EXTENSION.items() if name == image.format) if image.format in _formats() else ".jpg"
-    return ".jpg" if image.format in ("JPEG", "MPO") else own
+    return ".jpg" if image.format in ("JPEG", "MPO") else next(suffix for suffix, name in Image.EXTENSION.items() if name == image.format)
 
 
 @contextmanager
@@ -135,7 +134,8 @@ def _formats() -> tuple[str, ...]:
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the formats that are decoded, in lower case."""
-    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in _formats())
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
 
 
 # --------------------------------------------------------------------------------------------------------------- folder walk

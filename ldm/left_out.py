@@ -11,8 +11,9 @@ from ldm.util import UserError, write_atomically
 
 Report = Callable[[str, str], None]  # takes a reason and a sentence
 
-HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, TEST_GROUP = HARMLESS = (
-    "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions", "of the test group")
+HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, NO_CAPTION, TEST_GROUP = HARMLESS = (
+    "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions", "no caption",
+    "of the test group")
 
 
 @dataclass

@@ -21,6 +21,8 @@ from ldm.util import UserError, write_atomically
 
 SECONDS_BETWEEN_STATES = 20.0
 SHARE_OF_TIME = 0.05  # that writing states may take, where they are large
+CONTENT = {"images": "the training images had other bytes or another order",
+           "texts": "names, attributes, captions or templates had other words"}  # of arguments that are hashes
 
 
 class Trained(Protocol):
@@ -148,8 +150,8 @@ def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, 
     may_grow = () if there.get("lr_decay") else ("iterations",)  # a learning rate that falls has its end in view from the start
     different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key) and key not in may_grow]
     if different:
-        changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
-        raise UserError(f"the run in {out_dir} was started with other arguments ({changes}); use another --out_dir, or "
+        changes = ", ".join(CONTENT.get(key) or f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
+        raise UserError(f"the run in {out_dir} was started with other arguments or inputs ({changes}); use another --out_dir, or "
                         "--no-resume to start it anew")
     if state["step"] > asked["iterations"]:
         raise UserError(f"the run in {out_dir} has made {state['step']} steps where --iterations {asked['iterations']} asks "

@@ -145,6 +145,8 @@ def test_every_device_and_every_picture_counts(key, tmp_path):
     before = key("--caption_images", str(tmp_path / "s_reg"))
     picture = next(path for path in sorted((tmp_path / "s_reg").rglob("*")) if path.is_file())
     os.utime(picture, ns=(1, 1))
+    assert key("--caption_images", str(tmp_path / "s_reg")) == before
+    picture.write_bytes(picture.read_bytes() + b"0")
     assert key("--caption_images", str(tmp_path / "s_reg")) != before
 
 

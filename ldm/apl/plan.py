@@ -1,9 +1,7 @@
 """From the flags of train.py to what will be trained on what (paper section 4.1)."""
 
 import argparse
-import hashlib
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, steps_ahead
 from ldm.apl.target_cache import TargetCache
 from ldm.apl.trainer import Settings
+from ldm.contents import digest, hashes_of
 from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
@@ -20,6 +19,7 @@ from ldm.data.templates import fill, read_templates
 from ldm.device import same_devices
 from ldm.fabric import Fabric
 from ldm.generation import warn_of_cut_texts
+from ldm.left_out import LeftOut
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -32,7 +32,7 @@ from ldm.util import UserError
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
                 "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every")
-TARGETS = 1  # to be raised when this code computes other targets from the same arguments
+TARGETS = 2  # to be raised when this code computes other targets from the same arguments
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Plan:
     templates: list[str]
     mixture: Mixture
     settings: Settings
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the readers of S_ID and S_Reg
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -53,18 +54,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: a list cannot be read, or a set that the mixture draws from is missing.
     """
-    mix = identity_share(args)
+    mix, left_out = identity_share(args), LeftOut(strict=True)
     people = read_people(_needed(args, "people")) if mix > 0 or args.people else {}
-    identities = identity_images(_needed(args, "identity_images"), people) if mix > 0 else []
+    identities = identity_images(_needed(args, "identity_images"), people, left_out) if mix > 0 else []
     if args.n_identities and identities:
         identities = of_first_people(identities, people, args.n_identities)
     shown = {image.name for image in identities}
     people = dict(sorted(people.items(), key=lambda item: item[0] not in shown))  # the final table begins with those of whom it learns
-    captions = caption_images(_needed(args, "caption_images")) if mix < 1 else []
+    captions = caption_images(_needed(args, "caption_images"), left_out) if mix < 1 else []
     templates = read_templates(args.templates) if args.templates else ["{}"]
     mixture = Mixture(args.data_seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    return Plan(people, identities, captions, templates, mixture, settings)
+    return Plan(people, identities, captions, templates, mixture, settings, left_out)
 
 
 def of_first_people(images: list[IdentityImage], people: dict[str, Person], count: int) -> list[IdentityImage]:
@@ -85,28 +86,27 @@ def identity_share(args: argparse.Namespace) -> float:
     return 1.0 if args.train_method == "apl-no-reg" else args.mix
 
 
-def arguments_of(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
-    """What the learned vectors depend on, as JSON values: flags, and the content of data, config and checkpoint."""
-    data = [[str(image.source), image.name, image.attributes] for image in plan.identities]
-    data += [[str(image.source), image.caption] for image in plan.captions]
+def arguments_of(args: argparse.Namespace, plan: Plan, precision: str, hashes: Path | None = None) -> dict[str, Any]:
+    """What the learned vectors depend on, as JSON values: flags, and the content of images, texts, config and checkpoint.
+
+    Args:
+        hashes: the cache of `hashes_of`.
+    """
+    images = [*plan.identities, *plan.captions]
+    texts = [*((image.name, image.attributes) for image in plan.identities), *(image.caption for image in plan.captions)]
     return {name: getattr(args, name) for name in LEARNED_FROM} | {
         "devices": same_devices(args.devices), "precision": precision,
-        "data": hashlib.sha256(repr((data, plan.templates)).encode()).hexdigest()[:16],
+        "images": digest(hashes_of((image.source for image in images), hashes)), "texts": digest(texts, plan.templates),
         "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
 
 
 def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
-    """Everything that the targets depend on which one device computes; equal keys, equal bits.
-
-    A picture counts as the same while its place, size and time of change are.
-    """
-    pictures = [(str(source), str(source.path.resolve()), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns)
-                for source in (image.source for image in [*plan.identities, *plan.captions])]
+    """Everything that the targets depend on which one device computes; equal keys, equal bits."""
     computed_by = (torch.cuda.get_device_name(device) if device.type == "cuda" else
                    f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
-    return {name: arguments[name] for name in ("base_model", "config", "precision", "data", "compile")} | {
-        "pictures": hashlib.sha256(repr(pictures).encode()).hexdigest()[:16], "mixture": asdict(plan.mixture), "share": asdict(share),
-        "with_names": plan.settings.train_method != "apl-released", "computed_by": computed_by, "versions": versions(), "code": TARGETS}
+    return {name: arguments[name] for name in ("base_model", "config", "precision", "images", "texts", "compile")} | {
+        "mixture": asdict(plan.mixture), "share": asdict(share), "with_names": plan.settings.train_method != "apl-released",
+        "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
 def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Fabric, model: LatentDiffusion,

@@ -19,10 +19,11 @@ from ldm.data.captions import CAPTION_FIELDS
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource
 from ldm.data.templates import fill, read_templates
+from ldm.image_files import image_files
+from ldm.left_out import ELSEWHERE, Report
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import picture_files
 from ldm.text_files import read_lines
 from ldm.util import UserError
 
@@ -149,21 +150,23 @@ def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[Pictu
     return PictureLatents(model, material.pictures), of_name
 
 
-def images_of(args: argparse.Namespace, names: list[str]) -> list[IdentityImage]:
+def images_of(args: argparse.Namespace, names: list[str], report: Report) -> list[IdentityImage]:
     """The pictures of --identity_images that show the names; UserError where a name has none."""
     erased = set(names)
-    images = [image for image in identity_images(args.identity_images, read_people(args.people)) if image.name in erased]
+    images = [image for image in identity_images(args.identity_images, read_people(args.people), report) if image.name in erased]
     without = sorted(erased - {image.name for image in images})
     if without:
         raise UserError(f"{args.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name out")
     return images
 
 
-def photos_of(folder: Path) -> list[ImageSource]:
+def photos_of(folder: Path, report: Report) -> list[ImageSource]:
     """The photos of one person; UserError where the folder holds those of several, or none."""
-    photos = picture_files(folder)
-    people = [path for path in folder.iterdir() if path.is_dir() and picture_files(path)]
+    files = image_files(folder, report)
+    photos, people = [path for path in files if path.parent == folder], list(dict.fromkeys(path.parent for path in files))
     if photos:
+        for path in (path for path in files if path.parent != folder):
+            report(ELSEWHERE, f"{path} is not in {folder} itself, which has photos of its own; move it there or remove it")
         return [ImageSource(path) for path in photos]
     if people:
         raise UserError(f"{folder} holds photos of {len(people)} people, a folder each; give the folder of one, such as {people[0]}")

@@ -1,7 +1,6 @@
 """From the flags of train.py to a competing method or an attack, ready to be trained."""
 
 import argparse
-import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -15,12 +14,14 @@ from ldm.baselines.samples import Work
 from ldm.baselines.textual_inversion import TextualInversion
 from ldm.baselines.trainer import Settings, train
 from ldm.baselines.weights import Weights
+from ldm.contents import digest, hashes_of
 from ldm.data.attribute_sentences import read_names
 from ldm.data.identities import read_people
 from ldm.data.images import load_image
 from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.fabric import Fabric
+from ldm.left_out import LeftOut
 from ldm.loading import ModelFiles, file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.logbook import Logbook
 from ldm.run_folder import versions, write_json
@@ -50,8 +51,9 @@ class MethodPlan:
             raise UserError(f"--train_method {self.method} learns the vectors of a token for one text encoder, and {args.config_path} has "
                             f"two; give another model{', or --variant without-ti' if args.variant else ''}")
         names = names_to_erase(args) if self.method in ERASERS else []
-        self.material = Material(names, images=images_of(args, names) if args.identity_images else [],
-                                 photos=photos_of(args.photos) if args.photos else [])
+        self.left_out = LeftOut(strict=True)
+        self.material = Material(names, images=images_of(args, names, self.left_out) if args.identity_images else [],
+                                 photos=photos_of(args.photos, self.left_out) if args.photos else [])
         for photo in self.material.photos:  # a bad one is found before a long training
             load_image(photo, size=8)
         if args.iters_per_concept:
@@ -70,16 +72,15 @@ class MethodPlan:
         return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
     def arguments(self, precision: str) -> dict[str, Any]:
-        """What the result depends on, as JSON values: flags, names of S_ID's pictures, and the content of lists, photos and weights."""
+        """What the result depends on, as JSON values: flags, and the content of images, lists and weights."""
         args = self.args
         files = [getattr(args, flag) for flag in FILES if getattr(args, flag)] + (args.preserve_prompts or [])
         files += [args.embedding] if self.method == "textual_inversion" and args.embedding else []
-        pictures = [file_hash(source.path) if args.photos else str(source) for source in self.material.pictures]  # S_ID has thousands
-        data = [self.material.names, pictures, [file_hash(path) for path in files]]
+        images = [image.name for image in self.material.images], hashes_of(self.material.pictures, args.out_dir / "hashes.json")
         return {name: getattr(args, name) for name in LEARNED_FROM} | {
             "devices": same_devices(args.devices), "precision": precision,
-            "data": hashlib.sha256(repr(data).encode()).hexdigest()[:16], "config": file_hash(args.config_path),
-            "base_model": ModelFiles.of(args).hash()}
+            "images": digest(images), "texts": digest(self.material.names, [file_hash(path) for path in files]),
+            "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
 
     def path(self, step: int | None) -> Path:
         """File of the result after a step."""
@@ -102,6 +103,7 @@ class MethodPlan:
             self.refuse_another(result, record)
             written = {"arguments": vars(args), "learned_from": logbook.arguments, "versions": versions()}
             write_json(args.out_dir / "arguments.json", written)
+            self.left_out.announce(args.out_dir)
         if self.method == "uce":
             edited, condition = edit_by_uce(args, self.material.names, weights)
             if fabric.is_global_zero:

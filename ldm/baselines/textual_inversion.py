@@ -4,8 +4,6 @@ As an attack (as in arXiv 2308.01508), the anonymization prompt stands in front 
 Forget-Me-Not.
 """
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from ldm.baselines.samples import PictureLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
 from ldm.baselines.trainer import Settings, adam, training_step
+from ldm.contents import digest, hashes_of
 from ldm.data.templates import fill
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -91,9 +90,8 @@ def tokens_of_names(work: Work, pictures: PictureLatents, of_name: Mapping[str, 
         folder: where the files are; those of the same settings are not learned again.
     """
     fabric, model = work.fabric, pictures.model
-    taken = [(str(source), os.stat(source.path).st_size, os.stat(source.path).st_mtime_ns) for source in pictures.sources]
-    learned_from = template, iterations, seed, model_hash, dtype_of(model), taken
-    key = hashlib.sha256(repr(learned_from).encode()).hexdigest()[:16]
+    taken = dict(of_name), hashes_of(pictures.sources, folder / "hashes.json")
+    key = digest(template, iterations, seed, model_hash, dtype_of(model), taken)
     files = {name: folder / f"tokens-{key}" / f"{safe_name(name)}.pt" for name in of_name}
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
     settings = Settings(iterations=iterations, **NAME_OPTIMIZER)

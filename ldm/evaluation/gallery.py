@@ -6,7 +6,6 @@ the names of its identity_meta.csv, and what dataset_generation.py faces or test
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,21 +15,26 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm.contents import hashes_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.tables import write_csv
+from ldm.image_files import ImageSource, image_files
+from ldm.left_out import LeftOut, Report
 from ldm.pictures import picture_files, read_image
 from ldm.run_folder import names_by_folder, safe_name, versions, write_json
 from ldm.util import UserError, write_atomically
 
 
-def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str, str] | None = None) -> dict[str, Path]:
+def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str, str] | None = None,
+                   report: Report | None = None) -> dict[str, Path]:
     """Name -> the folder of that person's photos.
 
     Args:
         folder: holds a folder of photos for each person, at any depth; or the --out_dir of pictures that a base model drew.
         names: people whose folders may be called by `safe_name`, or with underscores for spaces.
         classes: folder -> name, see `read_classes`.
+        report: see `files_below`; None: a strict `LeftOut`.
 
     Raises:
         UserError: no photos, photos that belong to nobody's folder, or two folders of one name.
@@ -39,14 +43,13 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
     folder = drawn if drawn.is_dir() else folder
     written = names_by_folder(names) | dict(classes or {})
     people: dict[str, Path] = {}
-    for path in sorted([folder, *folder.rglob("*")]):
-        if path.is_dir() and picture_files(path):
-            name = written.get(path.name) or path.name.replace("_", " ")
-            if path == folder:
-                raise UserError(f"nothing says whom {picture_files(path)[0]} shows; put it into a sub-folder with the person's name")
-            if name in people:
-                raise UserError(f"{people[name]} and {path} are both called '{name}', and may show two people; rename or merge them")
-            people[name] = path
+    for file in image_files(folder, report or LeftOut(strict=True)):
+        path = file.parent
+        name = written.get(path.name) or path.name.replace("_", " ")
+        if path == folder:
+            raise UserError(f"nothing says whom {file} shows; put it into a sub-folder with the person's name")
+        if people.setdefault(name, path) != path:
+            raise UserError(f"{people[name]} and {path} are both called '{name}', and may show two people; rename or merge them")
     if not people:
         raise UserError(f"{folder} holds no photos in folders of names; expected {folder}/<name>/*.jpg")
     return people
@@ -87,8 +90,9 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
     rows, table = [], []
     for name, folder in tqdm(people.items(), "gallery", unit="person"):
         files = picture_files(folder)[first_photo:max_photos]
-        embeddings, seen = _embeddings(files, analyzer, out_dir / "gallery" / f"{safe_name(name)}.npz", recogniser)
-        table += [{"name": name, "photo": str(path), "seen": what} for path, what in zip(files, seen, strict=True)]
+        embeddings, seen, reasons = _embeddings(files, analyzer, out_dir / "gallery" / f"{safe_name(name)}.npz", recogniser)
+        table += [{"name": name, "photo": str(path), "seen": what, "reason": reason}
+                  for path, what, reason in zip(files, seen, reasons, strict=True)]
         rows.append({"name": name, "photos": len(files), "with_face": len(embeddings), "unreadable": seen.count("unreadable")})
         if len(embeddings):
             mean = embeddings.mean(axis=0)
@@ -118,33 +122,28 @@ def describe(rows: Sequence[Row], names: Iterable[str], out_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, recogniser: str) -> tuple[np.ndarray, list[str]]:
-    """Unit embeddings (faces, 512) of the photos with a face, and for each photo "face", "no face" or "unreadable"."""
-    key = repr((recogniser, [(path.name, _hash_of(path)) for path in files]))
+def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, recogniser: str) -> tuple[np.ndarray, list[str], list[str]]:
+    """Unit embeddings (faces, 512) of the photos with a face; for each photo "face", "no face" or "unreadable", and why the last."""
+    key = repr((recogniser, "upright", hashes_of(map(ImageSource, files))))
     if cache.exists():
         with np.load(cache, allow_pickle=False) as known:
             if str(known["key"]) == key:
-                return known["embeddings"], known["seen"].tolist()
-    faces, seen = [], []
+                return known["embeddings"], known["seen"].tolist(), known["reasons"].tolist()
+    faces, seen, reasons = [], [], []
     for path in files:
         try:
             face = analyzer.analyze(read_image(path))
-        except UserError:
+        except UserError as error:
             seen.append("unreadable")
+            reasons.append(str(error))
             continue
         seen.append("no face" if face is None else "face")
+        reasons.append("")
         if face is not None:
             faces.append(face.embedding)
     embeddings = np.stack(faces) if faces else np.zeros((0, 0), np.float32)
-    write_atomically(cache, lambda path: np.savez(path, key=key, embeddings=embeddings, seen=np.array(seen)))
-    return embeddings, seen
-
-
-def _hash_of(photo: Path) -> str:
-    try:
-        return hashlib.sha256(photo.read_bytes()).hexdigest()
-    except OSError:
-        return "unreadable"
+    write_atomically(cache, lambda path: np.savez(path, key=key, embeddings=embeddings, seen=seen, reasons=reasons))
+    return embeddings, seen, reasons
 
 
 def _manifest_of(photos: Path | None) -> Any:

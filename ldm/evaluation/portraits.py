@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import write_csv
-from ldm.pictures import picture_files, picture_grid, read_image
+from ldm.image_files import image_files
+from ldm.left_out import ELSEWHERE, LeftOut, Report
+from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import names_by_folder
 from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, write_atomically
@@ -80,25 +82,28 @@ class IdentityTable:
         return picture_grid(pictures, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
 
 
-def portraits_in(folder: str | Path, names: Sequence[str]) -> dict[str, list[Path]]:
+def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None = None) -> dict[str, list[Path]]:
     """Pictures of each person in `folder`/<name>/; in the names of folders, underscores may stand for spaces.
 
     Args:
         names: everybody who may be there.
+        report: see `files_below`; None: a strict `LeftOut`.
 
     Raises:
         UserError: no pictures, or a folder that has nobody's name.
     """
-    folder = Path(folder)
+    folder, report = Path(folder), report or LeftOut(strict=True)
     by_folder = names_by_folder(names)
     portraits: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        files = picture_files(path)
-        if files and path.name not in by_folder:
+    for file in image_files(folder, report):
+        path = file.parent
+        if path.parent != folder:
+            report(ELSEWHERE, f"{file} is not in {folder}/<name>/, so nothing says whom it should show; move it there to score it")
+            continue
+        if path.name not in by_folder:
             raise UserError(f"{path} has pictures, but nobody in the list of people is called '{path.name}'; "
                             "rename the folder or add the person to --people and --gallery")
-        if files:
-            portraits.setdefault(by_folder[path.name], []).extend(files)
+        portraits.setdefault(by_folder[path.name], []).append(file)
     if not portraits:
         raise UserError(f"{folder} holds no pictures in folders of names; expected {folder}/<name>/*.png")
     return portraits

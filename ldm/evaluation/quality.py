@@ -25,11 +25,11 @@ Scores = dict[str, np.ndarray]
 class Scorer(Protocol):
     """Pictures (H, W, 3) uint8 RGB, and the prompt or the name of each -> arrays whose first axis counts the pictures."""
 
-    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores: ...
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores: ...
 
 
 class PromptScorer:
-    """Of the half "non_id": "fid" (N, D), features; "clip" (N,), cosine with the prompt, not-a-number without a CLIP model.
+    """Of the half "non_id": "fid" (N, D), features; "clip" (N,), cosine with the prompt, not-a-number without a prompt or a CLIP model.
 
     Args:
         features_of: of FID.
@@ -41,10 +41,12 @@ class PromptScorer:
                  apl_compat: bool = False) -> None:
         self.features_of, self.clip, self.analyzer, self.apl_compat = features_of, clip, analyzer, apl_compat
 
-    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
-        if self.clip:
-            cosines = self.clip.similarity(images, texts, apl_compat=self.apl_compat).numpy()
+        told = [place for place, text in enumerate(texts) if text is not None]
+        if self.clip and told:
+            own = [images[place] for place in told], [texts[place] for place in told]
+            cosines[told] = self.clip.similarity(*own, apl_compat=self.apl_compat).numpy()
         scores = {"fid": self.features_of(images), "clip": cosines}
         if self.analyzer:
             scores["face_found"] = np.array([self.analyzer.analyze(image) is not None for image in images], np.float32)
@@ -77,14 +79,18 @@ def prompt_row(scores: Scores, base: Scores | None) -> Row:
 
     Returns:
         clip: mean cosine, as in the paper; clip_x100: the same as other papers write it; clip_low, clip_high: its 95 % bootstrap interval
-        over prompts; detection_rate, where faces were looked for: share of pictures that show one.
+        over prompts; n_clip, where not all of the images have a CLIP score: how many do; detection_rate, where faces were looked for:
+        share of pictures that show one.
     """
     found = {}
     if "face_found" in scores:
         found["detection_rate"] = float(scores["face_found"].mean())
-    if np.isnan(scores["clip"]).any():
+    cosines = scores["clip"][~np.isnan(scores["clip"])]
+    if not len(cosines):
         return _distances(scores, base) | {"clip": None, "clip_x100": None} | found
-    clip, (low, high) = float(scores["clip"].mean()), bootstrap_interval(scores["clip"], seed=0)
+    if len(cosines) < len(scores["clip"]):
+        found["n_clip"] = len(cosines)
+    clip, (low, high) = float(cosines.mean()), bootstrap_interval(cosines, seed=0)
     return _distances(scores, base) | {"clip": clip, "clip_x100": 100 * clip, "clip_low": low, "clip_high": high} | found
 
 

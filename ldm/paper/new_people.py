@@ -1,18 +1,19 @@
 """People whom a model learns later (paper section 4.4): which photos it learns from, and which give the true face."""
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ldm.contents import digest, hashes_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.gallery import make_gallery, person_folders
 from ldm.evaluation.id_acc import load_gallery
-from ldm.loading import file_hash
+from ldm.image_files import ImageSource
+from ldm.left_out import LeftOut
 from ldm.pictures import picture_files
-from ldm.util import UserError
+from ldm.util import UserError, warn
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class NewPerson:
             shutil.copy2(photo, place / photo.name)
 
     def fingerprint(self) -> str:
-        """8 hexadecimal digits that stand for the content of the learned photos, and for names and sizes of the others, which are many."""
-        held_out = [(photo.name, photo.stat().st_size) for photo in self.held_out]
-        return hashlib.sha256(repr([[file_hash(photo) for photo in self.learned], held_out]).encode()).hexdigest()[:8]
+        """8 hexadecimal digits that stand for the content of the photos."""
+        return digest(*(hashes_of(map(ImageSource, photos)) for photos in (self.learned, self.held_out)))[:8]
 
 
 def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -> dict[str, NewPerson]:
@@ -44,7 +44,10 @@ def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -
     Raises:
         UserError: the folder holds no folders of people, or fewer people or photos than asked for.
     """
-    folders = list(person_folders(photos).items())
+    left_out = LeftOut(strict=True)
+    folders = list(person_folders(photos, report=left_out).items())
+    if left_out.rows:
+        warn(f"left out of {photos}: {left_out}")
     if len(folders) < n_people:
         raise UserError(f"{photos} has photos of {len(folders)} people where {n_people} are asked for; give more, or a smaller --n_people")
     people = {}

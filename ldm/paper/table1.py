@@ -7,6 +7,7 @@ from ldm.device import pick_device, pick_precision
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.portraits import IdentityTable, portraits_in
+from ldm.left_out import LeftOut
 from ldm.sharing import Devices, OneDevice
 from ldm.util import UserError
 
@@ -68,7 +69,8 @@ def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabri
 
 def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
     """Rows of the pictures in --images, of which nothing says how they were made."""
-    portraits = portraits_in(args.images, list(read_people(args.people)))
+    left_out = LeftOut(strict=True)
+    portraits = portraits_in(args.images, list(read_people(args.people)), left_out)
     shown = {group: [name for name in names if name in portraits] for group, names in people.items()}
     if not any(shown.values()):
         raise UserError(f"{args.images} shows nobody of the people asked for; give another --group or --n_names")
@@ -79,4 +81,5 @@ def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> li
         if names:
             table.add({name: portraits[name] for name in names}, model=str(args.images), prefix="unknown", group=group)
     table.write_details()
+    left_out.announce(args.out_dir)
     return table.rows

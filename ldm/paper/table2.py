@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ldm.data.benchmarks import read_benchmark
-from ldm.data.captions import caption_of
+from ldm.data.captions import caption_of, no_caption
 from ldm.data.identities import read_people
 from ldm.data.images import read_collection
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
@@ -25,6 +25,7 @@ from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
 from ldm.fabric import Fabric
+from ldm.left_out import ARCHIVE, NO_CAPTION, LeftOut, Report
 from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix
@@ -37,6 +38,8 @@ from ldm.util import UserError
 COLUMNS = ("model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_mean", "n_images", "fid_protocol")  # of every row
 IN_PAPERS_TABLE = {"id": {"fid": "FID (id)", "id_acc_mean": "ID-ACC", "attr_acc": "Attr-ACC", "n_images": "N (id)"},
                    "non_id": {"fid": "FID (non-id)", "clip": "CLIP", "clip_x100": "CLIP x100", "n_images": "N (non-id)"}}
+
+CAPTIONED = "N (CLIP)"  # column of the paper's table where some images have no caption
 
 
 class QualityTable:
@@ -106,11 +109,14 @@ class QualityTable:
         if any((self.args.out_dir / drawn / "manifest.json").exists() for drawn in IN_PAPERS_TABLE):
             raise UserError(f"{self.args.out_dir} holds a run that drew its images, and its results would be overwritten; "
                             "use another --out_dir")
-        pictures = self._people_in(base_folder, folder) if half == "id" else [_with_captions(one) for one in (base_folder, folder)]
+        left_out, folders = LeftOut(strict=True), (base_folder, folder)
+        pictures = (self._people_in(*folders, report=left_out) if half == "id" else
+                    [_with_captions(one, left_out, scores_captions=self.clip is not None) for one in folders])
         self._write_arguments()
+        left_out.announce(self.args.out_dir)
         rows, base = [], None
-        for place, (files, texts) in zip((base_folder, folder), pictures, strict=True):
-            scores = score_files(files, texts, self.scorers[half] if texts else PromptScorer(self.features_of), str(place))
+        for place, (files, texts) in zip(folders, pictures, strict=True):
+            scores = score_files(files, texts, self.scorers[half], str(place))
             rows.append(self.row(half, scores, base, texts, model=str(place), prefix="unknown"))
             base = base or scores
         return rows
@@ -126,9 +132,9 @@ class QualityTable:
         what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.args.fid_protocol}
         return dict.fromkeys(COLUMNS) | what | measured | used
 
-    def _people_in(self, *folders: Path) -> list[tuple[list[Path], list[str]]]:
+    def _people_in(self, *folders: Path, report: Report) -> list[tuple[list[Path], list[str]]]:
         """Files and names of the people who are in all the folders, everybody as often as where there are fewest."""
-        found = [portraits_in(folder, self.everybody) for folder in folders]
+        found = [portraits_in(folder, self.everybody, report) for folder in folders]
         both = [name for name in self.names if all(name in portraits for portraits in found)]
         if not both:
             raise UserError(f"no person asked for is in both {' and '.join(map(str, folders))}; give another --group or --n_names")
@@ -161,7 +167,7 @@ def portraits_of(names: Sequence[str], n_samples: int) -> list[tuple[str, int]]:
     return [(name, sample) for sample in range(n_samples) for name in names]
 
 
-def score_files(files: Sequence[Path], texts: Sequence[str], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:
+def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:
     """The scores of image files, of which only CHUNK are read at once."""
     chunks = []
     with tqdm(total=len(files), desc=label, unit="image") as bar:
@@ -178,14 +184,22 @@ def papers_table(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         method = methods.setdefault((row["model"], row["prefix"]), {"model": row["model"], "prefix": row["prefix"]})
         method |= {title: row[column] for column, title in IN_PAPERS_TABLE[row["half"]].items()}
-    columns = ["model", "prefix", *(title for half in IN_PAPERS_TABLE for title in IN_PAPERS_TABLE[half].values())]
+        if "n_clip" in row:
+            method[CAPTIONED] = f"{row['n_clip']} of {row['n_images']}"
+    columns = ["model", "prefix", *(title for half in IN_PAPERS_TABLE for title in IN_PAPERS_TABLE[half].values()), CAPTIONED]
     return [{column: method[column] for column in columns if column in method} for method in methods.values()]
 
 
-def _with_captions(folder: Path) -> tuple[list[Path], list[str]]:
-    """The image files of a folder and their captions, of which there are none if one is missing."""
-    records = [record for record in read_collection(folder) if not record.source.member]
+def _with_captions(folder: Path, report: Report, *, scores_captions: bool) -> tuple[list[Path], list[str | None]]:
+    """The image files of a folder and the caption of each, None where it has none."""
+    found = read_collection(folder, report)
+    records = [record for record in found if not record.source.member]
+    for shard in dict.fromkeys(record.source.path for record in found if record.source.member):
+        report(ARCHIVE, f"{shard} is an archive, which is not scored; unpack it")
     if not records:
         raise UserError(f"{folder} has no image files outside .tar archives; unpack the archives, or give another folder to --images")
     captions = [caption_of(record.fields) for record in records]
-    return [record.source.path for record in records], captions if all(captions) else []
+    for record, caption in zip(records, captions, strict=True):
+        if scores_captions and caption is None:
+            report(NO_CAPTION, f"{no_caption(record.source)}; the CLIP score is that of the others")
+    return [record.source.path for record in records], captions
