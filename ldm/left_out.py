@@ -45,9 +45,10 @@ class LeftOut:
         write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", errors="replace"))
 
     def announce(self, out_dir: Path) -> None:
-        """Print the counts in one line and write left_out.csv; where nothing is left out, remove that of an earlier run."""
+        """Print the counts and the first sentence in one line and write left_out.csv; without rows, remove that of an earlier run."""
         if self.rows:
             self.write(out_dir / "left_out.csv")
-            print(f"left out: {self} (listed in {out_dir / 'left_out.csv'})", flush=True)
+            first = self.rows[0]["what"].encode(errors="replace").decode()
+            print(f"left out: {self}, such as: {first} (all are in {out_dir / 'left_out.csv'})", flush=True)
         else:
             (out_dir / "left_out.csv").unlink(missing_ok=True)

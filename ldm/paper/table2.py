@@ -181,11 +181,12 @@ def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: Prom
 def papers_table(rows: Sequence[Row]) -> list[Row]:
     """The rows in the paper's layout: one a prefix, the identity half on the left and the other on the right."""
     methods: dict[tuple[str, str], Row] = {}
+    captioned = any("n_clip" in row for row in rows)
     for row in rows:
         method = methods.setdefault((row["model"], row["prefix"]), {"model": row["model"], "prefix": row["prefix"]})
         method |= {title: row[column] for column, title in IN_PAPERS_TABLE[row["half"]].items()}
-        if "n_clip" in row:
-            method[CAPTIONED] = f"{row['n_clip']} of {row['n_images']}"
+        if captioned and row.get("clip") is not None:
+            method[CAPTIONED] = f"{row.get('n_clip', row['n_images'])} of {row['n_images']}"
     columns = ["model", "prefix", *(title for half in IN_PAPERS_TABLE for title in IN_PAPERS_TABLE[half].values()), CAPTIONED]
     return [{column: method[column] for column in columns if column in method} for method in methods.values()]
 

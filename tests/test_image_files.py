@@ -1,0 +1,322 @@
+"""The one decoder and the one folder walk: what a user's disk holds is read upright and in 8 bits, or named."""
+
+import io
+import os
+import struct
+import tarfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from ldm.data.captions import caption_images
+from ldm.data.identities import identity_images
+from ldm.data.images import ImageSource, load_image, read_collection
+from ldm.evaluation.gallery import person_folders
+from ldm.evaluation.portraits import portraits_in
+from ldm.image_files import TURNS, image_files, image_suffixes, natural_order
+from ldm.left_out import LeftOut
+from ldm.pictures import picture_files, read_image
+from ldm.util import UserError
+
+ORIENTATION = 0x0112
+# Left red, right blue, and the lower half darker: no two turns of it are alike.
+UPRIGHT = np.zeros((16, 32, 3), np.uint8)
+UPRIGHT[:, :16, 0], UPRIGHT[:, 16:, 2], UPRIGHT[8:] = 240, 240, UPRIGHT[8:] // 2
+BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # of turns that are not their own inverse
+
+
+def ramp(*, dtype, full):
+    return np.linspace(0, full, 256).reshape(16, 16).astype(dtype)
+
+
+def saved(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def png(path, color=(255, 0, 0)):
+    return saved(path, Image.new("RGB", (8, 8), color))
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+# ------------------------------------------------------------------------------------------------------------------ decoder
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+@pytest.mark.parametrize("orientation", sorted(TURNS))
+def test_every_orientation_is_turned_upright(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(UPRIGHT).transpose(BACK.get(orientation, TURNS[orientation]))
+    path = saved(tmp_path / f"a{suffix}", stored, exif=exif, **({"quality": 95} if suffix != ".tif" else {}))
+    image = read_image(path)
+    assert image.shape == UPRIGHT.shape and np.abs(image.astype(int) - UPRIGHT).mean() < 12
+    square = (load_image(ImageSource(path), 16).permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(square - UPRIGHT[:, 8:24]).mean() < 12
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"no exif at all",
+                                  b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",   # an orientation that is text
+                                  b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0"])  # the orientation 99
+def test_damaged_exif_leaves_a_good_image_as_it_is(tmp_path, exif):
+    path = saved(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), exif=exif, quality=95)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.abs(read_image(path).astype(int) - UPRIGHT).mean() < 12
+
+
+@pytest.mark.parametrize(("suffix", "dtype", "full"), [
+    (".png", np.uint16, 65535), (".tif", np.uint16, 65535), (".pgm", np.uint16, 65535), (".tif", np.int32, 65535),
+    (".tif", np.int32, 2**31 - 1), (".tif", np.float32, 1), (".tif", np.float32, 255), (".tif", np.float32, 65535)])
+def test_deep_grey_values_are_scaled_and_not_clipped(tmp_path, suffix, dtype, full):
+    image = read_image(saved(tmp_path / f"a{suffix}", Image.fromarray(ramp(dtype=dtype, full=full))))
+    assert image.shape == (16, 16, 3) and np.abs(image[..., 0].astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
+
+
+def test_values_that_are_no_numbers_are_black(tmp_path):
+    values = ramp(dtype=np.float32, full=1)
+    values[0, :3] = np.nan, np.inf, -1
+    assert read_image(saved(tmp_path / "a.tif", Image.fromarray(values)))[0, :3].max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_transparency_lies_over_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 2), (200, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 2, 2))
+    if mode == "P":
+        path = saved(tmp_path / "a.gif", image.convert("P"), transparency=image.convert("P").getpixel((3, 0)))
+    else:
+        path = saved(tmp_path / ("a.png" if mode != "PA" else "a.webp"), image if mode in ("RGBA", "PA") else image.convert(mode))
+    pixels = read_image(path)
+    assert pixels[0, 0].max() < 5 and pixels[0, 3].min() > 250
+
+
+def lab_tiff(path):
+    transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    return saved(path, ImageCms.applyTransform(Image.new("RGB", (4, 4), (200, 40, 40)), transform))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+def test_other_color_spaces_become_rgb(tmp_path, mode):
+    red = Image.new("RGB", (4, 4), (200, 40, 40))
+    path = lab_tiff(tmp_path / "a.tif") if mode == "LAB" else saved(tmp_path / "a.jpg", red.convert(mode), quality=95)
+    assert np.abs(read_image(path).astype(int) - np.array([200, 40, 40])).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette_images_become_rgb(tmp_path, mode):
+    assert np.array_equal(read_image(saved(tmp_path / "a.png", Image.new("L", (3, 2), 255).convert(mode))), np.full((2, 3, 3), 255))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_an_animation_is_its_first_frame(tmp_path, suffix):
+    first, second = (Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255)))
+    path = saved(tmp_path / f"a{suffix}", first, save_all=True, append_images=[second])
+    assert np.abs(read_image(path).astype(int) - np.array([255, 0, 0])).max() < 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (300, 1)])
+def test_the_smallest_images_are_read(tmp_path, size):
+    path = saved(tmp_path / "a.png", Image.new("RGB", size, "white"))
+    assert read_image(path).shape == (size[1], size[0], 3) and load_image(ImageSource(path), 8).min() == 1
+
+
+def bmp(path, width, height):
+    """A file of a few bytes that claims to be large."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "BMP")
+    content = buffer.getvalue()
+    path.write_bytes(content[:18] + struct.pack("<ii", width, height) + content[26:])
+    return path
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("a.jpg", b"", "it is empty"), ("a.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "begins with b.<svg"),
+    ("a.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "no format that Pillow opens"), ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no format"),
+    ("a.png", b"version https://git-lfs.github.com/spec/v1", "begins with b'version"), ("a.gif", b"GIF89a", "cannot be read")])
+def test_what_is_no_image_is_named_with_how_it_begins(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} cannot be read.*{words}|{name} .*{words}"):
+        read_image(tmp_path / name)
+    with pytest.raises(UserError, match=name):
+        load_image(ImageSource(tmp_path / name), 8)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif", ".bmp", ".jp2", ".avif"])
+def test_a_cut_file_is_refused_whatever_its_format(tmp_path, suffix):
+    path = saved(tmp_path / f"a{suffix}", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(content[:int(share * len(content))])
+        with pytest.raises(UserError, match=f"a{suffix} cannot be read"):
+            read_image(path)
+
+
+def test_a_decompression_bomb_is_refused_and_a_large_image_warns_of_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"bomb\.bmp cannot be read.*pixels.*scale it down"):
+        read_image(bmp(tmp_path / "bomb.bmp", 20_000, 20_000))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(UserError, match="truncated"):
+            read_image(bmp(tmp_path / "large.bmp", 10_000, 10_000))
+    assert not said
+
+
+def test_a_file_whose_suffix_lies_and_one_that_is_not_there(tmp_path):
+    saved(tmp_path / "a.jpg", Image.fromarray(UPRIGHT), format="PNG")
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), UPRIGHT)
+    with pytest.raises(UserError, match=r"none\.png cannot be read"):
+        read_image(tmp_path / "none.png")
+
+
+def test_threads_decode_alike(tmp_path):
+    paths = [png(tmp_path / f"{number}.png", (number, 0, 0)) for number in range(32)]
+    with ThreadPoolExecutor(8) as threads:
+        assert [image[0, 0, 0] for image in threads.map(read_image, paths)] == list(range(32))
+
+
+# --------------------------------------------------------------------------------------------------------------- folder walk
+
+@pytest.fixture
+def left_out():
+    return LeftOut()
+
+
+def reasons(left_out):
+    return sorted(row["reason"] for row in left_out.rows)
+
+
+def test_every_suffix_that_pillow_opens_counts_in_any_case(tmp_path, left_out):
+    assert {".jfif", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jpe", ".webp", ".bmp", ".ppm", ".tga", ".apng"} <= image_suffixes()
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".wmf", ".txt", ".json", ".csv", ".tar"} & image_suffixes()
+    for name in ("1.JFIF", "2.Tif", "3.gif", "4.PNG"):
+        (tmp_path / name).touch()
+    assert names(image_files(tmp_path, left_out)) == ["1.JFIF", "2.Tif", "3.gif", "4.PNG"] and not left_out.rows
+
+
+def test_files_come_in_natural_order_of_their_folders(tmp_path, left_out):
+    for name in ("b/1.png", "a10/1.png", "a2/10.png", "a2/9.png", "٣.png", "3.png"):
+        png(tmp_path / name)
+    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path, left_out)] == [
+        "3.png", "a2/9.png", "a2/10.png", "a10/1.png", "b/1.png", "٣.png"]
+    assert sorted(tmp_path.rglob("*.png"), key=natural_order) == image_files(tmp_path, left_out)
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path, left_out):
+    png(tmp_path / "disk" / "Ada" / "1.png")
+    png(tmp_path / "other.png")
+    folder = tmp_path / "set"
+    png(folder / "real" / "2.png")
+    (folder / "Ada").symlink_to(tmp_path / "disk" / "Ada")
+    (folder / "aaa").symlink_to(folder / "real")      # named before the folder itself
+    (folder / "real" / "up").symlink_to(folder)       # loops
+    (folder / "self").symlink_to(folder / "self")
+    (folder / "3.png").symlink_to(tmp_path / "other.png")
+    (folder / "gone").symlink_to(tmp_path / "unplugged")
+    found = [str(path.relative_to(folder)) for path in image_files(folder, left_out)]
+    assert found == ["3.png", "Ada/1.png", "real/2.png"]
+    assert reasons(left_out) == ["link to nowhere", "link to nowhere", "met twice", "met twice"]
+    with pytest.raises(UserError, match="(gone|self) is a link to .* which is not there"):
+        image_files(folder, LeftOut(strict=True))
+
+
+def test_hidden_files_and_folders_are_passed_over_and_counted(tmp_path, left_out):
+    for name in ("1.png", "._1.png", ".hidden.jpg", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/._1.png", "@eaDir/1.png/SYNO.jpg",
+                 ".git/config", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert names(image_files(tmp_path, left_out)) == ["1.png"] and reasons(left_out) == ["hidden"] * 5
+    assert names(picture_files(tmp_path)) == ["1.png"]
+
+
+def test_what_seems_to_be_an_image_or_holds_some_is_listed(tmp_path, left_out):
+    for name in ("a.heic", "b.SVG", "c.nef", "d.zip", "e.tar.gz", "notes.txt", "readme", "film.mp4"):
+        (tmp_path / name).write_bytes(b"text")
+    for name in ("nameless", "photo.jpg_large"):
+        png(tmp_path / "x.png").rename(tmp_path / name)
+    assert image_files(tmp_path, left_out) == []
+    assert reasons(left_out) == ["archive"] * 2 + ["no image suffix"] * 2 + ["other format"] * 3
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, left_out, monkeypatch):
+    png(tmp_path / "1.png")
+    (tmp_path / "locked").mkdir()
+    real = os.listdir
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "listdir", lambda place: (_ for _ in ()).throw(denied) if place.name == "locked" else real(place))
+    assert names(image_files(tmp_path, left_out)) == ["1.png"] and reasons(left_out) == ["unreadable folder"]
+    with pytest.raises(UserError, match="locked cannot be read .Permission denied."):
+        image_files(tmp_path, LeftOut(strict=True))
+
+
+def test_every_reader_walks_alike(tmp_path, left_out):
+    png(tmp_path / "disk" / "Ada" / "1.png")
+    (tmp_path / "disk" / "Ada" / "1.txt").write_text("a cat")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "Ada").symlink_to(tmp_path / "disk" / "Ada")
+    png(tmp_path / "set" / ".cache" / "Ben" / "1.png")
+    folder, path = tmp_path / "set", tmp_path / "set" / "Ada" / "1.png"
+    people = {"Ada": type("Person", (), {"name": "Ada", "group": "train", "attributes": "A chef"})}
+    assert [record.source.path for record in read_collection(folder, left_out)] == [path]
+    assert [image.source.path for image in caption_images(folder, left_out)] == [path]
+    assert [image.source.path for image in identity_images(folder, people, left_out)] == [path]
+    assert person_folders(folder, report=left_out) == {"Ada": path.parent} and portraits_in(folder, ["Ada"], left_out) == {"Ada": [path]}
+    assert reasons(left_out) == ["hidden"] * 5
+
+
+def test_pictures_beside_the_folders_of_people_are_listed(tmp_path, left_out):
+    for name in ("grid.png", "Ada/1.png", "Ada/old/2.png"):
+        png(tmp_path / name)
+    assert portraits_in(tmp_path, ["Ada"], left_out) == {"Ada": [tmp_path / "Ada" / "1.png"]}
+    assert reasons(left_out) == ["in another folder"] * 2
+
+
+def test_hidden_members_and_links_of_a_shard_are_listed(tmp_path, left_out):
+    png(tmp_path / "x" / "1.png")
+    with tarfile.open(tmp_path / "0.TAR", "w") as shard:
+        for name in ("./a/1.png", "a/._1.png", "__MACOSX/1.png", "a/2.heic"):
+            shard.add(tmp_path / "x" / "1.png", name)
+        link = tarfile.TarInfo("a/3.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "1.png"
+        shard.addfile(link)
+    (tmp_path / "x" / "1.png").unlink()
+    assert [record.source.member for record in read_collection(tmp_path, left_out)] == ["./a/1.png"]
+    assert reasons(left_out) == ["hidden", "hidden", "link in a shard", "other format"]
+
+
+# ------------------------------------------------------------------------------------------------------------------ captions
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("1.txt", "\r\na cat\r\nanother cat\n"), ("1.json", '{"caption": ["a cat", "another cat"]}'),
+    ("metadata.jsonl", '{"file_name": "1.png", "text": "a cat"}\n{"file_name": "1.png", "text": "another cat"}\n'),
+    ("metadata.csv", "file_name,text\n1.png,a cat\n1.png,another cat\n"),
+    ("metadata.jsonl", '{"file_name": "1.png", "text": ["a cat", "another cat", "a third"]}')])
+def test_of_several_captions_the_first_is_taken_and_the_others_are_counted(tmp_path, left_out, name, text):
+    png(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(text.encode())
+    assert [image.caption for image in caption_images(tmp_path, left_out)] == ["a cat"] and reasons(left_out) == ["further captions"]
+    assert [image.caption for image in caption_images(tmp_path)] == ["a cat"]  # no mistake, for which training would stop
+
+
+def test_a_file_that_is_there_is_never_called_missing(tmp_path):
+    png(tmp_path / "1.png")
+    (tmp_path / "a.heic").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,a cat\na.heic,a dog\n")
+    with pytest.raises(UserError, match="'a.heic' in its entry 2, which is there but"):
+        caption_images(tmp_path)
+
+
+def test_what_was_left_out_is_written_and_goes_with_its_reason(tmp_path, capsys, left_out):
+    left_out("hidden", "a is hidden")
+    left_out("hidden", "b \udcff is hidden")
+    left_out.announce(tmp_path)
+    assert "left out: 2 x hidden, such as: a is hidden" in capsys.readouterr().out
+    assert (tmp_path / "left_out.csv").read_text().splitlines()[1] == "hidden,a is hidden"
+    LeftOut().announce(tmp_path)
+    assert not (tmp_path / "left_out.csv").exists() and capsys.readouterr().out == ""
