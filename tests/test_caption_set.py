@@ -19,6 +19,8 @@ from refusals import refusal
 import dataset_generation
 from ldm.data.captions import caption_images
 from ldm.data.images import load_image
+from ldm.left_out import LeftOut
+from ldm.pictures import read_image
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PEOPLE = "name,group,attributes\nZoë O'Neil,test,A female chef\nBen Wood,train,A male chef\n"
@@ -315,6 +317,57 @@ def test_a_picture_that_is_a_link_to_nowhere_is_left_out(tmp_path):
     (folder / "b.png").symlink_to("none.png")
     kept, left_out = make(folder, tmp_path / "out")
     assert set(kept) == {"a"} and left_out == {"corrupt picture": 1}
+
+
+def test_the_source_may_move_but_another_one_is_refused(tmp_path, capsys, monkeypatch):
+    folder = captioned(tmp_path / "in", a="a", b="b")
+    make(folder, tmp_path / "out")
+    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").iterdir()}
+    folder = folder.rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, Path("moved"), Path("link")):
+        make(place, tmp_path / "out")
+        assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").iterdir()} == there
+    other = captioned(tmp_path / "other", c="c")
+    assert "holds images of another source, such as a.png" in sentence(capsys, other, tmp_path / "out")
+    assert {image.caption for image in caption_images(tmp_path / "out", LeftOut())} >= {"a", "b"}
+    assert set(make(other, tmp_path / "out", "--no-resume")[0]) == {"c"}
+
+
+def test_a_photo_of_a_phone_is_copied_as_it_is_and_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder = captioned(tmp_path / "in", a="a")
+    Image.new("RGB", (40, 20)).save(folder / "a.png", exif=exif)
+    kept, _ = make(folder, tmp_path / "out")
+    assert kept["a"].source.read() == (folder / "a.png").read_bytes() and read_image(kept["a"].source.path).shape == (40, 20, 3)
+
+
+@needs_pyarrow
+def test_of_a_list_of_captions_in_a_table_the_first_is_taken(tmp_path):
+    from pyarrow import parquet, table
+
+    (tmp_path / "in").mkdir()
+    parquet.write_table(table({"image": [{"bytes": png(1)}], "caption": [["a cat", "another cat"]]}), tmp_path / "in" / "a.parquet")
+    kept, left_out = make(tmp_path / "in", tmp_path / "out")
+    assert set(kept) == {"a cat"} and left_out == {"further captions": 1}
+
+
+def test_a_picture_that_coco_does_not_name_is_counted(tmp_path):
+    for number in (1, 2):
+        picture(tmp_path / "in" / f"{number}.png", color=number)
+    captions = coco(tmp_path, {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a cat"}]})
+    kept, left_out = make(tmp_path / "in", tmp_path / "out", "--captions", captions)
+    assert set(kept) == {"a cat"} and left_out == {"not in the captions": 1}
+
+
+def test_an_image_of_too_many_pixels_for_pillow_is_too_large(tmp_path):
+    folder = captioned(tmp_path / "in", good="good", bomb="bomb")
+    picture(folder / "bomb.png", suffix="BMP")
+    content = (folder / "bomb.png").read_bytes()
+    (folder / "bomb.png").write_bytes(content[:18] + struct.pack("<ii", 20_000, 20_000) + content[26:])
+    assert make(folder, tmp_path / "out")[1] == {"too large": 1}
 
 
 def test_other_filters_are_refused_for_a_folder_that_is_there(tmp_path, capsys):

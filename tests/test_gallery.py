@@ -106,6 +106,25 @@ def test_another_photo_of_the_same_name_and_size_is_looked_at(tmp_path):
         assert load_gallery(tmp_path / "out" / "gallery.npz")["Ada Stone"] == pytest.approx(np.array(color) / 9)
 
 
+def test_photos_of_a_phone_in_linked_folders_count_upright_and_what_is_left_out_is_listed(tmp_path, capsys):
+    exif, left = Image.Exif(), np.zeros((8, 16, 3), np.uint8)
+    exif[0x0112], left[:, :8] = 6, (0, 0, 9)
+    (tmp_path / "disk").mkdir()
+    Image.fromarray(left).save(tmp_path / "disk" / "1.tif", exif=exif)
+    (tmp_path / "disk" / "2.jpg").write_bytes(b"<html>")
+    (tmp_path / "disk" / "3.heic").touch()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "Ada Stone").symlink_to(tmp_path / "disk")
+    command(tmp_path / "photos", tmp_path / "out")
+    assert ColorAnalyzer.analyzed == [(16, 8, 3)] and "left out: 1 x other format" in capsys.readouterr().out
+    with (tmp_path / "out" / "gallery.csv").open(newline="") as file:
+        assert [bool(row["reason"]) for row in csv.DictReader(file)] == [False, True]
+    assert "3.heic" in (tmp_path / "out" / "left_out.csv").read_text()
+    command(tmp_path / "photos", tmp_path / "out")  # reasons are kept with the embeddings
+    with (tmp_path / "out" / "gallery.csv").open(newline="") as file:
+        assert "begins with b'<html>'" in [row["reason"] for row in csv.DictReader(file)][1]
+
+
 def test_max_photos_takes_the_first(photos, tmp_path):
     command(photos, tmp_path / "out", "--max_photos", 1)
     assert load_gallery(tmp_path / "out" / "gallery.npz")["Ada Stone"] == pytest.approx([1, 0, 0])

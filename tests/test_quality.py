@@ -45,6 +45,14 @@ def test_without_a_clip_model_there_is_no_clip_score():
     assert "clip_low" not in prompt_row(scores, None)
 
 
+def test_an_image_without_a_prompt_leaves_the_clip_score_to_the_others():
+    clip = SimpleNamespace(similarity=lambda images, texts, **_: torch.tensor([float(text) for text in texts]))
+    scores = PromptScorer(brightness, clip)([DARK, LIGHT, LIGHT], ["0.2", None, "0.4"])
+    row = prompt_row(scores, None)
+    assert row["clip"] == pytest.approx(0.3) and (row["n_clip"], row["n_images"]) == (2, 3)
+    assert "n_clip" not in prompt_row(PromptScorer(brightness, clip)([DARK], ["0.2"]), None)
+
+
 def test_faces_in_pictures_of_prompts_are_counted_where_they_are_looked_for():
     analyzer = SimpleNamespace(analyze=lambda image: SimpleNamespace(embedding=ADA) if image.any() else None)
     scores = PromptScorer(brightness, None, analyzer)([DARK, LIGHT, LIGHT, LIGHT], ["night", "snow", "fog", "ice"])

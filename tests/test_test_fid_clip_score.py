@@ -333,6 +333,33 @@ def test_a_copy_of_a_folder_is_nearer_than_noise_and_needs_no_captions(command, 
     assert distances["copy"] < 1e-4 < distances["noise"]
 
 
+def test_one_missing_caption_costs_one_image_of_the_clip_score_and_is_named(command, tmp_path, capsys):
+    for folder, missing in (("a", ()), ("b", (3,)), ("c", (0, 1, 2, 3))):
+        for number in range(4):
+            write_image(tmp_path / folder / f"{number}.png", np.full((20, 30, 3), 60 * number, np.uint8))
+            if number not in missing:
+                (tmp_path / folder / f"{number}.txt").write_text(f"caption {number}")
+    test_fid_clip_score.main(command(tmp_path / "out", "--images", tmp_path / "a", tmp_path / "b"))
+    said, (base, row) = capsys.readouterr().out, rows_in(tmp_path / "out")
+    assert row["clip"] is not None and (row["n_clip"], row["n_images"]) == (3, 4) and "n_clip" not in base
+    assert "4 of 4" in said and "3 of 4" in said and "left out: 1 x no caption, such as" in said and "b/3.png has no caption" in said
+    assert "b/3.png" in (tmp_path / "out" / "left_out.csv").read_text()
+    test_fid_clip_score.main(command(tmp_path / "out", "--images", tmp_path / "a", tmp_path / "c"))
+    assert rows_in(tmp_path / "out")[1]["clip"] is None and "left out: 4 x no caption" in capsys.readouterr().out
+
+
+def test_folders_of_links_are_scored_and_one_image_alone_has_no_fid(command, tmp_path, capsys):
+    for number in range(2):
+        write_image(tmp_path / "disk" / f"{number}.png", np.full((20, 30, 3), 90 * number, np.uint8))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "part").symlink_to(tmp_path / "disk")
+    (tmp_path / "b" / "0.png").symlink_to(tmp_path / "disk" / "0.png")
+    test_fid_clip_score.main(command(tmp_path / "out", "--images", tmp_path / "a", tmp_path / "b"))
+    assert [row["n_images"] for row in rows_in(tmp_path / "out")] == [2, 1]
+    assert "1 x no FID" in capsys.readouterr().out
+
+
 def test_a_corrupt_picture_is_named(command, tmp_path, capsys):
     for folder in ("a", "b"):
         for number in range(2):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,38 @@ def test_the_first_people_of_the_list_alone_are_learned_from(command, inputs):
 def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
     train.main(command("--eval_names", 0, "--val_every", 0))
     assert "lr 0.001 instead of 0.1" in sentence(capsys, command("--lr", 0.1))
+
+
+@pytest.fixture
+def own_images(tmp_path, inputs):
+    """Copies of S_ID and S_Reg, and their flags."""
+    for name in ("s_id", "s_reg"):
+        shutil.copytree(inputs / name, tmp_path / "own" / name)
+    own = tmp_path / "own"
+    return ["--eval_names", 0, "--val_every", 0, "--identity_images", own / "s_id", "--caption_images", own / "s_reg"]
+
+
+@pytest.mark.parametrize(("file", "said"), [
+    ("s_id/Ada Stone/1.png", "the training images had other bytes"), ("s_reg/1.txt", "captions or templates had other words")])
+def test_a_finished_run_is_refused_once_an_image_or_text_has_other_bytes(command, own_images, tmp_path, capsys, file, said):
+    train.main(command(*own_images))
+    path = tmp_path / "own" / file
+    content, changed = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    content[0 if path.suffix == ".txt" else -30] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(changed, changed))  # of the same size and time
+    refused = sentence(capsys, command(*own_images))
+    assert said in refused and "--no-resume" in refused and "--out_dir" in refused
+
+
+def test_the_same_images_under_another_path_are_the_same_run(command, own_images, tmp_path, capsys):
+    train.main(command(*own_images))
+    before = (tmp_path / "runs" / "apl" / "state.pt").read_bytes()
+    (tmp_path / "own").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    for place in ("moved", "link", tmp_path / "moved", "./link/../moved"):
+        train.main(command(*own_images[:4], "--identity_images", f"{place}/s_id/", "--caption_images", f"{place}/s_reg"))
+    assert (tmp_path / "runs" / "apl" / "state.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize(("flags", "message"), [

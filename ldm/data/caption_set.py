@@ -71,12 +71,14 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
             captions.add(_plain(candidate.caption))
             source = candidate.origin.encode(errors="backslashreplace").decode()  # file names may be no text
             rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
+    if rows and earlier and earlier.isdisjoint(row["source"] for row in rows):
+        for path in set(images.iterdir()) - set(there.values()):
+            path.unlink()
+        raise UserError(f"{folder} holds images of another source, such as {min(earlier)}, and of none of these; use another --out_dir, or "
+                        "--no-resume to delete them")
     dropped.write(folder / "dropped.csv")
     if not rows:
         raise UserError(f"no picture is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
-    if earlier and earlier.isdisjoint(row["source"] for row in rows):
-        raise UserError(f"{folder} holds images of another source, such as {min(earlier)}, and of none of these; use another --out_dir, or "
-                        "--no-resume to delete them")
     kept = {row["file_name"] for row in rows}
     for path in there.values():
         if f"images/{path.name}" not in kept:

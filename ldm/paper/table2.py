@@ -25,7 +25,7 @@ from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
 from ldm.fabric import Fabric
-from ldm.left_out import ARCHIVE, NO_CAPTION, LeftOut, Report
+from ldm.left_out import ARCHIVE, NO_CAPTION, NO_FID, LeftOut, Report
 from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.identity import Drawing, Prefix
@@ -112,6 +112,9 @@ class QualityTable:
         left_out, folders = LeftOut(strict=True), (base_folder, folder)
         pictures = (self._people_in(*folders, report=left_out) if half == "id" else
                     [_with_captions(one, left_out, scores_captions=self.clip is not None) for one in folders])
+        for place, (files, _) in zip(folders, pictures, strict=True):
+            if len(files) < 2:
+                left_out(NO_FID, f"{place} has one image to score, and FID and KID compare sets of two or more")
         self._write_arguments()
         left_out.announce(self.args.out_dir)
         rows, base = [], None
