@@ -33,7 +33,7 @@ def page(args: argparse.Namespace, inputs: Sequence[Any]) -> str:
         lines.append(f"  {state}  {str(given.path):{width}}  {where}".rstrip())
     plan = None if any(given.flaw for given in inputs) else make_plan(args)
     if plan is not None:
-        lines += ["", describe(args, plan)]
+        lines += ["", describe(args, plan)] + [f"left out  {plan.left_out}"] * bool(plan.left_out.rows)
     if all(given.flaw is None for given in inputs if given.flag == "config_path"):
         lines += ["", *estimate(args, plan)]
     return "\n".join(lines)

@@ -99,8 +99,8 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
                 named[source] = fields | first
                 found[source].fields |= named[source]
             elif source not in left_out:
-                where = ("which is there but is hidden or of a format that Pillow does not open; rename or convert it"
-                         if source.path.is_file() else f"which is not in {path.parent}; add the picture")
+                where = ("which is there but is hidden, of a format that Pillow does not open, or named through another folder; rename it, "
+                         "convert it" if source.path.is_file() else f"which is not in {path.parent}; add the picture")
                 report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, {where} or "
                                           "remove the entry")
     if not found and not left_out:
