@@ -52,3 +52,8 @@ class LeftOut:
             print(f"left out: {self}, such as: {first} (all are in {out_dir / 'left_out.csv'})", flush=True)
         else:
             (out_dir / "left_out.csv").unlink(missing_ok=True)
+
+
+def besides(report: Report) -> str:
+    """What a sentence about an empty folder adds: the counts of what was left out of it."""
+    return f" (left out: {report})" if isinstance(report, LeftOut) and report.rows else ""

@@ -85,6 +85,9 @@ def test_what_seems_to_be_an_image_or_holds_some_is_listed(tmp_path, left_out):
     for name in ("nameless", "photo.jpg_large"):
         png(tmp_path / "x.png").rename(tmp_path / name)
     assert image_files(tmp_path, left_out) == []
+    for read in (caption_images, person_folders, lambda folder: portraits_in(folder, ["Ada"])):
+        with pytest.raises(UserError, match=r"holds no p.*left out: 3 x other format"):
+            read(tmp_path)
     assert reasons(left_out) == ["archive"] * 2 + ["no image suffix"] * 2 + ["other format"] * 3
 
 

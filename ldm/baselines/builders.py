@@ -20,7 +20,7 @@ from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource
 from ldm.data.templates import fill, read_templates
 from ldm.image_files import image_files
-from ldm.left_out import ELSEWHERE, Report
+from ldm.left_out import ELSEWHERE, Report, besides
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -170,7 +170,7 @@ def photos_of(folder: Path, report: Report) -> list[ImageSource]:
         return [ImageSource(path) for path in photos]
     if people:
         raise UserError(f"{folder} holds photos of {len(people)} people, a folder each; give the folder of one, such as {people[0]}")
-    raise UserError(f"{folder} holds no photos; give a folder with a few photos of one person")
+    raise UserError(f"{folder} holds no photos{besides(report)}; give a folder with a few photos of one person")
 
 
 # (flags, material, weights, work) -> the method, by --train_method; uce has nothing to train.

@@ -43,7 +43,7 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report, hash
     Raises:
         UserError: the captions file fits no picture, or is none.
     """
-    if captions is None and (tables := _tables(folder)):
+    if captions is None and (tables := _tables(folder, report)):
         return _table_candidates(folder, tables, report, hashes)
     records = read_collection(folder, report)
     if captions is None:
@@ -109,11 +109,16 @@ def _numbered(captions: Path, records: list[Record], report: Report) -> list[tup
     return [(by_number[number], lines[number - first] or None) for number in sorted(by_number.keys() - twins)]
 
 
-def _tables(folder: Path) -> list[Path]:
+def _tables(folder: Path, report: Report) -> list[Path]:
     """The parquet files of a folder that holds no pictures and no shards (beside those, img2dataset's tables hold none)."""
-    paths = files_below(folder, LeftOut())
-    others = any(path.suffix.lower() in (*image_suffixes(), ".tar") for path in paths)
-    return [] if others else [path for path in paths if path.suffix == ".parquet"]
+    passed_over = LeftOut()
+    paths = files_below(folder, passed_over)
+    tables = [path for path in paths if path.suffix.lower() == ".parquet"]
+    if not tables or any(path.suffix.lower() in (*image_suffixes(), ".tar") for path in paths):
+        return []
+    for row in passed_over.rows:
+        report(row["reason"], row["what"])
+    return tables
 
 
 def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: Path | None) -> tuple[int, Iterator[Candidate]]:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
-from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report
+from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report, besides
 from ldm.util import UserError, write_atomically
 
 Fields = dict[str, str]
@@ -104,7 +104,7 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
                 report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, {where} or "
                                           "remove the entry")
     if not found and not left_out:
-        report("no pictures", f"the data folder {folder} holds no pictures (such as .png and .jpg) and no .tar shards{_besides(report)}; "
+        report("no pictures", f"the data folder {folder} holds no pictures (such as .png and .jpg) and no .tar shards{besides(report)}; "
                               "put pictures into it or give another folder")
     return [record for source, record in found.items() if source not in left_out]
 
@@ -237,10 +237,6 @@ def with_one_caption(content: object, where: str, report: Report) -> object:
             report(FURTHER_CAPTIONS, f"{where} has {len(captions)} texts as '{key}' of {content.get('file_name', 'its image')}; the first "
                                      "is the caption")
     return content | {key: captions[0] for key, captions in lists.items()}
-
-
-def _besides(report: Report) -> str:
-    return f" (left out: {report})" if isinstance(report, LeftOut) and report.rows else ""
 
 
 def _strings(content: object) -> Fields:

@@ -20,7 +20,7 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.tables import write_csv
 from ldm.image_files import ImageSource, image_files
-from ldm.left_out import LeftOut, Report
+from ldm.left_out import LeftOut, Report, besides
 from ldm.pictures import picture_files, read_image
 from ldm.run_folder import names_by_folder, safe_name, versions, write_json
 from ldm.util import UserError, write_atomically
@@ -43,7 +43,8 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
     folder = drawn if drawn.is_dir() else folder
     written = names_by_folder(names) | dict(classes or {})
     people: dict[str, Path] = {}
-    for file in image_files(folder, report or LeftOut(strict=True)):
+    report = report or LeftOut(strict=True)
+    for file in image_files(folder, report):
         path = file.parent
         name = written.get(path.name) or path.name.replace("_", " ")
         if path == folder:
@@ -51,7 +52,7 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
         if people.setdefault(name, path) != path:
             raise UserError(f"{people[name]} and {path} are both called '{name}', and may show two people; rename or merge them")
     if not people:
-        raise UserError(f"{folder} holds no photos in folders of names; expected {folder}/<name>/*.jpg")
+        raise UserError(f"{folder} holds no photos in folders of names{besides(report)}; expected {folder}/<name>/*.jpg")
     return people
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import write_csv
 from ldm.image_files import image_files
-from ldm.left_out import ELSEWHERE, LeftOut, Report
+from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import names_by_folder
 from ldm.sharing import Devices, gather, share
@@ -105,5 +105,5 @@ def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None
                             "rename the folder or add the person to --people and --gallery")
         portraits.setdefault(by_folder[path.name], []).append(file)
     if not portraits:
-        raise UserError(f"{folder} holds no pictures in folders of names; expected {folder}/<name>/*.png")
+        raise UserError(f"{folder} holds no pictures in folders of names{besides(report)}; expected {folder}/<name>/*.png")
     return portraits
