@@ -257,6 +257,15 @@ def test_a_picture_without_a_face_is_counted_and_not_scored(finished, inputs, tm
     assert row["detection_rate"] == 0.8 and row["n_images"] == 5 and row["id_acc_mean"] == before["id_acc_mean"]
 
 
+def test_linked_folders_are_scored_and_what_is_not_is_listed(finished, inputs, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "Ada Lovelace").symlink_to(finished / "images" / "none" / "Ada Lovelace")
+    (tmp_path / "pictures" / "a.heic").touch()
+    test_id.main([*only_images(inputs, tmp_path / "pictures"), "--group", "train", "--out_dir", str(tmp_path / "out")])
+    assert [row["n_images"] for row in rows_in(tmp_path / "out")] == [2]
+    assert "left out: 1 x other format" in capsys.readouterr().out and (tmp_path / "out" / "left_out.csv").exists()
+
+
 def only_images(inputs: Path, pictures: Path) -> list[str]:
     return ["--preset", "mini", "--images", str(pictures), "--people", str(inputs / "people.csv"), "--gallery",
             str(inputs / "gallery.npz"), "--face_pack", str(inputs / "faces")]

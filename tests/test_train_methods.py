@@ -1,6 +1,7 @@
 """train.py with a competing method or an attack: its flags, the file that comes out of it, and a run that goes on where it stopped."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import train
 from args.train_args import parse_train_args
 from args.train_methods import PUBLISHED, READ_BY
 from ldm.baselines.builders import token_manager
+from ldm.baselines.plan import MethodPlan
 from ldm.edited_weights import write_edited_weights
 from ldm.loading import file_hash, load_frozen_model, safetensors_metadata
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
@@ -69,6 +71,20 @@ def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(command
     assert (tmp_path / "parts" / "log.csv").read_bytes() == (tmp_path / "runs" / method / "log.csv").read_bytes()
     with pytest.raises(SystemExit):
         train.main(command(method, "--seed", 1, "--out_dir", "parts"))
+
+
+@pytest.mark.parametrize(("method", "flag", "folder", "file"), [
+    ("dreambooth", "--photos", "s_reg", "1.png"), ("forget_me_not", "--identity_images", "s_id", "Ada Stone/1.png")])
+def test_a_run_is_known_by_the_bytes_of_its_images_and_not_by_their_place(command, train_inputs, tmp_path, method, flag, folder, file):
+    def arguments(place):
+        return MethodPlan(parse_train_args(command(method, flag, place))).arguments("fp32")
+
+    before = arguments(train_inputs / folder)
+    shutil.copytree(train_inputs / folder, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "copy")
+    assert [arguments(place) for place in (tmp_path / "copy", "copy", "link")] == [before] * 3
+    Image.new("RGB", (32, 32)).save(tmp_path / "copy" / file)
+    assert arguments("copy")["images"] != before["images"] and arguments("copy") | {"images": before["images"]} == before
 
 
 def test_edited_weights_are_taken_as_such_and_edited_again(command, tmp_path, tiny_files):
