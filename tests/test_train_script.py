@@ -204,6 +204,15 @@ def test_training_starts_from_a_prefix_file(command, tmp_path):
     torch.testing.assert_close(read_embedding_file("embeddings/apl-1.pt").vectors["*"], vectors, rtol=0, atol=1e-5)
 
 
+def test_a_first_prefix_counts_by_its_content(command, capsys, tmp_path):
+    argv = command("--iterations", 1, "--eval_names", 0, "--val_every", 0)
+    write_embedding_file("first.pt", {"alz": torch.full((2, 32), 0.25)}, {"alz": 41128})
+    train.main([*argv, "--init", "first.pt"])
+    train.main([*argv, "--init", str(tmp_path / "first.pt")])
+    write_embedding_file("first.pt", {"alz": torch.full((2, 32), 0.5)}, {"alz": 41128})
+    assert "started with other arguments or inputs (init" in sentence(capsys, [*argv, "--init", "first.pt"])
+
+
 def test_a_sweep_shares_a_target_cache_from_the_command_line(command, tmp_path, monkeypatch):
     argv = command("--eval_names", 0, "--val_every", 0, "--lookahead", 2)
     train.main([*argv, "--out_dir", "alone", "--alpha", "2"])

@@ -23,7 +23,7 @@ from ldm.left_out import LeftOut
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import INITIALIZATIONS, EmbeddingManager
 from ldm.run_folder import versions, write_json
 from ldm.sharing import gather
 from ldm.util import UserError
@@ -94,8 +94,9 @@ def arguments_of(args: argparse.Namespace, plan: Plan, precision: str, hashes: P
     """
     images = [*plan.identities, *plan.captions]
     texts = [*((image.name, image.attributes) for image in plan.identities), *(image.caption for image in plan.captions)]
+    init = args.init if args.init in INITIALIZATIONS or not Path(args.init).is_file() else file_hash(args.init)
     return {name: getattr(args, name) for name in LEARNED_FROM} | {
-        "devices": same_devices(args.devices), "precision": precision,
+        "init": init, "devices": same_devices(args.devices), "precision": precision,
         "images": digest(hashes_of((image.source for image in images), hashes)), "texts": digest(texts, plan.templates),
         "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
 
