@@ -9,9 +9,9 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ldm.util import UserError, first_line
 
@@ -27,7 +27,7 @@ OnError = Callable[[str], None]  # takes a sentence; where it returns, the row i
 
 
 class Row(NamedTuple):
-    """A row of a table: the line that it begins in, and its texts by column (lower case); without what is empty."""
+    """A row of a table: the line that it begins in, and its texts by column; without what is empty or not asked for."""
 
     line: int
     fields: dict[str, str]
@@ -87,53 +87,59 @@ def is_table(text: str, columns: Sequence[str]) -> bool:
     return text.lstrip().startswith('{"') or any(len(header) > 1 and set(header) & set(columns) for header in headers)
 
 
-def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), *, multiline: bool = False,
-            on_error: OnError = refuse) -> Iterator[Row]:
+def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), optional: Sequence[str] = (), *,
+            multiline: bool = False, on_error: OnError = refuse, prepare: Callable[[Any, str], Any] | None = None) -> Iterator[Row]:
     """Rows of a table: csv with a header (between commas, semicolons or tabs), or jsonl.
 
     Args:
         where: the file, for errors.
-        needed: columns that must be there; their names are found in any case.
+        needed: columns that must be there; their names, in lower case, are found in any case. Others are not looked at.
         some: columns of which one must be there.
+        optional: columns that may be there.
         multiline: cells in quotation marks may run over lines.
         on_error: is told of each flaw with file, line and what to do.
+        prepare: makes another of each JSON value of jsonl; takes value and place.
     """
     if text.lstrip().startswith("{"):
-        yield from _jsonl(text, where, on_error)
+        yield from _jsonl(text, where, {*needed, *some, *optional}, on_error, prepare)
     else:
-        yield from _csv(text, where, needed, some, multiline, on_error)
+        yield from _csv(text, where, needed, some, optional, multiline, on_error)
 
 
-def texts_of(entry: object, where: str, on_error: OnError) -> dict[str, str] | None:
-    """The texts of a JSON object by key in lower case, numbers among them; None where one was reported."""
+def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnError) -> dict[str, str] | None:
+    """The texts of a JSON object in these columns, whose keys are found in any case, numbers among them; None where one was reported."""
     if not isinstance(entry, dict):
         on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
         return None
-    fields = {str(key).strip().casefold(): str(value) for key, value in entry.items()
-              if isinstance(value, (str, int, float)) and not isinstance(value, bool)}
-    broken = next((value for key, value in fields.items() if HALF_CHARACTER.search(key + value)), None)
+    by_column = {str(key).strip().casefold(): value for key, value in entry.items()}
+    fields = {key: str(value) for key, value in by_column.items()
+              if key in columns and isinstance(value, (str, int, float)) and not isinstance(value, bool)}
+    broken = next((value for value in fields.values() if HALF_CHARACTER.search(value)), None)
     if broken is not None:
         on_error(f"{where} has half a character (a lone surrogate) in {broken!a}; correct it")
         return None
     return {key: value for key, value in fields.items() if value.strip()}
 
 
-def _jsonl(text: str, where: object, on_error: OnError) -> Iterator[Row]:
+def _jsonl(text: str, where: object, columns: Collection[str], on_error: OnError,
+           prepare: Callable[[Any, str], Any] | None) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
+            entry = prepare(entry, f"{where}, line {number},") if prepare else entry
         except (ValueError, RecursionError) as error:
             on_error(f"{where}, line {number}, is no valid JSON ({first_line(error)}); write one object per line")
             continue
-        fields = texts_of(entry, f"{where}, line {number},", on_error)
+        fields = texts_of(entry, f"{where}, line {number},", columns, on_error)
         if fields is not None:
             yield Row(number, fields)
 
 
-def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], multiline: bool, on_error: OnError) -> Iterator[Row]:
-    wanted = {*needed, *some}
+def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], optional: Sequence[str], multiline: bool,
+         on_error: OnError) -> Iterator[Row]:
+    wanted = {*needed, *some, *optional}
     delimiter, header = max(zip(DELIMITERS, map(_names, _headers(text)), strict=True), key=lambda one: len(wanted & set(one[1])))
     _check_header(where, header, needed, some)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
@@ -150,7 +156,7 @@ def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], m
             elif any("\n" in cell and (not multiline or LIKE_A_ROW.search(cell.partition("\n")[2])) for cell in cells):
                 on_error(f"{where}, line {begin}, has a text that runs over lines up to line {end}; close its quotation mark in its line")
             else:
-                fields = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name and cell.strip()}
+                fields = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in wanted and cell.strip()}
                 yield Row(begin, fields)
     except csv.Error as error:
         on_error(f"{where}, line {max(end + 1, 1)}, is no valid CSV ({error}); a quotation mark is not closed, or stands inside a text: "

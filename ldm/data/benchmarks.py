@@ -61,7 +61,7 @@ def _json(text: str, path: Path) -> list[str] | None:
         return None
     if isinstance(content, list):
         entries = [{"text": entry} if isinstance(entry, str) else entry for entry in content]
-        return [first_of(texts_of(entry, f"{path}, entry {number},", refuse), CAPTION_FIELDS, f"{path}, entry {number},")
+        return [first_of(texts_of(entry, f"{path}, entry {number},", CAPTION_FIELDS, refuse), CAPTION_FIELDS, f"{path}, entry {number},")
                 for number, entry in enumerate(entries, start=1)]
     if not is_named_so and "annotations" not in content:
         return None  # jsonl of one line

@@ -1,21 +1,24 @@
 """Where the pictures and captions of S_Reg come from (paper section 4.1): every public layout as one stream of candidates.
 
 Captions lie beside the pictures (the layouts of `read_collection`, or parquet tables of img2dataset and Hugging Face), in
-COCO's captions json, or in a text file whose lines belong to numbered pictures (the layout of the released code).
+COCO's captions json, in a table with file names, or in a text file whose lines belong to numbered pictures (the layout of the released
+code).
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.contents import hashes_of
 from ldm.data.captions import CAPTION_FIELDS, caption_of
-from ldm.data.images import ImageSource, Record, read_collection, read_text, with_one_caption
+from ldm.data.images import UNREADABLE_METADATA, ImageSource, Record, read_collection, with_one_caption
 from ldm.image_files import files_below, image_suffixes
 from ldm.left_out import FURTHER_CAPTIONS, LeftOut, Report
+from ldm.text_files import HALF_CHARACTER, TABLES, is_table, read_text, rows_of
 from ldm.util import UserError
 
 PICTURE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables: img2dataset's three, Hugging Face's one
@@ -36,7 +39,8 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report, hash
 
     Args:
         folder: the pictures, shards or tables.
-        captions: COCO's captions json or a text file of lines; None where the captions lie beside the pictures.
+        captions: COCO's captions json, a table with the columns file_name and text, or a text file of lines; None where the captions
+            lie beside the images.
         report: is told of every flaw, see `read_collection`.
         hashes: the cache of `hashes_of`.
 
@@ -48,10 +52,8 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report, hash
     records = read_collection(folder, report)
     if captions is None:
         captioned = [(record, caption_of(record.fields)) for record in records]
-    elif captions.suffix.lower() == ".json":
-        captioned = _coco(folder, captions, records, report)
     else:
-        captioned = _numbered(captions, records, report)
+        captioned = _captioned(folder, captions, records, report)
     stamps = hashes_of((record.source for record, _ in captioned), hashes)
     return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read, stamp)
                             for (record, caption), stamp in zip(captioned, stamps, strict=True)]
@@ -61,17 +63,40 @@ def _origin(folder: Path, source: ImageSource) -> str:
     return f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
 
 
-def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
-    """Of an image's captions, about five, the one with the smallest id."""
+def _captioned(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
+    """The images that a file of captions is about, each with its caption; the kind of the file is told by its content."""
+    text = read_text(captions)
+    if captions.suffix.lower() == ".json" or text.lstrip().startswith("{") and '"annotations"' in text:
+        return _named(folder, captions, _coco(text, folder, captions, report), records, report)
+    if captions.suffix.lower() in TABLES or is_table(text, ("file_name",)):
+        rows = rows_of(text, captions, ["file_name"], CAPTION_FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
+                       prepare=partial(with_one_caption, report=report))
+        images: dict[Path, list[str]] = {}
+        for row in rows:
+            images.setdefault(folder / row.fields.get("file_name", ""), []).extend(filter(None, [caption_of(row.fields)]))
+        return _named(folder, captions, images, records, report)
+    return _numbered(text, captions, records, report)
+
+
+def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path, list[str]]:
+    """Of each image its captions, about five, those with a smaller id first."""
     try:
-        content = json.loads(read_text(captions))
+        content = json.loads(text)
         own: dict[Any, list[str]] = {}
         for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
-            own.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
-        images = {folder / image["file_name"]: own.get(image["id"], []) for image in content["images"]}
+            if HALF_CHARACTER.search(annotation["caption"]):
+                report(UNREADABLE_METADATA, f"{captions} has half a character (a lone surrogate) in the caption {annotation['caption']!a}")
+            else:
+                own.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
+        return {folder / image["file_name"]: own.get(image["id"], []) for image in content["images"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{captions} is no COCO captions file ({type(error).__name__}: {error}); give a json with images (id, file_name) "
                         "and annotations (id, image_id, caption), such as captions_val2014.json") from error
+
+
+def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], records: list[Record],
+           report: Report) -> list[tuple[Record, str | None]]:
+    """The records of the images that a file of captions names; of several captions the first."""
     by_path = {record.source.path: record for record in records if not record.source.member}
     for path in images.keys() - by_path.keys():
         report("picture missing", f"{captions} names {path}, which is not there; fetch it, or give the folder that holds it as --images")
@@ -83,13 +108,15 @@ def _coco(folder: Path, captions: Path, records: list[Record], report: Report) -
     there = {path: texts for path, texts in images.items() if path in by_path}
     for path, texts in there.items():
         if len(texts) > 1:
-            report(FURTHER_CAPTIONS, f"{captions} has {len(texts)} captions of {path}; that with the smallest id is taken")
+            report(FURTHER_CAPTIONS, f"{captions} has {len(texts)} captions of {path}; the first is taken, in COCO's json that "
+                                     "with the smallest id")
     return [(by_path[path], texts[0] if texts else None) for path, texts in there.items()]
 
 
-def _numbered(captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
+def _numbered(text: str, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
     """The picture with the number n in its name belongs to line n; numbers start at 0 or at 1."""
-    lines = [line.strip() for line in read_text(captions).rstrip("\n").split("\n")]
+    lines = [line.strip() for line in text.rstrip("\n").split("\n")]
+    lines = lines[1:] if lines[0].casefold() in CAPTION_FIELDS else lines  # a header
     by_number: dict[int, Record] = {}
     twins = set()
     for record in records:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import ImageSource, Record, read_collection, read_text
+from ldm.data.images import ImageSource, Record, read_collection
 from ldm.left_out import TEST_GROUP, LeftOut, Report
+from ldm.text_files import read_text
 from ldm.util import UserError, write_atomically
 
 GROUPS = ("train", "test")

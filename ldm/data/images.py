@@ -5,13 +5,12 @@ with a .txt or .json of the same stem (kohya, img2dataset's files), and .tar sha
 An image has one caption: the first line of its .txt, the first of a list, the first entry of metadata; further ones are reported.
 """
 
-import csv
-import io
 import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,11 +21,15 @@ from torch import Tensor
 
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
 from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report, besides
+from ldm.text_files import decoded, rows_of, texts_of
 from ldm.util import UserError, write_atomically
 
 Fields = dict[str, str]
 
+UNREADABLE_METADATA = "unreadable metadata"
+
 CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
+FIELDS = ("name", *CAPTION_FIELDS)
 LONGEST_TEXT = 2**20  # bytes of a caption or of a picture's own metadata
 
 
@@ -49,11 +52,6 @@ def load_image(source: ImageSource, size: int) -> Tensor:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1.0
-
-
-def refuse(_kind: str, sentence: str) -> None:
-    """The report of a reader that accepts no flaw: raises UserError with the sentence."""
-    raise UserError(sentence)
 
 
 def read_collection(folder: str | Path, report: Report | None = None) -> list[Record]:
@@ -113,11 +111,6 @@ def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     """metadata.jsonl of a folder, a row a picture: file_name, relative to the folder, and what is said about the picture."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(Path(folder) / "metadata.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def read_text(path: Path, report: Report = refuse) -> str | None:
-    """A file's UTF-8 text, without a byte order mark; None where it is reported as none."""
-    return _decoded(path.read_bytes(), str(path), report)
 
 
 def _side_files(path: Path, report: Report) -> Fields | None:
@@ -191,16 +184,14 @@ def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fiel
 
 
 def _metadata_rows(path: Path, report: Report) -> Iterator[Fields]:
-    text = read_text(path, report) or ""
-    if path.suffix == ".csv":
+    text = _decoded(path.read_bytes(), str(path), report) or ""
+    if text.strip():
         try:
-            yield from (_strings(row) for row in csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            report("unreadable metadata", f"{path} is no valid CSV ({error}); correct the file")
-    else:
-        # Not splitlines(): the separators U+2028 and U+0085 may stand inside a caption.
-        lines = (_parse_json(str(path), line, report) for line in text.split("\n") if line.strip())
-        yield from (fields for fields in lines if fields is not None)
+            rows = rows_of(text, path, ["file_name"], optional=FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
+                           prepare=partial(with_one_caption, report=report))
+            yield from (row.fields for row in rows)
+        except UserError as error:  # of the header
+            report(UNREADABLE_METADATA, str(error))
 
 
 def _short_text(content: bytes, where: str, report: Report) -> str | None:
@@ -212,19 +203,21 @@ def _short_text(content: bytes, where: str, report: Report) -> str | None:
 
 def _decoded(content: bytes, where: str, report: Report) -> str | None:
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        report("text not UTF-8", f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+        return decoded(content, where)
+    except UserError as error:
+        report("text not UTF-8", str(error))
         return None
 
 
 def _parse_json(where: str, text: str, report: Report) -> Fields | None:
-    """The texts of a JSON object; None where it is reported as no JSON."""
+    """The texts of a JSON object; None where one was reported."""
+    flaw = partial(report, UNREADABLE_METADATA)
     try:
-        return _strings(with_one_caption(json.loads(text), where, report))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        report("unreadable metadata", f"{where} is no valid JSON ({error}); correct the file")
+        flaw(f"{where} is no valid JSON ({error}); correct the file")
         return None
+    return texts_of(with_one_caption(content, where, report), where, FIELDS, flaw)
 
 
 def with_one_caption(content: object, where: str, report: Report) -> object:
@@ -237,9 +230,3 @@ def with_one_caption(content: object, where: str, report: Report) -> object:
             report(FURTHER_CAPTIONS, f"{where} has {len(captions)} texts as '{key}' of {content.get('file_name', 'its image')}; the first "
                                      "is the caption")
     return content | {key: captions[0] for key, captions in lists.items()}
-
-
-def _strings(content: object) -> Fields:
-    """The entries that are texts; half characters (lone surrogates, which JSON can hold) are none."""
-    entries = content.items() if isinstance(content, dict) else ()
-    return {key: value for key, value in entries if isinstance(value, str) and not re.search("[\ud800-\udfff]", value)}
