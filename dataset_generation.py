@@ -78,7 +78,7 @@ def gallery(args: argparse.Namespace) -> None:
     people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None, left_out)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
     rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos,
-                        onto=args.onto, arguments=vars(args))
+                        onto=args.onto, keep_doubtful=args.keep_doubtful, names=names, arguments=vars(args))
     print(describe(rows, names, args.out_dir))
     left_out.announce(args.out_dir)
 

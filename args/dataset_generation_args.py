@@ -110,6 +110,8 @@ def _add_gallery(parser: Parser) -> None:
     parser.add_argument("--identity_meta", metavar="CSV", type=Path, help="VGGFace2's identity_meta.csv: names of its folders")
     parser.add_argument("--max_photos", metavar="N", type=number(int, 1), help="the first photos of each person (default: all)")
     parser.add_argument("--onto", metavar="NPZ", type=Path, help="a gallery whose people are kept beside those of --photos")
+    parser.add_argument("--keep_doubtful", action=argparse.BooleanOptionalAction, default=False,
+                        help="average photos with several faces, and faces unlike the person's others, too")
     add_devices_argument(parser)
     add_face_pack_arguments(parser)
 

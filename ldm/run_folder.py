@@ -13,7 +13,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,6 @@ def safe_name(name: str) -> str:
     """Folder or file name for any text: itself where every system allows it, else cleaned and kept apart by a hash."""
     cleaned = re.sub(r"[^\w .,'()+-]", "_", name).strip(" .")[:LONGEST_NAME] or "_"
     return cleaned if cleaned == name else f"{cleaned.strip(' .')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def names_by_folder(names: Iterable[str]) -> dict[str, str]:
-    """Name by each form that a person's folder may have: the name, `safe_name` of it, or with underscores for spaces."""
-    return {form: name for name in names for form in (name.replace(" ", "_"), safe_name(name), name)}
 
 
 def versions() -> dict[str, str]:

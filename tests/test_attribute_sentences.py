@@ -51,6 +51,44 @@ def test_an_answer_is_understood_in_the_usual_dresses(line):
     assert parse_answer(line, NAMES) == ({"Ada Stone": ADA}, [])
 
 
+STRANGE = ["'Odd' Stone", "Lupita Ex'ample", "Ke*ha", "例子一郎", "50 Cent", "P!nk", "will.i.am", "Robert Wood Jr.", "Beyoncé", "-Ada",
+           '"Ann" Wood-Stone', "Panic! Ann", "*NSYNC"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("line", ["{}: {}.", "{}： {}", "{}：{}", "1. **{}**: {}.", "- {} - {}", "12) {} – {}", "| {} | {}. |", "* {}\t{}",
+                                  "**{}:** {}", '"{}": "{}",', "### {}: {}", "| 3 | {} | {} |", "> _{}_, {}", "1️⃣ {}: {}"])
+def test_a_line_that_begins_with_the_very_name_is_taken(name, line):
+    assert parse_answer(line.format(name, ADA), STRANGE) == ({name: ADA}, [])
+
+
+@pytest.mark.parametrize(("name", "written"), [
+    ("Lupita Ex'ample", "Lupita Ex’ample"), ("'Odd' Stone", "‘Odd’ Stone"), ("'Odd' Stone", "“Odd” Stone"), ("Beyoncé", "Beyonce\u0301"),
+    ("Ann Wood-Stone", "Ann Wood\u2011Stone"), ("Ada Stone", "Ａｄａ\u3000Ｓｔｏｎｅ"),
+    ("Ada Stone", "Ada\u00a0Stone"), ("Ada Stone", "ADA STONE"),
+    ("Robert Wood Jr.", "Robert Wood Jr"), ("Ke*ha", "Ke\\*ha"), ("Ada Stone", "**Ada** Stone"), ("Ada Stone", "Ada\u200b Stone")])
+def test_a_name_is_recognised_in_any_spelling_and_keeps_that_of_the_list(name, written):
+    assert parse_answer(f"{written}: {ADA}.", [name, "Ben Wood"]) == ({name: ADA}, [])
+
+
+@pytest.mark.parametrize("line", ["150 Cent: {}", "Ada Stonewood: {}", "Bada Stone: {}", "Here are the sentences for Ada Stone: {}", 
+                                  "# Ada Stone", "|---|---|\n| Name | Sentence |"])
+def test_a_line_about_nobody_is_complained_about(line):
+    found, complaints = parse_answer(line.format(ADA), ["50 Cent", "Ada Stone"])
+    assert found == {} and len(complaints) == 1
+
+
+def test_names_that_differ_in_spelling_alone_are_asked_for_once(files):
+    (files / "names.txt").write_text("Lupita O'Neil\nLUPITA O’NEIL\nZoe\u0308\nZoe\n", encoding="utf-8")
+    assert read_names(files / "names.txt") == (["Lupita O'Neil", "Zoë", "Zoe"], 1)
+
+
+def test_who_is_in_the_list_in_another_spelling_is_not_asked_for_again(files, capsys):
+    write_people({"ADA STONE": Person("ADA STONE", "test", ADA)}, files / "out" / "people.csv")
+    command()
+    assert "Ben Wood" in (said := capsys.readouterr().out) and "Ada Stone" not in said
+
+
 @pytest.mark.parametrize(("sentence", "flaw"), [
     ("An actress, green eyes", "does not begin with"), ("A person European chef, bald", "does not begin with"),
     ("A male chef, bald", "lacks the race or the occupation"), ("A male European chef", "lacks facial attributes"),

@@ -53,7 +53,7 @@ class ColorAnalyzer:
 
     def analyze(self, image):
         color = image.reshape(-1, 3).mean(axis=0)
-        return SimpleNamespace(embedding=(color / np.linalg.norm(color)).astype(np.float32)) if color.any() else None
+        return SimpleNamespace(embedding=(color / np.linalg.norm(color)).astype(np.float32), n_faces=1) if color.any() else None
 
 
 class Trainer:

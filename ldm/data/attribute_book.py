@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ldm.data.attribute_sentences import FORM, REQUEST, parse_answer, request_for
 from ldm.data.identities import Person, read_people, write_people
+from ldm.names import NameList
 from ldm.run_folder import write_json
 from ldm.util import UserError, write_atomically
 
@@ -30,10 +31,12 @@ class AttributeBook:
     """
 
     def __init__(self, folder: str | Path, group: str, names: Sequence[str], repeated: int = 0) -> None:
-        self.folder, self.group, self.names, self.repeated = Path(folder), group, list(names), repeated
+        self.folder, self.group, self.repeated = Path(folder), group, repeated
         self.complaints: list[str] = []  # about the answers of this run
         path = self.folder / "people.csv"
         self.people = read_people(path) if path.exists() else {}
+        known = NameList(self.people, path)
+        self.names = [known.find(name) or name for name in names]
         self.answers = self._read_manifest()
 
     @property

@@ -9,10 +9,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ldm.names import NameList, normal_form
 from ldm.util import UserError
 
 FORM = "A [gender] [race] [occupation], [facial attributes]."
 GENDERS = ("male", "female")
+LIST_MARKS = re.compile(r"[\W_]*(\d+\s*[^\w\s][\W_]*)?")
+LONGEST_NAME = 120  # letters of a name at the begin of a line
 MOST_WORDS = 45  # with the prefix and a template they must fit into CLIP's 77 tokens
 
 REQUEST = f"""For each person in the list below, write one sentence of this form:
@@ -41,29 +44,45 @@ def request_for(names: Sequence[str]) -> str:
 def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Name -> sentence without its full stop for every good line, and a complaint for every other line.
 
-    List marks, bold type and quotation marks around names and sentences are passed over.
+    A line begins with a name in any of its spellings (ldm/names.py), then a colon, dash, comma, bar or space. List marks, numbers,
+    bold type, table bars and quotation marks around names and sentences are passed over.
 
     Args:
         names: whom the answer may be about.
     """
     found: dict[str, str] = {}
     complaints = []
-    by_length = sorted(names, key=len, reverse=True)  # "Ada Stone-Wood" before "Ada Stone"
+    known = NameList(names, "the list of names")
     for number, line in enumerate(text.split("\n"), start=1):
-        content = re.sub(r"^\W*(\d+[.)]\s)?\W*", "", unicodedata.normalize("NFC", line.replace("*", "").replace("`", ""))).strip()
-        if not content:
+        line = re.sub(r"\\([^\w\s])", r"\1", unicodedata.normalize("NFC", line)).strip()  # Markdown's escapes
+        if not re.search(r"\w", line):
             continue
-        matches = ((name, re.match(re.escape(name) + r"\W*\s", content, re.IGNORECASE)) for name in by_length)
-        name, match = next(((name, match) for name, match in matches if match), (None, None))
-        if match is None:
-            complaints.append(f"line {number} begins with no name that was asked for: '{content}'")
+        bare = re.sub("[*`]", "", line)
+        name, rest = _begins_with(line, known) or _begins_with(bare, known) or (None, "")
+        if name is None:
+            complaints.append(f"line {number} begins with no name that was asked for: '{bare}'")
             continue
-        sentence = re.sub(r"^\W+|[\s.\"'”’]+$", "", content[match.end():])
+        sentence = re.sub(r"^[\W_]+|[\s.\"'”’。,;|_]+$", "", re.sub("[*`]", "", rest))
         if flaw := flaw_of(sentence, name):
             complaints.append(f"line {number}, {name}, {flaw}: '{sentence}'")
         elif found.setdefault(name, sentence) != sentence:
             complaints.append(f"line {number}, {name}, is a second sentence, and the first is kept: '{sentence}'")
     return found, complaints
+
+
+def _begins_with(line: str, known: NameList) -> tuple[str, str] | None:
+    """The longest name that a line begins with, list marks aside but as few as possible, and what stands behind it."""
+    for start in range(LIST_MARKS.match(line).end() + 1):
+        if re.match(r"\w\w", line[max(start - 1, 0):start + 1]):  # within a word or a number
+            continue
+        found: dict[str, str] = {}
+        for end in range(start + 1, min(start + LONGEST_NAME, len(line))):
+            at_end = re.match(r"[\W_]", line[end]) and unicodedata.category(line[end])[0] != "M"
+            if at_end and (name := known.find(line[start:end])):
+                found.setdefault(name, line[end:])
+        if found:
+            return min(found.items(), key=lambda one: len(one[1]))
+    return None
 
 
 def flaw_of(sentence: str, name: str) -> str | None:
@@ -102,4 +121,7 @@ def read_names(path: Path) -> tuple[list[str], int]:
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise UserError(f"{path} holds no name; write one a line")
-    return list(dict.fromkeys(names)), len(names) - len(set(names))
+    first: dict[str, str] = {}  # normal form -> the first spelling
+    for name in names:
+        first.setdefault(normal_form(name), name)
+    return list(first.values()), len(names) - len(first)

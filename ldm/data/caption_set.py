@@ -5,8 +5,6 @@ that name somebody, for whom the prefix must do its work and not leave the pictu
 """
 
 import json
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from ldm.data.identities import Person
 from ldm.data.images import write_metadata
 from ldm.image_files import open_image, rgb_image, suffix_of
 from ldm.left_out import LeftOut
+from ldm.names import NamesInText, normal_form, words_of
 from ldm.util import UserError, write_atomically
 
 MOST_PIXELS = 2**26
@@ -57,18 +56,18 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
     images.mkdir(parents=True, exist_ok=True)
     there = {path.stem: path for path in images.iterdir()}
     earlier = _sources_in(folder / "metadata.jsonl") if there else set()
-    names = {_plain(person.name): person for person in filters.people.values()}
+    names = NamesInText(filters.people)
     rows: list[dict[str, str]] = []
     captions: set[str] = set()
     for candidate in tqdm(candidates, "S_Reg", total, unit="image"):
         if len(rows) == filters.max_images:
             break
-        if not _caption_passes(candidate, names, captions, dropped):
+        if not _caption_passes(candidate, filters.people, names, captions, dropped):
             continue
         key = digest(candidate.origin, candidate.stamp)
         path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
         if path is not None:
-            captions.add(_plain(candidate.caption))
+            captions.add(told_by(candidate.caption))
             source = candidate.origin.encode(errors="backslashreplace").decode()  # file names may be no text
             rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
     if rows and earlier and earlier.isdisjoint(row["source"] for row in rows):
@@ -87,17 +86,17 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
     return len(rows)
 
 
-def _caption_passes(candidate: Candidate, names: Mapping[str, Person], captions: set[str], dropped: LeftOut) -> bool:
+def _caption_passes(candidate: Candidate, people: Mapping[str, Person], names: NamesInText, captions: set[str], dropped: LeftOut) -> bool:
     if candidate.caption is None:
         dropped("no caption", no_caption(candidate.origin))
         return False
-    plain = _plain(candidate.caption)
-    named = next((person for name, person in names.items() if f" {name} " in f" {plain} "), None)
+    told = told_by(candidate.caption)
+    named = people.get(names.find(candidate.caption))
     if named:
         dropped(f"names somebody of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
-    elif plain in captions:
+    elif told in captions:
         dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier picture: '{candidate.caption}'")
-    return not named and plain not in captions
+    return not named and told not in captions
 
 
 def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> Path | None:
@@ -127,7 +126,6 @@ def _sources_in(metadata: Path) -> set[str]:
     return {json.loads(line)["source"] for line in lines if line}
 
 
-def _plain(text: str) -> str:
-    """Words in lower case, without accents and punctuation, one space between them."""
-    letters = "".join(letter for letter in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(letter))
-    return re.sub(r"[\W_]+", " ", letters).strip()
+def told_by(caption: str) -> str:
+    """What tells a caption from others: words, accents and symbols, or the punctuation where there is nothing else."""
+    return words_of(caption, accents=True) or normal_form(caption)

@@ -2,14 +2,16 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.data.images import ImageSource, Record, read_collection
 from ldm.left_out import TEST_GROUP, LeftOut, Report
-from ldm.text_files import read_text
-from ldm.util import UserError, write_atomically
+from ldm.names import NameList, normal_form
+from ldm.text_files import read_text, rows_of
+from ldm.util import UserError, warn, write_atomically
 
 GROUPS = ("train", "test")
 
@@ -36,29 +38,25 @@ def read_people(path: str | Path) -> dict[str, Person]:
     """People by name, from a CSV with the header name,group,attributes.
 
     Raises:
-        UserError: no such file, a missing column, a name twice, a group other than train and test.
+        UserError: no such file, a missing column, a name twice in whatever spelling, a group other than train and test.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the list of people {path} does not exist; give a CSV with the header name,group,attributes")
     people: dict[str, Person] = {}
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        missing = {"name", "group", "attributes"} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path} has the columns {reader.fieldnames} but no {', '.join(sorted(missing))}; "
-                            "its header must be name,group,attributes")
-        for row in reader:
-            person = Person(*((row[key] or "").strip() for key in ("name", "group", "attributes")))
-            if person.group not in GROUPS:
-                raise UserError(f"{path} puts '{person.name}' into the group '{person.group}'; "
-                                "the groups are train and test; correct it")
-            if not person.name or person.name in people:
-                raise UserError(f"{path}, line {reader.line_num}: the name '{person.name}' is empty or there twice; "
-                                "give every person one row")
-            people[person.name] = person
-    except csv.Error as error:
-        raise UserError(f"{path} is no CSV ({error}); correct it") from error
+    first: dict[str, tuple[int, str]] = {}  # normal form -> line and spelling
+    for line, fields in rows_of(read_text(path), path, ("name", "group", "attributes")):
+        name, attributes = (unicodedata.normalize("NFC", fields.get(key, "")) for key in ("name", "attributes"))
+        group = fields.get("group", "").casefold()
+        if not normal_form(name):
+            raise UserError(f"{path}, line {line}: the name is empty; give every person a row with a name")
+        if group not in GROUPS:
+            raise UserError(f"{path}, line {line}, puts '{name}' into the group '{group}'; the groups are train and test; correct it")
+        earlier, other = first.setdefault(normal_form(name), (line, name))
+        if earlier != line:
+            raise UserError(f"{path}: the name '{other}' of line {earlier} is there twice, as '{name}' in line {line}; give every person "
+                            "one row")
+        people[name] = Person(name, group, attributes)
     return people
 
 
@@ -74,34 +72,44 @@ def write_people(people: Mapping[str, Person], path: str | Path) -> None:
 def identity_images(folder: str | Path, people: dict[str, Person], report: Report | None = None) -> list[IdentityImage]:
     """The pictures of a folder that show people of the train group, in the order of their paths; report as `read_collection`.
 
-    A picture's name comes from the metadata (column name) or else from its sub-folder; underscores may stand for
-    spaces. Pictures of the test group are left out: S_test must stay unseen.
+    A picture's name comes from the metadata (column name) or else from its sub-folder, in any spelling (ldm/names.py).
+    Pictures of the test group are left out: S_test must stay unseen.
 
     Raises:
         UserError: no picture, a picture without a name, a name without attributes, or nobody of the train group.
     """
-    images, report = [], report or LeftOut(strict=True)
+    images, known, report = [], NameList(people), report or LeftOut(strict=True)
+    spelled: dict[str, set[str]] = {}
     for record in read_collection(folder, report):
-        person = _person_in(record, Path(folder), people)
+        name = _name_of(record, Path(folder))
+        person = _person_called(name, record, people, known)
+        spelled.setdefault(person.name, set()).add(name)
         if person.group == "train":
             images.append(IdentityImage(record.source, person.name, person.attributes))
         else:
             report(TEST_GROUP, f"{record.source} shows {person.name} of the test group, who must stay unseen")
+    for name, spellings in spelled.items():
+        if len(spellings) > 1:
+            warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are taken for '{name}'")
     if not images:
         raise UserError(f"the folder {folder} shows nobody of the train group; put pictures of S_ID into it")
     return images
 
 
-def _person_in(record: Record, folder: Path, people: dict[str, Person]) -> Person:
+def _name_of(record: Record, folder: Path) -> str:
     name = record.fields.get("name", "")
     if not name and record.source.path.parent != folder and not record.source.member:
         name = record.source.path.parent.name
     if not name:
         raise UserError(f"nothing says whom {record.source} shows; put it into a sub-folder with the person's name or "
                         "add it to metadata.jsonl with file_name and name")
-    person = people.get(name) or people.get(name.replace("_", " "))
+    return name
+
+
+def _person_called(name: str, record: Record, people: dict[str, Person], known: NameList) -> Person:
+    person = people.get(known.find(name))
     if person is None or not person.attributes:
-        raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people; "
+        raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people{'' if person else known.hint(name)}; "
                         "add a row name,group,attributes for this name, take the picture away, or give --identity_images with pictures "
                         "of the people of your list alone")
     return person

@@ -27,6 +27,7 @@ class Face:
     box: np.ndarray          # (4,) pixels: left, top, right, bottom
     landmarks: np.ndarray    # (5, 2) pixels: left eye, right eye, nose, left and right mouth corner, as seen by the viewer
     score: float             # of the detector, 0 .. 1
+    n_faces: int = 1         # in the picture, see FaceAnalyzer.count
 
     @property
     def area(self) -> float:
@@ -76,18 +77,14 @@ class FaceAnalyzer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)     # of scikit-image, about how insightface calls it
             self._app.models["recognition"].get(bgr, found)
-        return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score))
+        return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score), _count(boxes[:, :4]))
 
     def count(self, image: np.ndarray) -> int:
         """How many faces `image`, (H, W, 3) uint8 RGB, shows at the first size at which the detector finds any.
 
         A box with its centre in a larger one is the same face once more: small detectors see the features within a face as another.
         """
-        boxes = self._detect(np.ascontiguousarray(image[..., ::-1]))[0][:, :4]
-        boxes = boxes[np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))]  # (N, 4), the largest first
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(axis=2)  # (centre, box)
-        return int((~np.tril(inside, -1).any(axis=1)).sum())
+        return _count(self._detect(np.ascontiguousarray(image[..., ::-1]))[0][:, :4])
 
     def fingerprint(self) -> str:
         """What the faces found depend on: a SHA-256 over the models, shortened, and the detector's sizes and threshold."""
@@ -120,6 +117,14 @@ def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, marg
         matrix = estimate_norm(landmarks.astype(np.float32))           # to 112 pixels, (2, 3)
     matrix[:, 2] += 112 * margin
     return cv2.warpAffine(image, matrix * (size / (112 * (1 + 2 * margin))), (size, size))
+
+
+def _count(boxes: np.ndarray) -> int:
+    """How many of the boxes (N, 4) are different faces."""
+    boxes = boxes[np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))]  # (N, 4), the largest first
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(axis=2)  # (centre, box)
+    return int((~np.tril(inside, -1).any(axis=1)).sum())
 
 
 def _load(pack_dir: Path, device: str) -> object:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm.containers import NPZ, kind_of
+from ldm.names import NameList
 from ldm.util import UserError
 
 Row = dict[str, Any]
@@ -31,11 +32,12 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     """The true face of every person: name -> (512,) fp32 of unit length, from an .npz with one array a name.
 
     Args:
-        names: people who must be in it.
+        names: people who must be in it, in whatever spelling; they are returned as they are spelled here.
 
     Raises:
-        UserError: no .npz, an array that is no vector, vectors of several widths, or one of `names` is missing.
+        UserError: no .npz, an array that is no vector, vectors of several widths, two spellings of one name, or one of `names` is missing.
     """
+    names = list(names)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             gallery = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
@@ -54,12 +56,14 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     if len({vector.shape for vector in gallery.values()}) > 1:
         raise UserError(f"the gallery {path} mixes vectors of the widths {sorted({len(v) for v in gallery.values()})}; "
                         "make all of them with one recogniser")
-    missing = [name for name in names if name not in gallery]
+    known = NameList(gallery, f"the gallery {path}")
+    spelled = {found: name for name in names if (found := known.find(name))}  # as in the gallery -> as in `names`
+    missing = [name for name in names if not known.find(name)]
     if missing:
         others = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
-        raise UserError(f"the gallery {path} has no face for {', '.join(map(repr, missing[:3]))}{others}; "
-                        "add each under exactly this name, as dataset_generation.py gallery does from photos, or give --gallery")
-    return {name: vector / lengths[name] for name, vector in gallery.items()}
+        raise UserError(f"the gallery {path} has no face for {', '.join(map(repr, missing[:3]))}{others}{known.hint(missing[0])}; "
+                        "add each under this name, as dataset_generation.py gallery does from photos, or give --gallery")
+    return {spelled.get(name, name): vector / lengths[name] for name, vector in gallery.items()}
 
 
 def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.ndarray]) -> list[Row]:

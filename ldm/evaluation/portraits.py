@@ -14,8 +14,8 @@ from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, ima
 from ldm.evaluation.tables import write_csv
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
+from ldm.names import NameList
 from ldm.pictures import picture_grid, read_image
-from ldm.run_folder import names_by_folder
 from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, write_atomically
 
@@ -83,27 +83,29 @@ class IdentityTable:
 
 
 def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None = None) -> dict[str, list[Path]]:
-    """Pictures of each person in `folder`/<name>/; in the names of folders, underscores may stand for spaces.
+    """Pictures of each person in `folder`/<name>/; the name of a folder may have any spelling (ldm/names.py).
 
     Args:
         names: everybody who may be there.
         report: see `files_below`; None: a strict `LeftOut`.
 
     Raises:
-        UserError: no pictures, or a folder that has nobody's name.
+        UserError: no pictures, a folder that has nobody's name, or two folders of one person.
     """
-    folder, report = Path(folder), report or LeftOut(strict=True)
-    by_folder = names_by_folder(names)
+    folder, report, known = Path(folder), report or LeftOut(strict=True), NameList(names)
     portraits: dict[str, list[Path]] = {}
     for file in image_files(folder, report):
         path = file.parent
         if path.parent != folder:
             report(ELSEWHERE, f"{file} is not in {folder}/<name>/, so nothing says whom it should show; move it there to score it")
             continue
-        if path.name not in by_folder:
-            raise UserError(f"{path} has pictures, but nobody in the list of people is called '{path.name}'; "
+        name = known.find(path.name)
+        if not name:
+            raise UserError(f"{path} has pictures, but nobody in the list of people is called '{path.name}'{known.hint(path.name)}; "
                             "rename the folder or add the person to --people and --gallery")
-        portraits.setdefault(by_folder[path.name], []).append(file)
+        if name in portraits and portraits[name][0].parent != path:
+            raise UserError(f"{portraits[name][0].parent} and {path} are both folders of '{name}'; merge or rename them")
+        portraits.setdefault(name, []).append(file)
     if not portraits:
         raise UserError(f"{folder} holds no pictures in folders of names{besides(report)}; expected {folder}/<name>/*.png")
     return portraits
