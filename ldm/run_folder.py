@@ -13,13 +13,16 @@ import json
 import platform
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping, Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.sharing import Devices
-from ldm.util import UserError, first_line, write_atomically
+from ldm.util import UserError, first_line, write_atomically, write_text
 
 VERSIONS_OF = ("torch", "transformers", "insightface", "onnxruntime", "pillow", "numpy")
 LONGEST_NAME = 60  # characters; a file system counts up to 4 bytes for each, 255 in all
@@ -114,7 +117,18 @@ def image_path(folder: Path, label: str, name: str, sample: int) -> Path:
 def write_json(path: str | Path, content: Any) -> None:
     """`content` as readable JSON in a whole file; what JSON does not know (paths) is written as a string."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+    write_text(path, text)
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz with an array per name; any name may be used, unlike in np.savez, which has arguments of its own."""
+    def write(target: Path) -> None:
+        with zipfile.ZipFile(target, "w") as file:
+            for name, array in arrays.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path, keys: Set[str] = frozenset()) -> Any:
@@ -131,7 +145,9 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> Any:
 def safe_name(name: str) -> str:
     """Folder or file name for any text: itself where every system allows it, else cleaned and kept apart by a hash."""
     cleaned = re.sub(r"[^\w .,'()+-]", "_", name).strip(" .")[:LONGEST_NAME] or "_"
-    return cleaned if cleaned == name else f"{cleaned.strip(' .')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)  # devices of Windows
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return cleaned if cleaned == name and not reserved else f"{cleaned.strip(' .')}-{digest}"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import io
 import os
 import sys
 import time
@@ -173,6 +174,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8, whole or not at all; half characters, as in file names that are no UTF-8, become \\udce9."""
+    write_atomically(path, lambda target: target.write_bytes(text.encode("utf-8", errors="backslashreplace")))
+
+
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
 
@@ -185,6 +191,9 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a terminal that knows no such letter is no reason to stop
         try:
             return main(*args, **kwargs)
         except (UserError, OSError) as error:

@@ -7,7 +7,7 @@ import pytest
 
 from ldm.evaluation.tables import console_table, markdown_table, write_results
 from ldm.pictures import picture_files, picture_grid, read_image, write_image
-from ldm.run_folder import RunFolder, safe_name
+from ldm.run_folder import RunFolder, safe_name, write_arrays
 from ldm.util import UserError
 
 SETTINGS = {"model": "1234", "seed": 0, "scale": 7.0, "size": (4, 16, 16)}
@@ -138,3 +138,22 @@ def test_tables_align_and_escape():
     assert "a\\|b" in markdown_table(ROWS)
     assert console_table(ROWS).splitlines()[1] == "none         0.5000         4       -"
     assert console_table(ROWS, ["prefix", "tar"]).splitlines()[1] == "none         -"
+
+
+def test_a_file_of_arrays_takes_any_name(tmp_path):
+    names = ["file", "allow_pickle", "arr_0", "a/b", "none", "x.npy"]
+    write_arrays(tmp_path / "a.npz", {name: np.full(2, number) for number, name in enumerate(names)})
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert {name: int(arrays[name][0]) for name in arrays.files} == {name: number for number, name in enumerate(names)}
+
+
+def test_half_characters_and_line_ends_stop_no_table(tmp_path):
+    write_results([{"photo": "caf\udce9.jpg", "name": "a|b\nc"}], tmp_path)
+    assert all("caf\\" + "udce9.jpg" in (tmp_path / f"results.{kind}").read_text(encoding="utf-8") for kind in ("csv", "md"))
+    assert len((tmp_path / "results.md").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.txt", "caf\udce9", "..", "a/b", "x" * 300])
+def test_a_name_that_no_file_may_have_gets_another(name):
+    safe_name(name).encode()
+    assert safe_name(name) != name and len(safe_name(name)) < 100

@@ -1,6 +1,7 @@
 """Rows of numbers -> results.json, CSV, Markdown and the console; every command that measures writes through here."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +9,7 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
-from ldm.util import write_atomically
+from ldm.util import write_text
 
 Row = Mapping[str, Any]
 
@@ -18,20 +19,18 @@ def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "resu
     out_dir = Path(out_dir)
     rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(out_dir / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out_dir / f"{name}.json", text)
     write_csv(rows, out_dir / f"{name}.csv")
-    write_atomically(out_dir / f"{name}.md", lambda path: path.write_text(markdown_table(rows), encoding="utf-8"))
+    write_text(out_dir / f"{name}.md", markdown_table(rows))
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
     """The rows as CSV at full precision, with a header; a missing value is an empty field."""
-    def write(target: Path) -> None:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) -> str:
@@ -42,7 +41,7 @@ def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) 
     """
     columns = _columns(rows)
     numeric = [column for column in columns if _numeric(rows, column)] if numeric is None else numeric
-    cells = [[_cell(row.get(column)).replace("|", "\\|") for column in columns] for row in rows]
+    cells = [[" ".join(_cell(row.get(column)).replace("|", "\\|").split()) for column in columns] for row in rows]
     rule = ["---:" if column in numeric else "---" for column in columns]
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *cells]) + "\n"
 
