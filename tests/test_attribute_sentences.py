@@ -167,7 +167,7 @@ def test_what_is_there_is_never_lost(files, capsys):
     assert attributes_in(files / "out") == {"Ada Stone": ADA, "Ben Wood": BEN}
     assert read_people(files / "out" / "people.csv")["Ada Stone"].group == "test"
     assert len(list((files / "out" / "answers").iterdir())) == 2
-    (files / "reply.txt").write_bytes(b"\xff\xfe")
+    (files / "reply.txt").write_bytes(b"\xff\xfa")
     assert "not UTF-8" in sentence(capsys, "--answers", "reply.txt")
     (files / "out" / "people.csv").write_text("name,group\n")
     assert "no attributes" in sentence(capsys, "--answers", "names.txt")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ldm.data.captions import caption_images
-from ldm.data.identities import identity_images, read_people
+from ldm.data.identities import Person, identity_images, read_people
 from ldm.data.images import ImageSource, load_image
 from ldm.data.templates import fill, read_templates
 from ldm.util import UserError
@@ -189,9 +189,28 @@ def test_two_people_with_one_file_stem_are_kept_apart(tmp_path, people):
     assert image.name == "Ada Stone" and load_image(image.source, 8)[0].min() == 1
 
 
+@pytest.mark.parametrize(("row", "message"), [
+    ("Ada,train,A female White singer, long face, brown eyes\n", "line 2, has 5 fields where the header has 3"),
+    ('Ada,train,"A female singer\nBo,test,"A male actor"\nCy,train,A cook\n', "line 2, is no valid CSV"),
+    ('Ada,train,"A female singer\nBo,test,A male actor"\n', "line 2, has a text that runs over lines"),
+    ("Ada,train\n", "line 2, has 2 fields"), ("Ada,tarin,A chef\n", "line 2, puts 'Ada' into the group 'tarin'")])
+def test_a_row_of_people_that_is_not_whole_is_refused_with_its_line(tmp_path, row, message):
+    (tmp_path / "people.csv").write_text("name,group,attributes\n" + row)
+    with pytest.raises(UserError, match=message):
+        read_people(tmp_path / "people.csv")
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfName;Group;Attributes;\r\nAda;Train;A chef, tall;\r\n;;;\r\n",
+                                     "name\tgroup\tattributes\nAda\ttrain\tA chef, tall\n".encode("utf-16"),
+                                     b'name, group, attributes\rAda , train, "A chef, tall"\r'])
+def test_a_list_of_people_is_read_as_spreadsheets_write_it(tmp_path, content):
+    (tmp_path / "people.csv").write_bytes(content)
+    assert read_people(tmp_path / "people.csv") == {"Ada": Person("Ada", "train", "A chef, tall")}
+
+
 @pytest.mark.parametrize("content", [b"name,group,attributes\nZo\xeb,train,A chef\n",
                                      b'name,group,attributes\nAda,train,"' + b"x" * 200_000 + b'"\n'])
 def test_a_list_of_people_that_is_no_text_is_refused(tmp_path, content):
     (tmp_path / "people.csv").write_bytes(content)
-    with pytest.raises(UserError, match="people.csv is n"):
+    with pytest.raises(UserError, match="people.csv(, line 2,)? is n"):
         read_people(tmp_path / "people.csv")

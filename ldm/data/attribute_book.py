@@ -12,6 +12,7 @@ from ldm.data.attribute_sentences import FORM, REQUEST, parse_answer, request_fo
 from ldm.data.identities import Person, read_people, write_people
 from ldm.names import NameList
 from ldm.run_folder import write_json
+from ldm.text_files import read_text
 from ldm.util import UserError, write_atomically
 
 
@@ -61,10 +62,7 @@ class AttributeBook:
             UserError: a file is no UTF-8 text.
         """
         for path in paths:
-            try:
-                self.take(path.read_text(encoding="utf-8-sig"), pasted_from=str(path))
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+            self.take(read_text(path), pasted_from=str(path))
 
     def take(self, answer: str, **made_by: Any) -> None:
         """Keeps an answer, adds its good lines to the list, and its faulty ones to the complaints."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ldm.names import NameList, normal_form
+from ldm.text_files import read_lines
 from ldm.util import UserError
 
 FORM = "A [gender] [race] [occupation], [facial attributes]."
@@ -113,12 +114,7 @@ def read_names(path: Path) -> tuple[list[str], int]:
     Raises:
         UserError: no UTF-8 text, or no name.
     """
-    try:
-        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8, one name a line") from error
-    lines = [" ".join(line.split()) for line in text.split("\n")]
-    names = [line for line in lines if line and not line.startswith("#")]
+    names = [unicodedata.normalize("NFC", line) for line in read_lines(path, ("name", "names"))]
     if not names:
         raise UserError(f"{path} holds no name; write one a line")
     first: dict[str, str] = {}  # normal form -> the first spelling

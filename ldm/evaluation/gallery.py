@@ -6,8 +6,6 @@ the person has others. All of them are listed. Folders: <name>/*.jpg at any dept
 the names of its identity_meta.csv, and what dataset_generation.py faces or test_id.py have drawn.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +23,8 @@ from ldm.image_files import ImageSource, image_files
 from ldm.left_out import LeftOut, Report, besides
 from ldm.names import NameList, normal_form
 from ldm.pictures import picture_files, read_image
-from ldm.run_folder import safe_name, versions, write_json
+from ldm.run_folder import safe_name, versions, write_arrays, write_json
+from ldm.text_files import first_of, read_text, rows_of
 from ldm.util import UserError, write_atomically
 
 WITH_FACE = ("face", "several faces", "unlike the others")  # what may be seen in a photo, beside "no face" and "unreadable"
@@ -60,6 +59,8 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
         name = known.find(path.name) or known.find(name) or name
         if path == folder:
             raise UserError(f"nothing says whom {file} shows; put it into a sub-folder with the person's name")
+        if not name.isprintable():  # half characters among them
+            raise UserError(f"the folder {str(path)!a} has a name that is no UTF-8 or holds control characters; rename it")
         if (other := first.setdefault(normal_form(name), path)) != path:
             raise UserError(f"{other} and {path} are both called '{name}', and may show two people; rename or merge them")
         people[name] = path
@@ -70,12 +71,14 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
 
 def read_classes(path: Path) -> dict[str, str]:
     """Folder -> name, from VGGFace2's identity_meta.csv (columns Class_ID and Name); UserError if it is none."""
+    found = {}
     try:
-        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), skipinitialspace=True)
-        return {row["Class_ID"].strip(): row["Name"].strip().replace("_", " ") for row in rows}
-    except (KeyError, AttributeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no table of classes ({type(error).__name__}: {error}); give VGGFace2's identity_meta.csv, with the "
-                        "columns Class_ID and Name") from error
+        for line, fields in rows_of(read_text(path), path, ("class_id", "name")):
+            folder, name = (first_of(fields, (column,), f"{path}, line {line},") for column in ("class_id", "name"))
+            found[folder] = name.replace("_", " ")
+    except UserError as error:
+        raise UserError(f"{error}; give a table such as VGGFace2's identity_meta.csv, with the columns Class_ID and Name") from None
+    return found
 
 
 def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Path, *, max_photos: int | None = None,
@@ -124,7 +127,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
     if not any(row["with_face"] for row in rows):
         raise UserError(f"no face was found in any of the {len(table)} photos, see {out_dir / 'gallery.csv'}; give photos of faces, or "
                         "another --det_size")
-    write_atomically(out_dir / "gallery.npz", lambda path: np.savez(path, **gallery))
+    write_arrays(out_dir / "gallery.npz", gallery)
     about = {"recogniser": recogniser, "drawn_with": _manifest_of(photos), "people": rows, "not_in_people": _strangers(rows, names)}
     write_json(out_dir / "gallery.json", about | {"arguments": dict(arguments or {}), "versions": versions()})
     return rows
