@@ -24,6 +24,7 @@ from ldm.paper.cells import Cell, read_cells
 from ldm.paper.rows import COLUMNS, read_table
 from ldm.paper.tables import Rows, in_words
 from ldm.pictures import read_image, write_image
+from ldm.util import UserError
 
 inputs, stand_ins = test_test_fid_clip_score.inputs, test_test_fid_clip_score.stand_ins  # fixtures
 BASE = {"name": "base", "x": 0, "published": {"CLIP": 0.3}}
@@ -256,7 +257,7 @@ def test_a_killed_run_goes_on(whole, command, asked, tmp_path, monkeypatch):
 
 def test_a_training_that_fails_ends_with_a_sentence_and_nothing_is_written(command, tmp_path, monkeypatch, capsys):
     def fails(*_) -> None:
-        raise ldm.pictures.UserError("the training ended with status 2; correct that")
+        raise UserError("the training ended with status 2; correct that")
 
     monkeypatch.setattr(trainings, "run_script", fails)
     assert "the training ended with status 2" in refusal(capsys, paper.main, command(tmp_path / "out", [OURS]))

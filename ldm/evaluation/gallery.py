@@ -7,6 +7,7 @@ the names of its identity_meta.csv, and what dataset_generation.py faces or test
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
         name = known.find(path.name) or known.find(name) or name
         if path == folder:
             raise UserError(f"nothing says whom {file} shows; put it into a sub-folder with the person's name")
-        if not name.isprintable():  # half characters among them
+        if re.search("[\x00-\x1f\ud800-\udfff]", name):
             raise UserError(f"the folder {str(path)!a} has a name that is no UTF-8 or holds control characters; rename it")
         if (other := first.setdefault(normal_form(name), path)) != path:
             raise UserError(f"{other} and {path} are both called '{name}', and may show two people; rename or merge them")
