@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, write_text
 
 Report = Callable[[str, str], None]  # takes a reason and a sentence
 
@@ -42,7 +42,7 @@ class LeftOut:
         writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", errors="replace"))
+        write_text(path, text.getvalue())
 
     def announce(self, out_dir: Path) -> None:
         """Print the counts and the first sentence in one line and write left_out.csv; without rows, remove that of an earlier run."""

@@ -380,3 +380,35 @@ def test_other_filters_are_refused_for_a_folder_that_is_there(tmp_path, capsys):
 def test_the_output_is_never_its_own_input(tmp_path, capsys):
     folder = captioned(tmp_path / "in", a="a")
     assert "lies in --images" in sentence(capsys, folder, folder / "out")
+
+
+@pytest.mark.parametrize(("name", "table"), [
+    ("c.csv", 'file_name,text\n00000.png,zero\n00001.png,"one, too"\n00002.png,two, lost\n00003.png,"a\nb"\n'),
+    ("c.tsv", "text\tfile_name\nzero\t00000.png\none, too\t00001.png\ntwo\tlost\t00002.png\n\"a\nb\"\t00003.png\n"),
+    ("c.txt", "file_name;caption\n00000.png;zero\n00001.png;one, too\n00002.png;two; lost\n00003.png;\"a\nb\"\n"),
+    ("c.jsonl", '{"file_name": "00000.png", "text": ["zero", "0"]}\n{"file_name": "00001.png", "text": "one, too"}\n'
+                '{"file_name": "00002.png", "text": "half \\ud83d"}\n{"file_name": "00003.png", "text": "a\\nb"}\n')])
+def test_a_table_of_captions_is_read_by_its_columns_and_shifts_nothing(tmp_path, name, table):
+    for number in range(4):
+        picture(tmp_path / f"in/{number:05d}.png", color=50 * number)
+    (tmp_path / name).write_text(table, encoding="utf-8")
+    kept, left_out = make(tmp_path / "in", tmp_path / "out", "--captions", tmp_path / name)
+    assert set(kept) == {"zero", "one, too", "a\nb"} and load_image(kept["one, too"].source, 8)[0].mean() == pytest.approx(50 / 127.5 - 1)
+    assert left_out["unreadable metadata"] == 1 and left_out["not in the captions"] == 1
+
+
+def test_a_header_is_no_caption_of_the_first_picture_and_half_a_character_stops_nothing(tmp_path):
+    for number in (1, 2):
+        picture(tmp_path / f"in/{number}.png", color=100 * number)
+    (tmp_path / "lines.txt").write_text("caption\none\ntwo\n")
+    kept, _ = make(tmp_path / "in", tmp_path / "lines", "--captions", tmp_path / "lines.txt")
+    assert load_image(kept["one"].source, 8)[0].mean() == pytest.approx(100 / 127.5 - 1, abs=0.01)
+    captions = coco(tmp_path, {"images": [{"id": number, "file_name": f"{number}.png"} for number in (1, 2)], "annotations": [
+        {"id": 1, "image_id": 1, "caption": "half \ud83d a face"}, {"id": 2, "image_id": 2, "caption": "whole"}]})
+    assert make(tmp_path / "in", tmp_path / "coco", "--captions", captions) == (
+        {"whole": kept_one(tmp_path / "coco")}, {"unreadable metadata": 1, "no caption": 1})
+
+
+def kept_one(folder):
+    (image,) = caption_images(folder)
+    return image

@@ -11,7 +11,7 @@ from ldm.data.images import ImageSource, Record, read_collection
 from ldm.left_out import TEST_GROUP, LeftOut, Report
 from ldm.names import NameList, normal_form
 from ldm.text_files import read_text, rows_of
-from ldm.util import UserError, warn, write_atomically
+from ldm.util import UserError, warn, write_text
 
 GROUPS = ("train", "test")
 
@@ -66,7 +66,7 @@ def write_people(people: Mapping[str, Person], path: str | Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", "group", "attributes"])
     writer.writerows([person.name, person.group, person.attributes] for person in people.values())
-    write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(path, text.getvalue())
 
 
 def identity_images(folder: str | Path, people: dict[str, Person], report: Report | None = None) -> list[IdentityImage]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
 from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report, besides
 from ldm.text_files import decoded, rows_of, texts_of
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, write_text
 
 Fields = dict[str, str]
 
@@ -110,7 +110,7 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
 def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """metadata.jsonl of a folder, a row a picture: file_name, relative to the folder, and what is said about the picture."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(Path(folder) / "metadata.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(Path(folder) / "metadata.jsonl", text)
 
 
 def _side_files(path: Path, report: Report) -> Fields | None:

@@ -21,7 +21,7 @@ from ldm.paper.identity import unfinished_batches
 from ldm.pictures import ImageWriter
 from ldm.run_folder import RunFolder
 from ldm.sharing import Devices, in_rounds
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, write_text
 
 REDRAW = 1_000_000  # between the sample numbers of one picture's attempts
 
@@ -154,7 +154,7 @@ def _read_log(log: Path) -> dict[Portrait, list[dict[str, Any]]]:
     attempts: dict[Portrait, list[dict[str, Any]]] = {}
     *lines, rest = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else [""]  # cut within a letter
     if rest:
-        write_atomically(log, lambda path: path.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
+        write_text(log, "".join(line + "\n" for line in lines))
     for line in lines:
         drawn = json.loads(line)
         portrait = drawn["name"], drawn["number"]

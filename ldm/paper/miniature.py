@@ -25,7 +25,7 @@ from ldm.paper.drift import drift_rows
 from ldm.paper.identity import Drawing, Prefix, identity_rows
 from ldm.paper.training_report import PORTRAIT
 from ldm.sharing import OneDevice
-from ldm.util import write_atomically
+from ldm.util import write_text
 
 SAMPLES, DDIM_STEPS, BATCH_SIZE = 4, 20, 16
 
@@ -67,7 +67,7 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
 def write_card(data_dir: Path, config: Path, work_dir: Path, rows: list[dict[str, Any]], *, scale: float) -> None:
     """README.md of the miniature: what it is, how large, how it was trained, what it reaches."""
     write_results(rows, work_dir, name="figures")
-    write_atomically(data_dir / "figures.json", lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_text(data_dir / "figures.json", json.dumps(rows, indent=1) + "\n")
     files = [*sorted(data_dir.glob("*.safetensors")), *sorted(data_dir.glob("faces/*.onnx"))]
     sizes = [{"file": str(path.relative_to(data_dir)), "MB": round(path.stat().st_size / 1e6, 2)} for path in files]
     sizes.append({"file": "together", "MB": round(sum(row["MB"] for row in sizes), 2)})
@@ -76,7 +76,7 @@ def write_card(data_dir: Path, config: Path, work_dir: Path, rows: list[dict[str
     unet = OmegaConf.load(config).model.params.unet_config.params
     text = CARD.format(scale=scale, figures=markdown_table(rows), sizes=markdown_table(sizes), stages=markdown_table(stages),
                        widths=[unet.model_channels * mult for mult in unet.channel_mult])
-    write_atomically(data_dir / "README.md", lambda path: path.write_text(text))
+    write_text(data_dir / "README.md", text)
 
 
 def _row(figure: str, measured: float, wanted: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ldm.paper.report_html import html_page
 from ldm.paper.report_markdown import markdown, markdown_numbers
 from ldm.paper.report_numbers import duration, ends, meanings, numbers, summary
 from ldm.paper.rows import slug
-from ldm.util import UserError, write_atomically
+from ldm.util import UserError, write_atomically, write_text
 
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
 VERDICTS = ("holds", "within noise", "does not hold", "not measured")
@@ -41,7 +41,7 @@ def write_report(out_dir: Path, preset: str) -> list[Path]:
     blocks = report(finished, claims, preset)
     pictures = [block for block in blocks if isinstance(block, Picture)]
     for name, text in {"report.html": html_page(blocks), "report.md": markdown(blocks)}.items():
-        _write_text(out_dir / name, text)
+        write_text(out_dir / name, text)
     for picture in pictures:
         _, data, _ = picture.encoded
         write_atomically(out_dir / picture.name, lambda path, data=data: path.write_bytes(data))
@@ -74,7 +74,7 @@ def update_readme(readme: Path, out_dir: Path) -> None:
     table2 = finished["table2"]
     said = f"Trainings: {_trainings(table2.seeds)}, with the preset {table2.preset}. {_count(claims)}".strip()
     before, behind = text.split(BEGIN)[0], text.split(END)[1]
-    _write_text(readme, "\n\n".join([f"{before}{BEGIN}", markdown_numbers(summary(table2)), said, f"{END}{behind}"]))
+    write_text(readme, "\n\n".join([f"{before}{BEGIN}", markdown_numbers(summary(table2)), said, f"{END}{behind}"]))
 
 
 def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]], preset: str) -> list[Block]:
@@ -185,9 +185,6 @@ def _refuse_unwritten(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is not there; write the report first with python -m ldm.paper report")
 
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def _copy(source: Path, path: Path) -> None:

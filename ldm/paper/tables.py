@@ -21,7 +21,7 @@ from ldm.paper.rows import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.trainings import Training, Transfer, training, transfer
 from ldm.paper.work import whole
 from ldm.run_folder import versions, write_json
-from ldm.util import write_atomically
+from ldm.util import write_atomically, write_text
 
 INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low", "clip_high")}
 
@@ -145,7 +145,7 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
     text = markdown_table(shown, numeric=list(shown[0])[1:])
     write_json(folder / f"{table.name}.json", rows)
     write_csv(rows, folder / f"{table.name}.csv")
-    write_atomically(folder / f"{table.name}.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / f"{table.name}.md", text)
     spent = sum(about["spent"].values())
     head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns),
             "kind": table.figure.get("kind")}

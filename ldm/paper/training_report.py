@@ -17,7 +17,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.before_after import BeforeAfter
 from ldm.paper.drift import drift_table
 from ldm.paper.identity import Drawing, Prefix, identity_rows, load_prefixes
-from ldm.util import write_atomically
+from ldm.util import write_atomically, write_text
 
 PORTRAIT = "A close-up portrait of {name}"
 SHOWN = 3             # people of each group, and other prompts, in the pictures
@@ -84,7 +84,7 @@ class TrainingReport:
         if self.fabric.is_global_zero and rows:
             write_results(rows, args.out_dir)
             tables = [markdown_table(part) for part in (identity, drift) if part]
-            write_atomically(args.out_dir / "results.md", lambda path: path.write_text("\n".join(tables), encoding="utf-8"))
+            write_text(args.out_dir / "results.md", "\n".join(tables))
         return rows
 
 
