@@ -9,12 +9,13 @@ import yaml
 from conftest import TINY
 from refusals import refusal
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import train
 from args.train_args import parse_train_args, train_inputs
 from ldm.apl.dry_run import duration, where_from
-from ldm.apl.estimate import Work, _work, cost_of, drawing_flops, training_flops
+from ldm.apl.estimate import Work, _work, cost_of, drawing_flops, flop_counter, training_flops
+from ldm.modules.attention import attention
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,9 +47,18 @@ def test_a_product_of_two_matrices_takes_what_it_takes():
     assert work == Work(flops=2 * 4 * 8 * 2 / 2, peak=4 * (4 * 2 + 1))
 
 
+@pytest.mark.parametrize(("dtype", "backend"), [
+    (torch.float32, SDPBackend.MATH), (torch.float32, SDPBackend.FLASH_ATTENTION), (torch.bfloat16, SDPBackend.MATH)])
+def test_attention_takes_two_products_and_its_gradient_four_whichever_kernel_computes_it(dtype, backend):
+    query, key, value = (torch.ones(2, 3, rows, 16, dtype=dtype, requires_grad=True) for rows in (5, 7, 7))
+    with flop_counter() as flops, sdpa_kernel(backend):
+        attention(query, key, value).sum().backward()
+    assert flops.get_total_flops() == (2 + 4) * 2 * (2 * 3 * 5 * 16 * 7)
+
+
 def test_what_the_fake_model_counts_the_real_one_does(tiny_model, tiny_cost):
     cost = tiny_cost(batch_size=2, precision="fp32")
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+    with torch.no_grad(), flop_counter() as flops:
         tiny_model.apply_model(torch.zeros(3, 4, 4, 4), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 77, 32))
     assert cost.frozen.flops == flops.get_total_flops() / 3
     assert cost.weights == sum(4 * weight.numel() for weight in tiny_model.parameters())

@@ -3,11 +3,13 @@
 Model and tensors are fakes, which have shapes and lifetimes and no numbers; operations and bytes are counted on them.
 """
 
+import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -118,7 +120,7 @@ def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device
     hidden, embedding, context = (torch.randn(batch_size, *shape, device=device, dtype=DTYPES[precision]) for shape in (
         (channels, side, side), (unet.time_embed[0].out_features,), model.cond_stage_model.context_shape))
     seconds = []
-    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+    with torch.no_grad(), flop_counter() as flops:
         for _ in range(5):
             start = time.perf_counter()
             block(hidden, embedding, context).sum().item()  # .item() waits for the device
@@ -126,9 +128,22 @@ def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device
     return flops.get_total_flops() / len(seconds) / min(seconds)
 
 
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, with the attention of the CPU, which some versions leave out; the same operations whichever kernel computes it."""
+    def forward(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+        return 4 * math.prod(query) * key[-2]  # q k^T and its product with v; (B, heads, n, d) and (B, heads, k, d)
+
+    def backward(_: Sequence[int], query: Sequence[int], key: Sequence[int], *__: Any, **___: Any) -> int:
+        return 2 * forward(query, key)  # as of every product of two matrices
+
+    aten = torch.ops.aten
+    return FlopCounterMode(display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: forward,
+                                                          aten._scaled_dot_product_flash_attention_for_cpu_backward: backward})
+
+
 def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:
     """Of a run on `count` samples or pictures."""
-    with FlopCounterMode(display=False) as flops:
+    with flop_counter() as flops:
         run()
     with LiveBytes(model) as live:  # on its own, for the other counter keeps tensors alive
         run()
