@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from args.paths import ROOT, found
+
 PRESETS = ROOT / "configs" / "presets"
 OUTPUTS = ("out_dir", "embeddings_dir", "target_cache", "publish")  # folders that need not be there
+WRITTEN = (*OUTPUTS, "readme", "target")  # flags whose path is the one given, whatever the repository holds; see `found`
 FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
     "ckpt_path": "put the checkpoint there or give the path of yours",
@@ -49,6 +51,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         self.exit(2, f"error: {self.prog}: {message}{self.remark}\n")
+
+    def parse_known_args(self, *given: object) -> tuple[argparse.Namespace, list[str]]:
+        """As usual, with each path that is read where it is found."""
+        args, others = super().parse_known_args(*given)
+        for flag, action in _actions(self).items():
+            if action.type is Path and flag not in WRITTEN and (path := getattr(args, flag, None)) is not None:
+                setattr(args, flag, [*map(found, path)] if isinstance(path, list) else found(path))
+        return args, others
 
 
 def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
@@ -250,7 +260,7 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
     A key "train.batch_size" is for train.py alone, and goes before "batch_size"; "esd.lr" is for train.py --train_method esd.
     The key "like" names a preset, or a YAML file beside this one, that gives all others.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    path = found(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         parser.error(f"there is no preset '{name}'; give one of {', '.join(_preset_names())}, or a YAML file")
     values = _preset_values(parser, path)
@@ -309,14 +319,8 @@ def _as_flags(action: argparse.Action, value: object) -> list[str]:
     if action.nargs == 0:  # a switch: --resume / --no-resume, or --dry_run
         switch = f"--{action.dest}" if value else f"--no-{action.dest}"
         return [switch] if switch in action.option_strings else []
-    values = [str(found(Path(one)) if action.type is Path else one)
-              for one in (value if isinstance(value, list) else [value])]
+    values = [str(one) for one in (value if isinstance(value, list) else [value])]
     return [f"--{action.dest}={values[0]}"] if action.nargs is None else [f"--{action.dest}", *values]
-
-
-def found(path: Path) -> Path:
-    """A preset's path: from the current folder, or else from the repository."""
-    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def _actions(parser: Parser) -> dict[str, argparse.Action]:

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from args.common import (
-    ROOT,
     Parser,
     add_devices_argument,
     add_preset_argument,
@@ -15,6 +14,7 @@ from args.common import (
     typed_flags,
 )
 from args.figure5_flags import FIGURE5_FLAGS, add_figure5_arguments
+from args.paths import ROOT, found
 
 CONFIGS = ROOT / "configs" / "paper"
 TABLES = {"table1": "the prefix on other models, in numbers", "figure1": "what the prefix does, in pictures",
@@ -45,7 +45,8 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"'{alone[0]}' stands alone; leave out {' '.join(word for word in args.what if word != alone[0])}")
     args.whole = alone == ["all"]
     args.task = alone[0] if alone and not args.whole else "make"
-    args.what = [*TABLES] if alone else list(dict.fromkeys(args.what))
+    asked = [str(found(word)) if word.endswith((".yaml", ".yml")) else word for word in args.what]
+    args.what = [*TABLES] if alone else list(dict.fromkeys(asked))
     for word in args.what:
         if word not in TABLES and not (word.endswith((".yaml", ".yml")) and Path(word).is_file()):
             parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OTHERS])}, or a YAML file such as "

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from yaml import YAMLError
 
+from args.paths import found
 from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.contents import file_hash
 from ldm.finite import FETCH_AGAIN, check_finite
@@ -85,6 +86,8 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     Raises:
         UserError: a file is missing, damaged, of another architecture, or incomplete, or a weight is not finite.
     """
+    config_path, ckpt_path, vae_path, edited_weights = (
+        None if path is None else found(path) for path in (config_path, ckpt_path, vae_path, edited_weights))
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)

@@ -42,7 +42,8 @@ ONLY_VALUE: dict[str, Any] = {
     "per_image_tokens": False, "progressive_words": False,
 }
 
-PATIENCE = 3.0  # seconds in which the first process of a run has said what is wrong, if it has met with the same mistake
+WORD = "APL_WORD"  # environment variable of the processes of a run: the pipe that holds one byte, the right to say why the run ends
+PATIENCE = 3.0     # seconds in which a process that knows more has said why the run ends
 
 
 class UserError(ValueError):
@@ -179,15 +180,26 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda target: target.write_bytes(text.encode("utf-8", errors="backslashreplace")))
 
 
+def take_word() -> None:
+    """Returns in the one process of a run that says why it ends; in any other it blocks until the starter of the run ends the process.
+
+    torchrun and SLURM end the processes that they start; there, those with LOCAL_RANK 1 or more leave them PATIENCE to do so.
+    """
+    if WORD in os.environ:
+        if not os.read(int(os.environ[WORD]), 1):  # the starter, which alone could write, has ended
+            os._exit(2)
+    elif os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+
+
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
 
-    A process with LOCAL_RANK 1 or more ends with the first one, and speaks only if that has not ended.
+    One process of a run says it, see `take_word`.
     """
     def say(sentence: str) -> None:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(PATIENCE)
-        print(sentence, file=sys.stderr)
+        take_word()
+        print(sentence, file=sys.stderr, flush=True)
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -165,3 +165,25 @@ def test_a_mistake_ends_both_processes_with_one_sentence(command, inputs, tmp_pa
     status, said = finish(start(argv))
     assert status == 2 and len(sentences(said)) == 1 and "Traceback" not in said, said
     assert f"{broken[0] + 1}.png cannot be read" in said
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_one_of_three_processes_with_the_same_mistake_speaks_however_slow_it_is(tmp_path, first):
+    code = ("import builtins, os, time, types\n"
+            "from ldm.apl.workers import end_with_starter, start_workers\n"
+            "from ldm.util import UserError, exit_with_sentence\n"
+            "def slow(*words, print=print, **options): time.sleep(1); print(*words, **options)\n"
+            "@exit_with_sentence\n"
+            "def main():\n"
+            "    end_with_starter()\n"
+            "    rank = int(os.environ.get('LOCAL_RANK', 0))\n"
+            "    start_workers(types.SimpleNamespace(creates_processes_externally=rank > 0, main_address='', main_port=0), 3)\n"
+            "    open(f'here-{rank}', 'w').close()\n"
+            "    while len([name for name in os.listdir() if name.startswith('here-')]) < 3: time.sleep(0.01)\n"
+            f"    time.sleep(0.2 * (rank != {first}))\n"
+            "    builtins.print = slow\n"
+            "    raise UserError(f'the mistake, met by {rank}')\n"
+            "main()")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=test_train_script.environment() | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and len(sentences(done.stderr)) == 1 and "Traceback" not in done.stderr, done.stderr

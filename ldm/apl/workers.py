@@ -12,23 +12,24 @@ import time
 from types import TracebackType
 
 from ldm.fabric import ClusterEnvironment
-from ldm.util import PATIENCE
+from ldm.util import PATIENCE, WORD, take_word
 
 STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that a command has started: the number of the command's
 LOOK_EVERY = 0.5               # seconds
-HAVE_SPOKEN = (2, 130)         # statuses of a process that has said itself why it ends, see `exit_with_sentence`
+HAVE_SPOKEN = (2, 130)         # statuses of a process that had the word and has said why it ends, see `exit_with_sentence`
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
-
-_ending = threading.Lock()  # taken by the first thread that ends the run
 
 
 def start_workers(environment: ClusterEnvironment, devices: int) -> None:
     """Starts this command again for each further device of this machine, unless torchrun or SLURM have, and watches over the run."""
     sys.excepthook = _without_traceback
     if not environment.creates_processes_externally:
-        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port), "LOCAL_RANK": "0"}
+        word, written = os.pipe()  # the workers inherit the end to read alone, and meet its end when this process has ended
+        os.write(written, b"!")
+        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port), "LOCAL_RANK": "0",
+                       WORD: str(word)}
         own = os.environ | {STARTED_BY: str(os.getpid())}
-        workers = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own | {"LOCAL_RANK": str(rank)})
+        workers = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own | {"LOCAL_RANK": str(rank)}, pass_fds=[word])
                    for rank in range(1, devices)]
         for number in range(len(workers)):
             threading.Thread(target=_end_with_worker, args=(workers, number), daemon=True).start()
@@ -43,9 +44,10 @@ def end_with_starter() -> None:
 def _end_with_worker(workers: list[subprocess.Popen], number: int) -> None:
     """Ends this process and the other workers when a worker ends with another status than 0."""
     status = workers[number].wait()
-    if status == 0 or not _ending.acquire(blocking=False):
+    if status == 0:
         return
     if status not in HAVE_SPOKEN:
+        take_word()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         _say(f"process {number + 2} of the {len(workers) + 1} on this machine {how}")
     for worker in workers:
@@ -68,8 +70,8 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
         sys.__excepthook__(kind, error, trace)
         return
     time.sleep(PATIENCE)
-    if _ending.acquire(blocking=False):
-        _say("the connection to another process was lost")
+    take_word()
+    _say("the connection to another process was lost")
     sys.stdout.flush()
     os._exit(2)
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from args.paths import found
 from ldm.containers import SAFETENSORS, ZIP, container_of, damaged, named_by_content
 from ldm.finite import check_finite, is_finite
 from ldm.modules.file_kinds import PREFIX, describe
@@ -49,7 +50,7 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
     Raises:
         UserError: no such file, not an embedding, damaged, or a pickle that asks for more than tensors.
     """
-    path = Path(path)
+    path = found(path)
     container = container_of(path, "embedding file", "give a .pt, .bin or .safetensors file of learned vectors")
     try:
         content, metadata = _read_safetensors(path) if container == SAFETENSORS else (_read_pickle(path, container), {})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from args.common import ROOT
+from args.paths import ROOT
 from ldm.evaluation.id_acc import Row, bootstrap_interval, id_acc, identity_scores
 from ldm.evaluation.tables import write_csv
 from ldm.paper.attacks import WITHOUT, Attack, AttackPlan, attacks

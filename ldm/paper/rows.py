@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from args.common import found
+from args.paths import found
 from args.transfer_args import ROUTES
 from ldm.util import UserError, first_line
 
@@ -145,7 +145,7 @@ def _row(path: Path, values: Mapping[str, Any], preset: str) -> TableRow:
         raise UserError(f"{place}: the published value '{unknown[0]}: {published[unknown[0]]}' has no place; give a number for one of "
                         f"{_quoted(COLUMNS)}")
     if "result" in row:
-        row["result"] = found(Path(row["result"]))
+        row["result"] = found(row["result"])
         if not row["result"].is_file():
             raise UserError(f"{place}: the result {values['result']} is not there; correct the path, or give 'train' in its place")
     return TableRow(**{key: value for key, value in row.items() if key != "only"} | {

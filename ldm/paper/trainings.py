@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from args.common import ROOT, as_flags
+from args.common import as_flags
+from args.paths import ROOT
 from args.train_args import build_parser, parse_train_args
 from args.train_methods import APL
 from ldm.apl.workers import STARTED_BY
