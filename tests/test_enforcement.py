@@ -300,7 +300,7 @@ def test_threads_that_are_in_one_text_encoder_at_once(sd, prompt):
     prompt.attach(sd)
     pipelines = [sd, other, third]
     expected = [encode(pipeline, NAME, "blurry") for pipeline in pipelines]
-    together = threading.Barrier(len(pipelines), timeout=20)
+    together = threading.Barrier(len(pipelines), timeout=300)
     handle = sd.text_encoder.embeddings.register_forward_pre_hook(lambda *_: [together.wait()] and None)  # each encoding waits for all
     found = [[] for _ in pipelines]
     threads = [threading.Thread(target=lambda i=i: [found[i].append(encode(pipelines[i], NAME, "blurry")) for _ in range(5)])

@@ -213,7 +213,7 @@ def test_a_stop_by_the_user_ends_the_script(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainings.subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_script(["-c", "import time; time.sleep(60)"], tmp_path / "train.log", Place("cpu"), "the training")
+        run_script(["-c", "import time; time.sleep(600)"], tmp_path / "train.log", Place("cpu"), "the training")
     assert started[0].returncode == -15
 
 
@@ -232,11 +232,11 @@ class Interrupted:
 
 def test_a_process_ends_with_the_one_that_started_it():
     code = ("import sys, time; sys.modules['ldm.fabric'] = type('Quick', (), {'ClusterEnvironment': None}); "  # its import takes seconds
-            "from ldm.apl.workers import end_with_starter; end_with_starter(); print('here', flush=True); time.sleep(60)")
+            "from ldm.apl.workers import end_with_starter; end_with_starter(); print('here', flush=True); time.sleep(600)")
     starter = subprocess.Popen([sys.executable, "-c", (
         "import os, subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {code!r}], env=os.environ | {{{STARTED_BY!r}: str(os.getpid())}})\ntime.sleep(60)")],
+        f"subprocess.Popen([sys.executable, '-c', {code!r}], env=os.environ | {{{STARTED_BY!r}: str(os.getpid())}})\ntime.sleep(600)")],
         cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert starter.stdout.readline() == "here\n"
     starter.kill()
-    starter.communicate(timeout=30)  # ends when nobody can write there any more
+    starter.communicate(timeout=300)  # ends when nobody can write there any more

@@ -139,7 +139,7 @@ def test_a_claim_is_touched_while_the_work_lasts(tmp_path, monkeypatch):
     with claimed(tmp_path):
         os.utime(tmp_path / CLAIM, times=(0, 0))
         began = time.monotonic()
-        while (tmp_path / CLAIM).stat().st_mtime == 0 and time.monotonic() < began + 5:
+        while (tmp_path / CLAIM).stat().st_mtime == 0 and time.monotonic() < began + 120:
             time.sleep(0.01)
         assert holder(tmp_path) == HERE
 
