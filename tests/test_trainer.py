@@ -120,7 +120,7 @@ def test_a_damaged_state_is_refused(tmp_path):
 def test_the_loss_falls_on_a_few_samples(fabric, tiny_model, pictures, tmp_path):
     train(fabric, tiny_model, pictures, tmp_path, iterations=60, lr=0.05, log_every=15, save_every=60)
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]  # each version of torch draws other random weights for the model; 0.55 and 0.74 were seen
 
 
 def test_the_log_tells_both_losses_apart(fabric, tiny_model, pictures, tmp_path):
