@@ -113,7 +113,13 @@ def test_two_processes_train_one_prefix(command, tmp_path):
     two, one = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("two", "one"))
     assert [row["prompts" if "mse" in row else "group"] for row in two] == ["train", "test", "train", "test", *["prompts"] * 3]
     two, one = ([row for row in rows if "none" in row["prefix"]] for rows in (two, one))
-    assert two == [pytest.approx(row, rel=1e-6) for row in one]  # the last bit of a mean differs with torch 2.6
+    assert [{key: round_(value) for key, value in row.items()} for row in two] == [
+        {key: round_(value) for key, value in row.items()} for row in one]
+
+
+def round_(value):
+    """Six digits of a number: with torch 2.6 the last bit of a mean differs."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def run(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_so_is_another_content_of_a_file_in_a_list(tmp_path):
     before = folder_of(train_method="uce", preserve_prompts=[str(preserved)])
     preserved.write_text("a blue boat\n")
     assert folder_of(train_method="uce", preserve_prompts=[str(preserved)]) != before
+
+
+def test_a_folder_counts_by_what_is_in_it_and_not_by_where_it_is(preset, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a.png").write_bytes(b"a")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    one, other = (preset(name, identity_images=tmp_path / name) for name in ("one", "other"))
+    assert folder_of(one).name[-8:] == folder_of(other).name[-8:]
+    before = folder_of(one)
+    (tmp_path / "one/a.png").write_bytes(b"b")
+    trainings._content_of.cache_clear()
+    assert folder_of(one) != before
 
 
 def test_a_preset_among_the_flags_takes_the_place_of_the_commands(preset):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from args.paths import ROOT
 from args.train_args import build_parser, parse_train_args
 from args.train_methods import APL
 from ldm.apl.workers import STARTED_BY
-from ldm.loading import file_hash
+from ldm.contents import digest, file_hash, hashes_of
+from ldm.image_files import ImageSource, files_below
+from ldm.left_out import LeftOut
 from ldm.paper.rows import slug
 from ldm.run_folder import read_json
 from ldm.util import UserError
@@ -165,24 +167,29 @@ def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> 
 
 
 def digest_of(flags: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits that stand for resolved flags, and for the content of the files among them.
-
-    Folders enter by their paths, which are the same whatever folder the command is run in.
-    """
+    """8 hexadecimal digits that stand for resolved flags, and for the content of the files and folders among them."""
     known = {flag: str(_known(value)) for flag, value in flags.items()}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _known(value: Any) -> Any:
-    """A file by its hash, a folder as it is seen from the repository (outside of that by its whole path), each of a list; else itself."""
+    """A file or folder by its content, each of a list; what is not there by its path, seen from the repository; else itself."""
     if isinstance(value, list):
         return [*map(_known, value)]
     if not isinstance(value, Path):
         return value
     if value.is_file():
         return file_hash(value)
+    if value.is_dir():
+        return _content_of(value)
     path = Path(os.path.abspath(value))
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+@cache  # once per command, whose rows have the same folders
+def _content_of(folder: Path) -> str:
+    files = files_below(folder, LeftOut())
+    return digest([path.relative_to(folder).as_posix() for path in files], hashes_of(map(ImageSource, files)))
 
 
 def places(devices: str) -> list[Place]:
