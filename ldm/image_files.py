@@ -151,8 +151,8 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
     Symbolic links are followed. Each folder is read once, under its own name if that lies below `folder` too.
 
     Args:
-        report: is told of hidden files and folders that hold images, of folders met twice, of folders that cannot be read, and of links to
-            nowhere. A link to nowhere that is called as an image counts as a file: who reads it names it.
+        report: is told of hidden files and folders that hold images, of folders met twice, of folders that cannot be read, of pipes, and of
+            links to nowhere. A link to nowhere that is called as an image counts as a file: who reads it names it.
     """
     found: list[Path] = []
     seen: dict[str, Path] = {}
@@ -175,6 +175,8 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
                 (folders.append if os.path.islink(path) else folders.appendleft)(path)  # links last
             elif os.path.islink(path) and not os.path.exists(path) and path.suffix.lower() not in image_suffixes():
                 report("link to nowhere", f"{path} is a link to {os.readlink(path)}, which is not there; restore that or remove the link")
+            elif os.path.exists(path) and not os.path.isfile(path):
+                report("no file", f"{path} is a pipe, a socket or a device instead of a file; remove it, or store a file in its place")
             else:
                 found.append(path)
     return sorted(found, key=natural_order)

@@ -11,9 +11,9 @@ from ldm.util import UserError, write_text
 
 Report = Callable[[str, str], None]  # takes a reason and a sentence
 
-HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, NO_CAPTION, NO_FID, TEST_GROUP = HARMLESS = (
+HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, NO_CAPTION, NO_FID, TEST_GROUP, NO_IMAGE = HARMLESS = (
     "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions", "no caption",
-    "no FID", "of the test group")
+    "no FID", "of the test group", "text of no image")
 
 
 @dataclass

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 from ldm.util import UserError, first_line
 
 TABLES = (".csv", ".tsv", ".jsonl")
-DELIMITERS = ",\t;"  # Excel writes all three into .csv
+DELIMITERS = ",\t;|"  # Excel writes all three into .csv
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 OTHERS = {b"PK\x03\x04": "a zip file or an Excel workbook", b"\x1f\x8b": "compressed", b"%PDF": "a PDF",
-          b"\xd0\xcf\x11\xe0": "an Excel workbook"}
+          b"\xd0\xcf\x11\xe0": "an Excel workbook", b"version https://git-lfs": "a Git LFS pointer"}
+PAGE = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold
+NUMBER_OR_FILE = re.compile(r"(\d+|[^\s,;|\t]+\.\w{2,5}(#\d+)?)\s*[,;|\t]|[^\s:]+\.(jpe?g|png|webp)\s*:", re.IGNORECASE)
 LIKE_A_ROW = re.compile(r"[^\s,;\t]+\.\w{2,5}\s*[,;\t]")  # begins with a file name
 
 OnError = Callable[[str], None]  # takes a sentence; where it returns, the row is left out
@@ -44,7 +46,7 @@ def decoded(content: bytes, where: object) -> str:
     Raises:
         UserError: it is something else.
     """
-    kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), None)
+    kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), "an HTML page" if PAGE.match(content) else None)
     if kind is not None:
         raise UserError(f"{where} is {kind} instead of text; save it as text in UTF-8, a table as CSV")
     encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
@@ -54,7 +56,7 @@ def decoded(content: bytes, where: object) -> str:
         raise UserError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     if "\0" in text:
         raise UserError(f"{where} is no text, for it holds zero bytes; save it as text in UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")  # files that were joined have several marks
 
 
 def read_text(path: str | Path) -> str:
@@ -70,26 +72,59 @@ def read_lines(path: str | Path, columns: Sequence[str] = ()) -> list[str]:
 def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
     """The lines that are not empty, with single spaces; of a table, by suffix or header, the first of `columns` that each row has.
 
+    A JSON list of texts, or of objects with one of the columns, is read too.
+
     Raises:
-        UserError: a table has none of the columns, or a row has no text in them.
+        UserError: a table has none of the columns, a row has no text in them, or the lines are a table without a header.
     """
-    if Path(path).suffix.lower() in TABLES or is_table(text, columns):
+    if (entries := json_list(text)) is not None:
+        found = []
+        for number, entry in enumerate(entries, start=1):
+            where = f"{path}, entry {number},"
+            entry = {columns[0]: entry} if isinstance(entry, str) and columns else entry
+            found.append(first_of(texts_of(entry, where, columns, refuse), columns, where))
+    elif Path(path).suffix.lower() in TABLES or is_table(text, columns):
         found = [first_of(row.fields, columns, f"{path}, line {row.line},") for row in rows_of(text, path, (), columns)]
     else:
         found = text.split("\n")  # not splitlines(): U+2028 may stand inside a caption
-        found = found[1:] if found[0].strip().casefold() in columns else found
+        found = found[1:] if is_header(found[0], columns) else found
+        refuse_rows(found, path, columns)
     return [line for line in (" ".join(one.split()) for one in found) if line]
 
 
+def is_header(line: str, columns: Sequence[str]) -> bool:
+    """Whether a line is the name of a column alone, or its plural."""
+    return line.strip(" \t\"").casefold().removesuffix("s") in (name.removesuffix("s") for name in columns)
+
+
+def refuse_rows(lines: Sequence[str], path: object, columns: Sequence[str]) -> None:
+    """UserError where every line, of several, begins with a number or the name of an image: they are rows of a table without a header."""
+    lines = [line.strip() for line in lines if line.strip()]
+    if len(lines) > 1 and all(NUMBER_OR_FILE.match(line) for line in lines):
+        raise UserError(f"{path} has rows such as '{lines[0][:60]}' without a header, so nothing says where the texts are; remove what "
+                        f"stands before the texts, or write a first line that names the columns, one of them {' or '.join(columns)}")
+
+
+def json_list(text: str) -> list[Any] | None:
+    """The entries of a JSON list; None for content of another kind, such as texts that begin with a bracket."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def is_table(text: str, columns: Sequence[str]) -> bool:
-    """Whether the first line is a header of several columns with one of these, or the content is jsonl."""
+    """Whether the first line is a header of several columns with one of these, or of one in quotation marks, or the content is jsonl."""
     headers = [_names(header) for header in _headers(text)]
-    return text.lstrip().startswith('{"') or any(len(header) > 1 and set(header) & set(columns) for header in headers)
+    quoted = text.lstrip().startswith('"') and any(len(header) == 1 and header[0] in columns for header in headers)
+    return text.lstrip().startswith('{"') or quoted or any(len(header) > 1 and set(header) & set(columns) for header in headers)
 
 
 def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), optional: Sequence[str] = (), *,
             multiline: bool = False, on_error: OnError = refuse, prepare: Callable[[Any, str], Any] | None = None) -> Iterator[Row]:
-    """Rows of a table: csv with a header (between commas, semicolons or tabs), or jsonl.
+    """Rows of a table: csv with a header (between commas, semicolons, tabs or bars), or jsonl, or a JSON list of objects.
 
     Args:
         where: the file, for errors.
@@ -100,8 +135,8 @@ def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str]
         on_error: is told of each flaw with file, line and what to do.
         prepare: makes another of each JSON value of jsonl; takes value and place.
     """
-    if text.lstrip().startswith("{"):
-        yield from _jsonl(text, where, {*needed, *some, *optional}, on_error, prepare)
+    if text.lstrip().startswith("{") or json_list(text) is not None:
+        yield from _jsonl(text, where, needed, {*needed, *some, *optional}, on_error, prepare)
     else:
         yield from _csv(text, where, needed, some, optional, multiline, on_error)
 
@@ -111,30 +146,54 @@ def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnEr
     if not isinstance(entry, dict):
         on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
         return None
-    by_column = {str(key).strip().casefold(): value for key, value in entry.items()}
+    by_column: dict[str, Any] = {}
+    for key, value in entry.items():
+        column = str(key).strip().casefold()
+        if (other := by_column.setdefault(column, value)) is not value and other != value and column in columns:
+            on_error(f"{where} has '{column}' twice, in upper and lower case; rename or remove one")
+            return None
     fields = {key: str(value) for key, value in by_column.items()
               if key in columns and isinstance(value, (str, int, float)) and not isinstance(value, bool)}
-    broken = next((value for value in fields.values() if HALF_CHARACTER.search(value)), None)
+    broken = next((value for value in fields.values() if HALF_CHARACTER.search(value) or "\0" in value), None)
     if broken is not None:
-        on_error(f"{where} has half a character (a lone surrogate) in {broken!a}; correct it")
+        flaw = "half a character (a lone surrogate)" if HALF_CHARACTER.search(broken) else "a zero byte"
+        on_error(f"{where} has {flaw} in {broken!a}; correct it")
         return None
     return {key: value for key, value in fields.items() if value.strip()}
 
 
-def _jsonl(text: str, where: object, columns: Collection[str], on_error: OnError,
+def _jsonl(text: str, where: object, needed: Sequence[str], columns: Collection[str], on_error: OnError,
            prepare: Callable[[Any, str], Any] | None) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    entries = json_list(text)
+    lines = text.split("\n") if entries is None else entries
+    for number, line in enumerate(lines, start=1):
+        place = f"{where}, {'line' if entries is None else 'entry'} {number},"
+        if entries is None and not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            entry = prepare(entry, f"{where}, line {number},") if prepare else entry
+            entry = json.loads(line, object_pairs_hook=_once) if entries is None else line
+            entry = prepare(entry, place) if prepare else entry
         except (ValueError, RecursionError) as error:
-            on_error(f"{where}, line {number}, is no valid JSON ({first_line(error)}); write one object per line")
+            on_error(f"{place} is no valid JSON ({first_line(error)}); write one object per line")
             continue
-        fields = texts_of(entry, f"{where}, line {number},", columns, on_error)
-        if fields is not None:
+        fields = texts_of(entry, place, columns, on_error)
+        if fields is None:
+            continue
+        values = {str(key).strip().casefold(): value for key, value in entry.items()}
+        wrong = next((name for name in needed if not isinstance(values.get(name, []), (str, int, float, type(None)))), None)
+        if wrong is None:
             yield Row(number, fields)
+        else:
+            on_error(f"{place} has {'no' if wrong not in values else 'no text as'} '{wrong}'; correct it")
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(key for key in names if names.count(key) > 1)}' is there twice")
+    return found
 
 
 def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], optional: Sequence[str], multiline: bool,

@@ -167,3 +167,44 @@ def test_what_was_left_out_is_written_and_goes_with_its_reason(tmp_path, capsys,
     assert (tmp_path / "left_out.csv").read_text().splitlines()[1] == "hidden,a is hidden"
     LeftOut().announce(tmp_path)
     assert not (tmp_path / "left_out.csv").exists() and capsys.readouterr().out == ""
+
+
+def test_pipes_are_listed_and_never_waited_for(tmp_path, left_out):
+    png(tmp_path / "1.png")
+    for name in ("2.png", "1.txt", "metadata.csv"):
+        os.mkfifo(tmp_path / name)
+    assert [record.source.path.name for record in read_collection(tmp_path, left_out)] == ["1.png"]
+    assert reasons(left_out) == ["no file"] * 3
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("1.TXT", "a cat"), ("1.caption", "a cat"), ("1.Json", '{"caption": "a cat"}'), ("metadata.tsv", "file_name\ttext\n1.png\ta cat\n"),
+    ("Metadata.CSV", "file_name,text\n1.png,a cat\n")])
+def test_captions_count_in_any_case_of_their_suffix(tmp_path, name, text):
+    png(tmp_path / "1.png")
+    (tmp_path / name).write_text(text)
+    assert [image.caption for image in caption_images(tmp_path)] == ["a cat"]
+
+
+@pytest.mark.parametrize("name", ["1.png.txt", "one.txt", "one.caption"])
+def test_a_text_of_no_image_is_listed(tmp_path, left_out, name):
+    png(tmp_path / "1.png")
+    (tmp_path / name).write_text("a cat")
+    read_collection(tmp_path, left_out)
+    assert reasons(left_out) == ["text of no image"] and name in left_out.rows[0]["what"]
+
+
+@pytest.mark.parametrize(("name", "text", "taken"), [("1.json", '{"caption": "a dog"}', "a cat"),
+                                                     ("metadata.csv", "file_name,text\n1.png,a dog\n", "a dog")])
+def test_two_captions_in_two_files_are_counted(tmp_path, left_out, name, text, taken):
+    png(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("a cat")
+    (tmp_path / name).write_text(text)
+    assert caption_images(tmp_path, left_out)[0].caption == taken and reasons(left_out) == ["further captions"]
+
+
+def test_a_file_name_that_no_system_takes_is_missing(tmp_path, left_out):
+    png(tmp_path / "1.png")
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "{"a" * 3000}.png", "text": "x"}}\n')
+    read_collection(tmp_path, left_out)
+    assert reasons(left_out) == ["picture missing"]

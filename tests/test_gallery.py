@@ -237,3 +237,11 @@ def test_another_table_of_classes_is_refused(tmp_path, content):
     (tmp_path / "meta.csv").write_bytes(content)
     with pytest.raises(UserError, match="identity_meta.csv"):
         read_classes(tmp_path / "meta.csv")
+
+
+def test_photos_below_the_folder_of_a_person_are_that_persons(tmp_path):
+    photo(tmp_path / "Ada Stone" / "2019" / "1.png", (9, 0, 0))
+    assert person_folders(tmp_path, ["Ada Stone"]) == {"Ada Stone": tmp_path / "Ada Stone" / "2019"}
+    photo(tmp_path / "Ada Stone" / "2020" / "1.png", (9, 0, 0))
+    with pytest.raises(UserError, match="both called 'Ada Stone'"):
+        person_folders(tmp_path, ["Ada Stone"])

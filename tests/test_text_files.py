@@ -15,6 +15,7 @@ from ldm.data.attribute_sentences import read_names
 from ldm.data.benchmarks import read_benchmark
 from ldm.data.captions import caption_images
 from ldm.data.identities import read_people
+from ldm.data.templates import read_templates
 from ldm.pictures import write_image
 from ldm.text_files import read_text, rows_of
 from ldm.util import UserError
@@ -65,7 +66,7 @@ def test_a_damaged_row_is_refused_with_its_line(tmp_path, rows, words):
     (b"PK\x03\x04sheet", "an Excel workbook"), (b"\x1f\x8b\x08", "compressed"), (b"name,gr\0up", "zero bytes"), (b"n\xe4me", "not UTF-8"),
     ('{"name": "Ada",\n', "line 1, is no valid JSON"),
     ('{"name": "half \\ud83d", "group": "train", "attributes": "x"}', "line 1, has half"),
-    ('{"name": "Ada"}\n[1]\n', "puts 'Ada' into the group ''")])
+    ('{"name": "Ada"}\n[1]\n', "line 1, has no 'group'")])
 def test_what_is_no_such_table_is_named(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         read_people(written(tmp_path, "people.csv", content))
@@ -139,3 +140,56 @@ def test_names_come_from_standard_input_and_a_terminal_without_letters_is_no_rea
     done = subprocess.run(command, cwd=ROOT, input="Beyonc\u00e9 Example\n".encode(), capture_output=True, timeout=120,
                           env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and done.stdout.decode("ascii").rstrip().endswith("Beyonc\\xe9 Example")
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("<!DOCTYPE html>\n<p>404", "an HTML page"), ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+    ("1,a cat\n2,a dog\n", "without a header"), ("1.jpg\ta cat\n2.jpg\ta dog\n", "without a header"),
+    ("1.png: a cat\n2.png: a dog\n", "without a header"), ("a.jpg#0\ta cat\na.jpg#1\ta dog\n", "without a header")])
+def test_a_page_a_pointer_and_rows_without_a_header_are_no_prompts(tmp_path, content, words):
+    with pytest.raises(UserError, match=words):
+        read_benchmark([written(tmp_path, "prompts.txt", content)], None)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("prompts.txt", "Prompts\na cat\na dog\n"), ("prompts.txt", 'id|caption\n1|a cat\n2|a dog\n'),
+    ("prompts.txt", '"caption"\n"a cat"\n"a dog"\n'), ("prompts.json", '{"text": "a cat"}\n{"text": "a dog"}\n'),
+    ("prompts.json", '["a cat", "a dog"]'), ("prompts.txt", '[{"caption": "a cat"},\n {"text": "a dog"}]')])
+def test_one_column_bars_and_json_are_read_by_content(tmp_path, name, content):
+    assert read_benchmark([written(tmp_path, name, content)], None) == [("a cat", 0), ("a dog", 0)]
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ('{"name": "Ada", "name": "Bo", "group": "test", "attributes": ""}', "'name' is there twice"),
+    ('{"name": "Ada", "Name": "Bo", "group": "test", "attributes": ""}', "'name' twice"),
+    ('{"name": "Ada", "group": "test", "attribute": ""}', "line 1, has no 'attributes'"),
+    ('{"name": "Ada", "group": "test", "attributes": ["A female"]}', "no text as 'attributes'"),
+    ('{"name": "Ada\\u0000", "group": "test", "attributes": ""}', "a zero byte"), ('[{"name": "Ada"}]', "entry 1, has no 'group'")])
+def test_a_row_of_json_that_is_not_whole_is_refused(tmp_path, row, words):
+    with pytest.raises(UserError, match=words):
+        read_people(written(tmp_path, "people.jsonl", row))
+
+
+def test_people_of_a_json_list_and_of_joined_files_have_clean_names(tmp_path):
+    listed = '[{"name": "Ada\\nExample", "group": "train", "attributes": null}]'
+    joined = "\ufeff\ufeffname,group,attributes\n\ufeffAda\u00a0 Example,train,\n"
+    for content in (listed, joined):
+        assert list(read_people(written(tmp_path, "people", content))) == ["Ada Example"]
+
+
+@pytest.mark.parametrize("name", ["1. Ada Stone", "- Ada Stone", "\u2022 Ada Stone", '"Ada Stone"', "'Ada Stone',", '["Ada Stone",', "---",
+                                  "\u200b"])
+def test_a_line_that_is_no_bare_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="write the bare name"):
+        read_names(written(tmp_path, "names.txt", f"Bo Example\n{name}\n"))
+
+
+def test_names_that_look_like_marks_are_names(tmp_path):
+    names = ["50 Cent", '"Weird Al" Yankovic', "-M-", "3 Doors", "2.5 Men"]
+    assert read_names(written(tmp_path, "names.txt", "\n".join(names)))[0] == names
+    assert read_names(written(tmp_path, "names.json", '["50 Cent", "Ada"]'))[0] == ["50 Cent", "Ada"]
+
+
+@pytest.mark.parametrize("content", ["template\nan {}\n", "id,template\n1,an {}\n", '["an {}"]', "an {}"])
+def test_templates_are_lines_a_column_or_a_list(tmp_path, content):
+    assert read_templates(written(tmp_path, "templates", content)) == ["an {}"]

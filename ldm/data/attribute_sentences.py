@@ -16,6 +16,7 @@ from ldm.util import UserError
 FORM = "A [gender] [race] [occupation], [facial attributes]."
 GENDERS = ("male", "female")
 LIST_MARKS = re.compile(r"[\W_]*(\d+\s*[^\w\s][\W_]*)?")
+NO_NAME = re.compile(r"(\d+[.)]|[-*\u2022])\s|[\[{]|([\"'\u201c]).*[\"'\u201d][,;]?$|[\W_]*$")  # of a line of a list of names
 LONGEST_NAME = 120  # letters of a name at the begin of a line
 MOST_WORDS = 45  # with the prefix and a template they must fit into CLIP's 77 tokens
 
@@ -115,6 +116,9 @@ def read_names(path: Path) -> tuple[list[str], int]:
         UserError: no UTF-8 text, or no name.
     """
     names = [unicodedata.normalize("NFC", line) for line in read_lines(path, ("name", "names"))]
+    for name in names:
+        if NO_NAME.match(name):
+            raise UserError(f"{path} holds '{name}', which begins with a list mark, is quoted, or has no letter; write the bare name")
     if not names:
         raise UserError(f"{path} holds no name; write one a line")
     first: dict[str, str] = {}  # normal form -> the first spelling

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.captions import CAPTION_FIELDS
-from ldm.text_files import HALF_CHARACTER, first_of, read_text, refuse, texts_in, texts_of
+from ldm.text_files import HALF_CHARACTER, read_text, texts_in
 from ldm.util import UserError, first_line
 
 
@@ -48,6 +48,12 @@ def _prompts(path: Path) -> list[str]:
     return prompts
 
 
+def _is_jsonl(text: str) -> bool:
+    """Whether the first line is a JSON object, and there are more."""
+    first, _, rest = text.strip().partition("\n")
+    return bool(rest) and first.startswith("{") and first.rstrip().endswith("}")
+
+
 def _json(text: str, path: Path) -> list[str] | None:
     """The prompts of one JSON value; None for content of another kind, such as jsonl, or prompts that begin with a bracket."""
     is_named_so = Path(path).suffix.lower() == ".json"
@@ -56,13 +62,11 @@ def _json(text: str, path: Path) -> list[str] | None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if is_named_so:
+        if is_named_so and not _is_jsonl(text):
             raise UserError(f"{path} is no valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
         return None
     if isinstance(content, list):
-        entries = [{"text": entry} if isinstance(entry, str) else entry for entry in content]
-        return [first_of(texts_of(entry, f"{path}, entry {number},", CAPTION_FIELDS, refuse), CAPTION_FIELDS, f"{path}, entry {number},")
-                for number, entry in enumerate(entries, start=1)]
+        return None
     if not is_named_so and "annotations" not in content:
         return None  # jsonl of one line
     first: dict[Any, str] = {}

@@ -18,7 +18,7 @@ from ldm.data.captions import CAPTION_FIELDS, caption_of
 from ldm.data.images import UNREADABLE_METADATA, ImageSource, Record, read_collection, with_one_caption
 from ldm.image_files import files_below, image_suffixes
 from ldm.left_out import FURTHER_CAPTIONS, LeftOut, Report
-from ldm.text_files import HALF_CHARACTER, TABLES, is_table, read_text, rows_of
+from ldm.text_files import HALF_CHARACTER, TABLES, is_header, is_table, json_list, read_text, refuse_rows, rows_of
 from ldm.util import UserError
 
 PICTURE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables: img2dataset's three, Hugging Face's one
@@ -66,9 +66,10 @@ def _origin(folder: Path, source: ImageSource) -> str:
 def _captioned(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
     """The images that a file of captions is about, each with its caption; the kind of the file is told by its content."""
     text = read_text(captions)
-    if captions.suffix.lower() == ".json" or text.lstrip().startswith("{") and '"annotations"' in text:
+    entries = json_list(text)
+    if captions.suffix.lower() == ".json" and not entries or text.lstrip().startswith("{") and '"annotations"' in text:
         return _named(folder, captions, _coco(text, folder, captions, report), records, report)
-    if captions.suffix.lower() in TABLES or is_table(text, ("file_name",)):
+    if captions.suffix.lower() in TABLES or entries is not None or is_table(text, ("file_name",)):
         rows = rows_of(text, captions, ["file_name"], CAPTION_FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
                        prepare=partial(with_one_caption, report=report))
         images: dict[Path, list[str]] = {}
@@ -116,7 +117,8 @@ def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], recor
 def _numbered(text: str, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
     """The picture with the number n in its name belongs to line n; numbers start at 0 or at 1."""
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
-    lines = lines[1:] if lines[0].casefold() in CAPTION_FIELDS else lines  # a header
+    lines = lines[1:] if is_header(lines[0], CAPTION_FIELDS) else lines
+    refuse_rows(lines, captions, ("file_name",))
     by_number: dict[int, Record] = {}
     twins = set()
     for record in records:

@@ -46,7 +46,7 @@ def read_people(path: str | Path) -> dict[str, Person]:
     people: dict[str, Person] = {}
     first: dict[str, tuple[int, str]] = {}  # normal form -> line and spelling
     for line, fields in rows_of(read_text(path), path, ("name", "group", "attributes")):
-        name, attributes = (unicodedata.normalize("NFC", fields.get(key, "")) for key in ("name", "attributes"))
+        name, attributes = (" ".join(unicodedata.normalize("NFC", fields.get(key, "")).split()) for key in ("name", "attributes"))
         group = fields.get("group", "").casefold()
         if not normal_form(name):
             raise UserError(f"{path}, line {line}: the name is empty; give every person a row with a name")

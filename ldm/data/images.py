@@ -6,9 +6,10 @@ An image has one caption: the first line of its .txt, the first of a list, the f
 """
 
 import json
+import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
-from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, LeftOut, Report, besides
+from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, NO_IMAGE, LeftOut, Report, besides
 from ldm.text_files import decoded, rows_of, texts_of
 from ldm.util import UserError, write_text
 
@@ -30,6 +31,8 @@ UNREADABLE_METADATA = "unreadable metadata"
 
 CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
 FIELDS = ("name", *CAPTION_FIELDS)
+SIDES = {".json": ".json", ".caption": ".txt", ".txt": ".txt"}  # suffixes of texts beside an image, and the kind of each
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 LONGEST_TEXT = 2**20  # bytes of a caption or of a picture's own metadata
 
 
@@ -72,11 +75,12 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
     stems: dict[Path, Path] = {}
     left_out: set[ImageSource] = set()
     files = files_below(folder, report)
+    sides = {path.with_suffix(path.suffix.lower()): path for path in files if path.suffix.lower() in SIDES}
     for path in files:
         if path.suffix.lower() == ".tar":
             found |= {record.source: record for record in _read_shard(path, report)}
         elif is_image(path, report):
-            fields = _side_files(path, report)
+            fields = _side_files(path, sides, report)
             twin = stems.setdefault(path.with_suffix(""), path)
             if fields and twin != path:
                 report("two pictures of one stem", _twins(twin, path))
@@ -86,7 +90,8 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
             else:
                 found[ImageSource(path)] = Record(ImageSource(path), fields)
     named: dict[ImageSource, Fields] = {}
-    for path in (path for path in files if path.name in ("metadata.jsonl", "metadata.csv")):
+    _report_orphans(sides, {source.path.with_suffix("") for source in (*found, *left_out) if not source.member}, report)
+    for path in (path for path in files if path.name.casefold() in METADATA):
         for number, fields in enumerate(_metadata_rows(path, report), start=1):
             source = ImageSource(path.parent / fields.get("file_name", ""))
             if source in found:
@@ -95,10 +100,12 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
                     report(FURTHER_CAPTIONS, f"{path} says of '{fields['file_name']}' in its entry {number} what differs from an earlier "
                                              "entry, which counts")
                 named[source] = fields | first
+                if not first:
+                    _report_differing(found[source].fields, fields, f"{path}, entry {number},", f"the text beside {source}", report)
                 found[source].fields |= named[source]
             elif source not in left_out:
                 where = ("which is there but is hidden, of a format that Pillow does not open, or named through another folder; rename it, "
-                         "convert it" if source.path.is_file() else f"which is not in {path.parent}; add the picture")
+                         "convert it" if os.path.isfile(source.path) else f"which is not in {path.parent}; add the picture")
                 report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, {where} or "
                                           "remove the entry")
     if not found and not left_out:
@@ -113,13 +120,32 @@ def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     write_text(Path(folder) / "metadata.jsonl", text)
 
 
-def _side_files(path: Path, report: Report) -> Fields | None:
-    """What the .json and the .txt of the same stem say; the .txt is the caption. None where one was reported."""
+def _report_orphans(sides: Mapping[Path, Path], stems: Collection[Path], report: Report) -> None:
+    """Reports texts that are called as no image is; .json alone, which programs leave behind, is not reported."""
+    for key, path in sides.items():
+        if key.suffix != ".json" and key.with_suffix("") not in stems:
+            report(NO_IMAGE, f"{path} is called as no image that is read, so it is no caption; rename it as its image, or remove it")
+
+
+def _report_differing(there: Fields, further: Fields, who: str, what: str, report: Report) -> None:
+    """Reports a caption in place of which another one counts."""
+    first, second = ([fields[key] for key in CAPTION_FIELDS if fields.get(key, "").strip()][:1] for fields in (there, further))
+    if first and second and first[0].split() != second[0].split():
+        report(FURTHER_CAPTIONS, f"{who} and {what} give two captions; one of them is taken")
+
+
+def _side_files(path: Path, sides: Mapping[Path, Path], report: Report) -> Fields | None:
+    """What the .json and the .txt (or kohya's .caption) of the same stem say; the .txt is the caption. None where one was reported.
+
+    Args:
+        sides: all texts, by their path with the suffix in lower case.
+    """
     texts = {}
-    for side in (path.with_suffix(".json"), path.with_suffix(".txt")):
-        if side.is_file():
+    for suffix, kind in SIDES.items():
+        side = sides.get(path.with_suffix(suffix))
+        if side is not None:
             with side.open("rb") as file:
-                texts[side.suffix] = _short_text(file.read(LONGEST_TEXT + 1), str(side), report)
+                texts[kind] = _short_text(file.read(LONGEST_TEXT + 1), str(side), report)
     return _fields(texts, str(path), report)
 
 
@@ -180,6 +206,8 @@ def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fiel
     lines = [line.strip() for line in re.split(r"[\r\n]+", texts.get(".txt", "")) if line.strip()]
     if len(lines) > 1:
         report(FURTHER_CAPTIONS, f"the .txt of {where} has {len(lines)} lines; the first is the caption")
+    if lines:
+        _report_differing(fields, {"text": lines[0]}, f"the .txt of {where}", "its .json", report)
     return fields | ({"text": lines[0] if lines else ""} if ".txt" in texts else {})
 
 

@@ -16,7 +16,7 @@ def read_templates(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"the file of templates {path} does not exist; give a text file with one template a line, "
                         "such as 'a photo of {}'")
-    templates = read_lines(path)
+    templates = read_lines(path, ("template", "templates", "prompt", "text"))
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"the template '{template}' in {path} has {template.count('{}')} places {{}}; "

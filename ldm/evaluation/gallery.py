@@ -57,7 +57,8 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
     for file in image_files(folder, report):
         path = file.parent
         name = classes.get(path.name, path.name.replace("_", " "))
-        name = known.find(path.name) or known.find(name) or name
+        above = [place.name for place in path.parents if place != folder and folder in place.parents]  # <name>/2019/1.jpg
+        name = next(filter(None, map(known.find, (path.name, name, *above))), name)
         if path == folder:
             raise UserError(f"nothing says whom {file} shows; put it into a sub-folder with the person's name")
         if re.search("[\x00-\x1f\ud800-\udfff]", name):
