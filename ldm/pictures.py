@@ -53,7 +53,7 @@ class ImageWriter:
 def picture_files(folder: str | Path) -> list[Path]:
     """The image files in a folder (not below it) in natural order, sample 2 before 10; `image_files` reports what is left out."""
     files = (path for path in Path(folder).iterdir() if path.suffix.lower() in image_suffixes() and not is_hidden(path.name))
-    return sorted(files, key=natural_order)
+    return sorted((path for path in files if path.is_file() or not path.exists()), key=natural_order)  # a link to nowhere is unreadable
 
 
 def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],

@@ -175,6 +175,8 @@ def test_pipes_are_listed_and_never_waited_for(tmp_path, left_out):
         os.mkfifo(tmp_path / name)
     assert [record.source.path.name for record in read_collection(tmp_path, left_out)] == ["1.png"]
     assert reasons(left_out) == ["no file"] * 3
+    (tmp_path / "folder.png").mkdir()
+    assert names(picture_files(tmp_path)) == ["1.png"]
 
 
 @pytest.mark.parametrize(("name", "text"), [
