@@ -12,9 +12,11 @@ FETCH_AGAIN = "fetch the file again, or give another one"
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; one pass without a temporary tensor."""
+    """Whether no element is NaN or infinite; one pass, of two bytes an element or more without a temporary tensor."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # float8, which has no minimum
     return all(math.isfinite(end) for end in tensor.detach().aminmax())  # NaN goes through minimum and maximum
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 import struct
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged,
 from ldm.contents import file_hash
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
-from ldm.modules.embedding_file import OWN_KEY
+from ldm.modules.embedding_file import with_own
 from ldm.modules.file_kinds import PARTS_OF_FOLDER, SDXL, V1, describe
 from ldm.util import UserError, first_line, instantiate_from_config
 
@@ -100,11 +99,16 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     if edited_weights is not None:
         state |= read_edited_weights(edited_weights, expected, ckpt_path)
     check_state(state, expected, ckpt_path, config_path)
+    files = " with ".join(str(path) for path in (ckpt_path, vae_path, edited_weights) if path)
     for key in expected:
         owner, _, name = key.rpartition(".")
+        value = state.pop(key)
+        if not value.is_floating_point():
+            raise UserError(f"{files} has '{key}' as {str(value.dtype).removeprefix('torch.')}, as quantized models have their weights; "
+                            "give weights that are floating-point numbers")
         # A copy in any case: a parameter that shared the mapped file would change with it.
-        value = state.pop(key).to(device=device, dtype=dtype, copy=True)
-        check_finite({key: value}, " with ".join(str(path) for path in (ckpt_path, vae_path, edited_weights) if path), FETCH_AGAIN)
+        value = value.to(device=device, dtype=dtype, copy=True)
+        check_finite({key: value}, files, FETCH_AGAIN)
         setattr(model.get_submodule(owner), name, torch.nn.Parameter(value, requires_grad=False))
     return model.to(device).eval()  # the schedule and the position numbers
 
@@ -115,8 +119,8 @@ def read_config(config_path: str | Path) -> Mapping:
         config = OmegaConf.to_container(OmegaConf.load(config_path), resolve=True)
     except FileNotFoundError:
         raise UserError(f"there is no model config {config_path}; {GIVE_CONFIG}") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"the model config {config_path} is no valid YAML ({first_line(error)}); correct it") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:  # OSError: also a number alone
+        raise UserError(f"the model config {config_path} cannot be read as YAML ({first_line(error)}); correct it") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise UserError(f"the model config {config_path} has no entry 'model: {{target, params}}'; {GIVE_CONFIG}")
     return config["model"]
@@ -238,12 +242,7 @@ def safetensors_metadata(path: str | Path) -> dict[str, Any]:
     if kind_of(path) != SAFETENSORS:
         return {}
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    try:
-        own = json.loads(metadata.pop(OWN_KEY, "{}"))
-    except (ValueError, RecursionError):  # somebody else's, of the same name
-        own = {}
-    return metadata | (own if isinstance(own, dict) else {})
+        return with_own(file.metadata() or {})
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

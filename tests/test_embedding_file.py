@@ -184,6 +184,11 @@ def test_metadata_travels(tmp_path):
     assert read_embedding_file(tmp_path / "a.pt").metadata == {"name": "<alz>", "step": 7, **metadata}
 
 
+def test_a_header_entry_of_somebody_elses_is_passed_over(tmp_path):
+    save_file({"emb_params": VECTORS}, tmp_path / "a.safetensors", metadata={"apl": "no JSON", "by": "them"})
+    assert read_embedding_file(tmp_path / "a.safetensors").metadata == {"by": "them"}
+
+
 def test_several_placeholders_keep_their_names(tmp_path):
     vectors = {"alz": VECTORS, "sks": VECTORS[:2] + 1}
     write_embedding_file(tmp_path / "two.pt", vectors, {"alz": 41128, "sks": 48136})

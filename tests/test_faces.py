@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import cv2
 import insightface.app
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from ldm.evaluation.faces import FaceAnalyzer, aligned_crop
 from ldm.mini.face_detector import _anchors, targets
@@ -124,12 +126,24 @@ def test_a_pack_that_cannot_be_used_says_where_to_put_one(files, said, tmp_path)
     assert "right into that folder" in str(raised.value) and str(pack) in str(raised.value)
 
 
+@pytest.mark.parametrize("file", ["det.onnx", "rec.onnx"])
+def test_a_pack_with_a_broken_weight_is_refused_by_its_name(file, tmp_path):
+    for name in ("det.onnx", "rec.onnx"):
+        model = onnx.load(MINI / "faces" / name)
+        if name == file:
+            first = model.graph.initializer[0]
+            first.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(first), np.nan), first.name))
+        onnx.save(model, tmp_path / name)
+    with pytest.raises(UserError, match=f"{file} holds NaN or infinity in the tensor"):
+        FaceAnalyzer(tmp_path)
+
+
 @pytest.mark.parametrize(("device", "told"), [("cuda:1", "1"), ("cuda", "0"), ("cpu", None)])
 def test_onnxruntime_is_told_the_number_of_the_gpu(monkeypatch, device, told):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(insightface.app, "FaceAnalysis", lambda *_, **options: SimpleNamespace(
-        models={"recognition": None}, prepare=lambda *_, **__: None, **options))
+        models={"recognition": SimpleNamespace(model_file=str(MINI / "faces/rec.onnx"))}, prepare=lambda *_, **__: None, **options))
     used = dict(FaceAnalyzer(MINI / "faces", device=device)._app.providers)
     assert used.pop("CPUExecutionProvider") == {} and used == ({"CUDAExecutionProvider": {"device_id": told}} if told else {})
 

@@ -32,7 +32,7 @@ def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("value", BROKEN)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
 def test_one_broken_element_is_found(value, dtype):
     assert is_finite(torch.full((100,), torch.finfo(dtype).max, dtype=dtype))
     assert not is_finite(with_value(torch.zeros(100, dtype=dtype), value))
@@ -63,6 +63,18 @@ def test_an_autoencoder_or_edited_weights_that_are_broken_are_refused(tiny_files
     save_file({OUT: with_value(state[OUT], BROKEN[0])}, tmp_path / "edited.safetensors")
     with pytest.raises(UserError, match=f"edited.safetensors holds NaN or infinity in the tensor '{OUT}'"):
         load_frozen_model(*tiny_files, edited_weights=tmp_path / "edited.safetensors")
+
+
+@pytest.mark.parametrize("flag", ["ckpt_path", "vae_path", "edited_weights"])
+def test_quantized_weights_are_refused_and_float8_is_read(tiny_files, tmp_path, flag):
+    state = load_file(tiny_files[1])
+    for dtype in (torch.float8_e4m3fn, torch.int8):
+        broken = {DECODER: state[DECODER].to(dtype)}
+        save_file(broken if flag == "edited_weights" else state | broken, tmp_path / f"{dtype}.safetensors")
+    files = {"config_path": tiny_files[0], "ckpt_path": tiny_files[1]}
+    load_frozen_model(**files | {flag: tmp_path / "torch.float8_e4m3fn.safetensors"})
+    with pytest.raises(UserError, match=f"int8.safetensors has '{DECODER}' as int8, as quantized models"):
+        load_frozen_model(**files | {flag: tmp_path / "torch.int8.safetensors"})
 
 
 def test_a_result_that_is_not_finite_is_not_written(tiny_files, tmp_path):

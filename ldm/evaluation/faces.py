@@ -10,8 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from ldm.containers import ONNX, kind_of
+from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
 THREADS = 2   # of ONNX Runtime; its own default takes every core and then waits actively
@@ -147,4 +149,15 @@ def _load(pack_dir: Path, device: str) -> object:
             raise UserError(f"the face pack {pack_dir} cannot be loaded ({str(error) or 'it has no face detector'}); {EXPECTED}") from error
     if "recognition" not in app.models:
         raise UserError(f"the face pack {pack_dir} has no face recogniser; {EXPECTED}")
+    for model in app.models.values():
+        check_finite(_weights_of(model.model_file), model.model_file, FETCH_AGAIN)
     return app
+
+
+def _weights_of(path: str) -> dict[str, torch.Tensor]:
+    """The constants of an ONNX model that are floating-point numbers, by name."""
+    import onnx
+    from onnx import numpy_helper
+
+    arrays = {constant.name: numpy_helper.to_array(constant) for constant in onnx.load(path).graph.initializer}
+    return {name: torch.tensor(array) for name, array in arrays.items() if array.dtype.kind == "f"}

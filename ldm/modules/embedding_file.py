@@ -131,12 +131,20 @@ def carried_metadata(path: Path, file: EmbeddingFile) -> dict[str, Any]:
     return {"step": metadata.pop("step", None), "metadata": metadata}
 
 
+def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of a .safetensors header, with our own entries among the rest."""
+    try:
+        own = json.loads(metadata.pop(OWN_KEY, "{}"))
+    except (ValueError, RecursionError):  # somebody else's, of the same name
+        own = {}
+    return metadata | (own if isinstance(own, dict) else {})
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
         _refuse_other_kinds(path, dict.fromkeys(file.keys()))  # before gigabytes of a checkpoint are read
-        own = json.loads(metadata.pop(OWN_KEY, "{}"))
-        return {key: file.get_tensor(key) for key in file.keys()}, metadata | (own if isinstance(own, dict) else {})
+        return {key: file.get_tensor(key) for key in file.keys()}, with_own(metadata)
 
 
 def _read_pickle(path: Path, container: str) -> object:
