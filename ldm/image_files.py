@@ -111,10 +111,16 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0).clip(0)
+    values = np.asarray(image, np.float64)
+    if not np.isfinite(values).any():
+        raise ValueError("no pixel of it is a finite number")
+    values = np.nan_to_num(values, posinf=0).clip(0)
     ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
     full = next((full for full in ranges if values.max() <= full), values.max())
-    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    if isinstance(transparent := image.info.get("transparency"), int):  # the value that is, as PNG has it
+        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _on_white(image: Image.Image) -> Image.Image:

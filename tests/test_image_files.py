@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_values_that_are_no_numbers_are_black(tmp_path):
     values = ramp(dtype=np.float32, full=1)
     values[0, :3] = np.nan, np.inf, -1
     assert read_image(saved(tmp_path / "a.tif", Image.fromarray(values)))[0, :3].max() == 0
+
+
+def test_an_image_without_a_number_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no pixel of it is a finite number"):
+        read_image(saved(tmp_path / "a.tif", Image.fromarray(np.full((4, 4), np.nan, np.float32))))
+
+
+def test_the_transparent_value_of_16_bits_lies_over_white(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 257]], np.uint16)).save(path)
+    chunk = b"tRNS" + bytes([0, 0])
+    head, data, rest = path.read_bytes().partition(b"IDAT")
+    path.write_bytes(head[:-4] + bytes([0, 0, 0, 2]) + chunk + zlib.crc32(chunk).to_bytes(4) + head[-4:] + data + rest)
+    assert read_image(path)[0, :, 0].tolist() == [255, 1]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
