@@ -205,6 +205,12 @@ def test_a_gallery_of_another_kind_is_named(tmp_path):
         load_gallery(tmp_path / "gallery.npz")
 
 
+def test_a_gallery_of_no_known_kind_is_not_said_to_be_safe_to_run(tmp_path):
+    (tmp_path / "gallery.npz").write_bytes(b"\1\2\3")
+    with pytest.raises(UserError, match="gallery.npz is no gallery .of no known format"):
+        load_gallery(tmp_path / "gallery.npz")
+
+
 def test_a_face_pack_of_pointers_is_named(tmp_path):
     (tmp_path / "det_10g.onnx").write_bytes(POINTER)
     with pytest.raises(UserError, match="det_10g.onnx of the face pack is a Git LFS pointer"):

@@ -170,8 +170,8 @@ def test_missing_files_are_named(config, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ("a: [", "no valid YAML"), ("a: 1", "no entry 'model"), ("model: {params: {}}", "no 'target'"),
-    ("model: {target: ldm.nothing.Nothing}", "cannot be imported")])
+    ("a: [", "cannot be read as YAML"), ("404", "cannot be read as YAML"), ("a: 1", "no entry 'model"),
+    ("model: {params: {}}", "no 'target'"), ("model: {target: ldm.nothing.Nothing}", "cannot be imported")])
 def test_wrong_config_is_refused(tmp_path, text, sentence):
     (tmp_path / "wrong.yaml").write_text(text)
     assert sentence in refused(tmp_path / "wrong.yaml", tmp_path / "none.ckpt")

@@ -45,7 +45,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
         raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding a name") from error
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         kind = kind_of(path)
-        reason = " ".join(str(error).split()) if kind in (None, NPZ) else kind
+        reason = " ".join(str(error).split()) if kind == NPZ else kind or "of no known format"
         raise UserError(f"{path} is no gallery ({reason}); expected an .npz with one "
                         "face embedding a name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}

@@ -45,7 +45,7 @@ class InceptionFeatures:
 
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
         with weights_for("the original Inception (2015-12-05)", weights) as file:
-            self.network = (_scripted if kind_of(file) == TORCHSCRIPT else _from_state_dict)(file).to(device).eval()
+            self.network = (_scripted(file) if kind_of(file) == TORCHSCRIPT else _from_state_dict(file, weights)).to(device).eval()
             check_finite(self.network.state_dict(), weights, FETCH_AGAIN)
         self.resize, self.device = RESIZE[protocol], torch.device(device)
 
@@ -108,7 +108,8 @@ def original_inception() -> nn.Module:
     return traced
 
 
-def _from_state_dict(path: Path) -> nn.Module:
+def _from_state_dict(path: Path, weights: str | Path) -> nn.Module:
+    """The network with the weights in `path`, which the user knows as `weights`."""
     network = original_inception()
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -116,7 +117,7 @@ def _from_state_dict(path: Path) -> nn.Module:
     surplus = [key for key in state if key not in expected]
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     if surplus or missing:
-        raise UserError(f"{path} is not the original Inception: {len(missing)} tensors are missing, {len(surplus)} unknown (first: "
+        raise UserError(f"{weights} is not the original Inception: {len(missing)} tensors are missing, {len(surplus)} unknown (first: "
                         f"{(missing + surplus)[0]}); give pt_inception-2015-12-05-6726825d.pth")
     network.load_state_dict(state, strict=False)  # whose shapes are checked all the same
     return network

@@ -33,4 +33,6 @@ def weights_for(model: str, path: str | Path) -> Iterator[Path]:
         raise
     except ERRORS as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+            reason = "it holds more than tensors"
         raise UserError(f"{path} does not fit {model} or is damaged ({reason}); give the weights of this model") from error
