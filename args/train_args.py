@@ -19,6 +19,7 @@ from args.common import (
     parse_with_preset,
     typed_flags,
 )
+from args.paths import found
 from args.train_methods import (
     APL,
     METHODS,
@@ -71,6 +72,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_apl(parser: Parser, args: argparse.Namespace) -> None:
     """Flags of APL's own methods."""
+    args.init = args.init if args.init in INITIALIZATIONS else str(found(args.init))
     if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
         parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
     if args.grad_accum > args.batch_size:

@@ -74,9 +74,17 @@ def test_models_and_prefixes_of_the_repository_are_found_from_any_folder(tmp_pat
 def test_flags_name_files_of_the_repository_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = parse_train_args(["--config_path", "configs/stable-diffusion/mini-inference.yaml", "--preset", "configs/presets/mini.yaml",
-                             "--prompts_file", "data/prompts.txt", "data/mini/anonymous_prompts.txt"])
+                             "--prompts_file", "data/prompts.txt", "data/mini/anonymous_prompts.txt", "--init", "embeddings/apl-mini.pt"])
     assert args.config_path == ROOT / "configs/stable-diffusion/mini-inference.yaml"
     assert args.prompts_file == [ROOT / "data/prompts.txt", ROOT / "data/mini/anonymous_prompts.txt"]
+    assert args.init == str(ROOT / "embeddings/apl-mini.pt")
+
+
+def test_the_readmes_own_code_runs_from_any_folder(tmp_path):
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+              if "load_frozen_model" in block]
+    run(code.replace("sample(20,", "sample(1,"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["alina.png"]
 
 
 def test_the_current_folder_goes_before_the_repository_and_nothing_is_written_there(tmp_path, monkeypatch):
