@@ -284,6 +284,12 @@ def test_a_file_that_leaves_the_placeholder_open_is_refused(embedder, tmp_path):
         EmbeddingManager(embedder).load(tmp_path / "a.safetensors")
 
 
+def test_a_file_of_a_prefix_that_is_too_long_is_named(embedder, tmp_path):
+    save_file({"emb_params": VECTORS[:1].repeat(61, 1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="61 vectors in .*a.safetensors leaves no room .* give 1 to 60"):
+        EmbeddingManager(embedder).load(tmp_path / "a.safetensors")
+
+
 def test_build_prefix_leaves_m_times_d_numbers_to_train(embedder):
     class Model(torch.nn.Module):
         def __init__(self):

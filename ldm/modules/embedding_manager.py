@@ -144,6 +144,7 @@ class EmbeddingManager(nn.Module):
                             f"a prefix of this model, its first part is that: python -m ldm.export {path} OUT.pt --format universal "
                             "--part clip_l")
         for vectors in entries.values():
+            self._check_length(len(vectors), f" in {path}")
             if vectors.shape[1] != self.width:
                 raise UserError(f"the vectors of {path} are {vectors.shape[1]} wide{of_encoder(vectors.shape[1])} but this text encoder's "
                                 f"are {self.width} wide{of_encoder(self.width)}; give a file made for this text encoder")
@@ -185,9 +186,10 @@ class EmbeddingManager(nn.Module):
         return lengths, first_rows
 
 
-    def _check_length(self, m: int) -> None:
+    def _check_length(self, m: int, where: str = "") -> None:
         if not 1 <= m <= self.longest:
-            raise UserError(f"a prefix of {m} vectors leaves no room for the prompt that it stands in front of; give 1 to {self.longest}")
+            raise UserError(f"a prefix of {m} vectors{where} leaves no room for the prompt that it stands in front of; "
+                            f"give 1 to {self.longest}")
 
 
 class DualEmbeddingManager(nn.Module):
