@@ -1,10 +1,8 @@
 """What the command lines share: groups of flags, presets, and checks that end with one sentence and exit status 2."""
 
 import argparse
-import atexit
 import functools
 import importlib
-import json
 import math
 import os
 import pkgutil
@@ -17,7 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from args.paths import ROOT, found
+from args.paths import ROOT, found, keep_pipes
 
 PRESETS = ROOT / "configs" / "presets"
 OUTPUTS = ("out_dir", "embeddings_dir", "target_cache", "publish")  # folders that need not be there
@@ -32,9 +30,6 @@ TO_DO = {
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
     "clip": "put open_clip weights there, or give the path of yours",
 }
-LISTS = {"people", "names", "names_file", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts", "templates",
-         "captions", "identity_meta", "anchors", "drift_prompts"}  # small files of text, which may be pipes
-PIPES = "APL_PIPES"  # environment variable: files that hold what pipes have given, for the processes that this one starts
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
 
@@ -236,14 +231,6 @@ def inputs_of(parser: Parser, args: argparse.Namespace) -> list[Input]:
     return found
 
 
-def keep_pipes(args: argparse.Namespace) -> None:
-    """Put a temporary file in place of each pipe, such as <(command) or /dev/stdin, that the flags of LISTS name."""
-    for flag in LISTS & set(vars(args)):
-        given = getattr(args, flag)
-        if given is not None:
-            setattr(args, flag, [_kept(path) for path in given] if isinstance(given, list) else _kept(given))
-
-
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         without = action.default is None or "default:" in action.help
@@ -336,20 +323,6 @@ def _all_parsers() -> list[Parser]:
     """The parser of each command: of every module args/*_args.py."""
     names = [module.name for module in pkgutil.iter_modules([str(ROOT / "args")]) if module.name.endswith("_args")]
     return [importlib.import_module(f"args.{name}").build_parser() for name in names]
-
-
-def _kept(path: Path) -> Path:
-    """The path, or for a pipe, which can be read only once, that of a temporary file with its content."""
-    known = json.loads(os.environ.get(PIPES, "{}"))
-    if str(path) in known:
-        return Path(known[str(path)])
-    if not (path.is_fifo() or path.is_char_device()):
-        return path
-    with tempfile.NamedTemporaryFile(prefix="apl-", delete=False) as file:
-        file.write(path.read_bytes())
-    atexit.register(Path(file.name).unlink, missing_ok=True)
-    os.environ[PIPES] = json.dumps(known | {str(path): file.name})
-    return Path(file.name)
 
 
 def _input_flaw(flag: str, path: Path) -> str | None:

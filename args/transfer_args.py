@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from args.common import Parser, check_paths, keep_pipes, model_of_preset, number, typed_flags
+from args.common import Parser, check_paths, model_of_preset, number, typed_flags
+from args.paths import keep_pipes
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),

@@ -16,7 +16,6 @@ MANY = 1000  # files, from which hashes are worth keeping
 UNREADABLE = "unreadable"  # stands for the bytes of a file that cannot be read
 
 
-
 def file_hash(path: str | Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file; read once while its size and times of change stay."""
     return _hash(*_state(path))
@@ -38,7 +37,7 @@ def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list
             key, *state = _state(path)
             hashes[path] = known[key][-1] if known.get(key, [])[:-1] == state else _hash(key, *state)
             fresh[key] = [*state, hashes[path]]
-        except OSError:  # whoever decodes it says so
+        except OSError:  # the decoder reports it
             hashes[path] = UNREADABLE
     if cache is not None and len(paths) >= MANY and fresh != known:
         write_json(cache, fresh)
