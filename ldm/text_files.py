@@ -135,8 +135,9 @@ def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str]
         on_error: is told of each flaw with file, line and what to do.
         prepare: makes another of each JSON value of jsonl; takes value and place.
     """
-    if text.lstrip().startswith("{") or json_list(text) is not None:
-        yield from _jsonl(text, where, needed, {*needed, *some, *optional}, on_error, prepare)
+    entries = json_list(text)
+    if text.lstrip().startswith("{") or entries is not None:
+        yield from _jsonl(text, entries, where, needed, {*needed, *some, *optional}, on_error, prepare)
     else:
         yield from _csv(text, where, needed, some, optional, multiline, on_error)
 
@@ -162,9 +163,9 @@ def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnEr
     return {key: value for key, value in fields.items() if value.strip()}
 
 
-def _jsonl(text: str, where: object, needed: Sequence[str], columns: Collection[str], on_error: OnError,
+def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence[str], columns: Collection[str], on_error: OnError,
            prepare: Callable[[Any, str], Any] | None) -> Iterator[Row]:
-    entries = json_list(text)
+    """Rows of the lines of `text`, or of a JSON list's `entries`."""
     lines = text.split("\n") if entries is None else entries
     for number, line in enumerate(lines, start=1):
         place = f"{where}, {'line' if entries is None else 'entry'} {number},"
