@@ -45,8 +45,8 @@ def faces(args: argparse.Namespace) -> None:
     from ldm.data.templates import read_templates
     from ldm.device import pick_precision
     from ldm.evaluation.faces import FaceAnalyzer
+    from ldm.experiments.identity_images import IdentityImages, Recipe
     from ldm.loading import ModelFiles, file_hash
-    from ldm.paper.face_images import IdentityImages, Recipe
     from ldm.run_folder import RunFolder
 
     names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]

@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
     from ldm.evaluation.tables import console_table, write_results
+    from ldm.experiments.identity import load_prefixes
+    from ldm.experiments.quality_table import QualityTable, papers_table
     from ldm.loading import ModelFiles
-    from ldm.paper.identity import load_prefixes
-    from ldm.paper.table2 import QualityTable, papers_table
 
     fabric = launch(args.devices, num_nodes=args.num_nodes)
     table = QualityTable(args, fabric.device)

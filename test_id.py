@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.evaluation.tables import console_tables, write_results
 
     if args.models:
-        from ldm.paper.portability import portability_table
+        from ldm.experiments.several_models import portability_table
         rows, table = portability_table(args)
     else:
-        from ldm.paper.table1 import identity_table
+        from ldm.experiments.identity_table import identity_table
         rows = identity_table(args)
         table = [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
     if rows:

@@ -46,10 +46,10 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import train_prefix
     from ldm.device import pick_precision
+    from ldm.experiments.identity import Prefix
+    from ldm.experiments.training_report import TrainingReport, summary, write_before_after
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
-    from ldm.paper.identity import Prefix
-    from ldm.paper.training_report import TrainingReport, summary, write_before_after
 
     plan = make_plan(args)
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
@@ -87,12 +87,12 @@ def train(args: argparse.Namespace) -> None:
 def train_another(args: argparse.Namespace) -> None:
     """A competing method of Table 2, or an attack of section 4.4."""
     from ldm.apl.launch import launch, set_precision
-    from ldm.baselines.builders import weights_to_train
-    from ldm.baselines.plan import MethodPlan
     from ldm.device import pick_precision
+    from ldm.experiments.method_builders import weights_to_train
+    from ldm.experiments.method_report import report_of
+    from ldm.experiments.methods import MethodPlan
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
-    from ldm.paper.method_report import report_of
 
     plan = MethodPlan(args)
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)

@@ -1,4 +1,4 @@
-"""A script of this repository in processes of its own, with faces that are made up: python tests/as_script.py test_id FLAGS."""
+"""A script of this repository in processes of its own, with faces that are made up: python -m tests.as_script test_id FLAGS."""
 
 import importlib
 import os
@@ -13,21 +13,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_script(name: str, argv: list[str]) -> None:
     """Runs the script to its end, with as many threads in each process as here, for the last bits depend on them."""
-    done = subprocess.run([sys.executable, __file__, name, *argv], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, "-m", "tests.as_script", name, *argv], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 
 
 def main(name: str, *argv: str) -> None:
-    from test_face_images import FacesByPixels
-    from test_test_id import PixelAnalyzer
+    from tests.experiments.test_identity_images import FacesByPixels
+    from tests.scripts.test_test_id import PixelAnalyzer
 
     class Faces(PixelAnalyzer, FacesByPixels):
         """What both of them find."""
 
-    for module in ("ldm.evaluation.faces", "ldm.paper.table1", "ldm.paper.table2", "ldm.paper.training_report"):
+    for module in ("ldm.evaluation.faces", "ldm.experiments.identity_table", "ldm.experiments.quality_table",
+                   "ldm.experiments.training_report"):
         importlib.import_module(module).FaceAnalyzer = Faces
-    importlib.import_module("ldm.paper.quality").CHUNK = 3
+    importlib.import_module("ldm.experiments.quality").CHUNK = 3
     importlib.import_module(name).main(list(argv))
 
 

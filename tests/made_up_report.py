@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.paper.cells import Cell, as_rows
+from ldm.paper.results.cells import Cell, as_rows
 
 NAMES = ("table1", "table2", "table3", "table4", "figure1", "figure3", "figure4", "figure5", "figure6", "figure7", "figure8")
 CELLS = {("base", "ID-ACC"): Cell(0.673), ("base", "CLIP"): Cell(0.75, published=0.3078),

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_trainer import train
 
 from ldm.apl.transfer_routes import search
-from ldm.baselines import trainer as baselines
 from ldm.edited_weights import write_edited_weights
 from ldm.evaluation.fid import frechet_distance, kernel_distance
+from ldm.finetuning import trainer as finetuning
 from ldm.finite import is_finite
 from ldm.generation import to_uint8
 from ldm.loading import file_hash, load_frozen_model
 from ldm.logbook import Logbook
 from ldm.modules.embedding_file import write_embedding_file, write_safetensors_file
 from ldm.util import UserError
+from tests.apl.test_trainer import train
 
 OUT = "model.diffusion_model.out.2.weight"
 DECODER = "first_stage_model.decoder.conv_out.weight"
@@ -102,7 +102,7 @@ def test_weights_that_break_under_a_finite_loss_reach_no_file_and_no_state(fabri
     trained = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros(2))})
     method = SimpleNamespace(trained=trained, loss=lambda numbers: trained["w"].sqrt().sum())  # 0, of infinite slope
     with pytest.raises(UserError, match="diverged: .* not finite after step 1"):
-        baselines.train(fabric, method, baselines.Settings(iterations=9, batch_size=1, lr=1e-3, log_every=1),
+        finetuning.train(fabric, method, finetuning.Settings(iterations=9, batch_size=1, lr=1e-3, log_every=1),
                         Logbook(tmp_path, {"iterations": 9}), lambda step: pytest.fail("saved"))
     assert not (tmp_path / "state.pt").exists()
 

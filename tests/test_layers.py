@@ -14,13 +14,14 @@ FLOORS = {
     "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.fabric": 2, "ldm.pictures": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
     "ldm.text_files": 2, "ldm.logbook": 2, "ldm.edited_weights": 2, "ldm.names": 2,
     "ldm.left_out": 2, "ldm.image_files": 2, "ldm.contents": 2,
-    "ldm.data": 3, "ldm.mini": 3,
-    "ldm.apl": 4, "ldm.baselines": 4, "ldm.evaluation": 4, "ldm.export": 4,
-    "ldm.paper": 5, "ldm.benchmark": 5,
+    "ldm.data": 3, "ldm.mini": 3, "ldm.finetuning": 4,
+    "ldm.apl": 5, "ldm.baselines": 5, "ldm.attacks": 5, "ldm.evaluation": 5, "ldm.export": 5,
+    "ldm.experiments": 6,
+    "ldm.paper.config": 7, "ldm.paper.runner": 8, "ldm.paper.results": 9, "ldm.paper.report": 10, "ldm.paper": 11, "ldm.benchmark": 7,
 }
-FLOORS = {"ldm.mini.__main__": 6} | FLOORS  # a script: it rebuilds the miniature and measures it
+FLOORS = {"ldm.mini.__main__": 8, "ldm.mini.card": 7} | FLOORS  # scripts: they rebuild the miniature and measure it with the experiments
 SCRIPTS = {"train", "test_id", "test_fid_clip_score", "dataset_generation", "tests"}
-SIBLINGS = {"ldm.apl", "ldm.baselines", "ldm.evaluation", "ldm.export"}
+SIBLINGS = {"ldm.apl", "ldm.baselines", "ldm.attacks", "ldm.evaluation", "ldm.export"}
 WITHOUT_MODEL = ("ldm.models", "ldm.modules", "ldm.loading", "ldm.generation", "ldm.data", "ldm.mini")
 SOURCES = sorted(ROOT.glob("ldm/**/*.py"))
 
@@ -75,5 +76,5 @@ def test_the_arguments_need_no_torch():
 
 
 def test_no_command_imports_torchmetrics_before_it_needs_it():
-    code = "import sys, ldm.apl.launch, ldm.apl.trainer, ldm.paper.table1; assert 'torchmetrics' not in sys.modules"
+    code = "import sys, ldm.apl.launch, ldm.apl.trainer, ldm.experiments.identity_table; assert 'torchmetrics' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,1 +1,1 @@
-"""The competition of Table 2 (ESD, Concept Ablation, UCE, Forget-Me-Not) and the attacks of section 4.4, on the same frozen stack."""
+"""The competing methods of Table 2 (ESD, Concept Ablation, UCE, Forget-Me-Not), on the same frozen stack."""

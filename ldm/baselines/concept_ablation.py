@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.baselines.samples import noise_of, rng_of, timesteps_of
-from ldm.baselines.weights import Weights, cross_attentions
 from ldm.data.frozen import Contexts
+from ldm.finetuning.samples import noise_of, rng_of, timesteps_of
+from ldm.finetuning.weights import Weights, cross_attentions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # random sizes of a picture, and what the prompt says about them
@@ -55,7 +55,7 @@ class ConceptAblation:
         self.contexts = Contexts(self.model)
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.baselines.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
+        """See `ldm.finetuning.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         pictures = [rng.randrange(len(self.prompts)) for rng in rngs]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.baselines.samples import PictureLatents, noise_of, rng_of
-from ldm.baselines.weights import Weights
 from ldm.data.frozen import Contexts
+from ldm.finetuning.samples import PictureLatents, noise_of, rng_of
+from ldm.finetuning.weights import Weights
 from ldm.models.diffusion.ddim import DDIMSampler
 
 PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # by variant
@@ -59,7 +59,7 @@ class ESD:
             self.empty = self.model.get_negative_conditioning("")  # (1, 77, d)
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.baselines.trainer.Method`; gradients reach the weights alone."""
+        """See `ldm.finetuning.trainer.Method`; gradients reach the weights alone."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [rng.choice(self.names) for rng in rngs]
         bins = [rng.randrange(self.bins) for rng in rngs]

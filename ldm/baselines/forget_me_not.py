@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.baselines.samples import PictureLatents, noise_of, rng_of, timesteps_of
-from ldm.baselines.weights import Weights, cross_attentions
+from ldm.finetuning.samples import PictureLatents, noise_of, rng_of, timesteps_of
+from ldm.finetuning.weights import Weights, cross_attentions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import CrossAttention
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -47,7 +47,7 @@ class ForgetMeNot:
         self._prompts: dict[str, tuple[Tensor, list[int]]] = {}
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.baselines.trainer.Method`."""
+        """See `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         latent = self.pictures([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)

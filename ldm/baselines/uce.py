@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.baselines.weights import Weights
+from ldm.finetuning.weights import Weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 

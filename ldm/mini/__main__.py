@@ -18,6 +18,7 @@ from torch import distributed
 from ldm.evaluation.tables import console_table
 from ldm.loading import file_hash, load_frozen_model, read_state_dict
 from ldm.mini.autoencoder_stage import train_autoencoder, train_decoder
+from ldm.mini.card import miniature_figures, write_card
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_photos, write_prompts
 from ldm.mini.face_pack import build_face_pack
@@ -27,7 +28,6 @@ from ldm.mini.unet_stage import latents_of_renders, train_unet
 from ldm.mini.variant_stage import VARIANTS, train_variant
 from ldm.mini.xl_stage import build_mini_xl, train_mini_xl
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.paper.miniature import miniature_figures, write_card
 from ldm.util import exit_with_sentence, instantiate_from_config, write_atomically
 
 CONFIG, DATA = Path("configs/stable-diffusion/mini-inference.yaml"), Path("data/mini")

@@ -1,1 +1,1 @@
-"""Tables and figures of the paper: the one place, beside the scripts, where method, baselines and metrics meet."""
+"""Tables and figures of the paper: configs, and runner, results and report, in this order."""

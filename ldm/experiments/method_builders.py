@@ -1,0 +1,178 @@
+"""From the flags of train.py to each method, with the pictures and texts that it needs."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.attacks.dreambooth import DreamBooth
+from ldm.attacks.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
+from ldm.baselines import uce
+from ldm.baselines.concept_ablation import ConceptAblation
+from ldm.baselines.esd import ESD, PARAMETERS_OF
+from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
+from ldm.data.benchmarks import different_prompts
+from ldm.data.captions import CAPTION_FIELDS
+from ldm.data.identities import IdentityImage, identity_images, read_people
+from ldm.data.images import ImageSource
+from ldm.data.templates import fill, read_templates
+from ldm.finetuning.samples import PictureLatents, Work, drawn_latents
+from ldm.finetuning.weights import Weights, parameters_of
+from ldm.image_files import image_files
+from ldm.left_out import ELSEWHERE, Report, besides
+from ldm.loading import ModelFiles
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.text_files import read_lines
+from ldm.util import UserError
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method is trained on, read once."""
+
+    names: list[str] = field(default_factory=list)             # to be erased
+    images: list[IdentityImage] = field(default_factory=list)  # that show them
+    photos: list[ImageSource] = field(default_factory=list)    # of the person whom an attack learns
+
+    @property
+    def pictures(self) -> list[ImageSource]:
+        return self.photos or [image.source for image in self.images]
+
+
+def weights_to_train(args: argparse.Namespace, model: LatentDiffusion) -> Weights:
+    """Float32 copies of what the method trains, of a model as it was loaded, before its arithmetic is chosen; none for a token."""
+    group = {"esd": PARAMETERS_OF.get(args.variant), "uce": "xattn-kv", "dreambooth": "full"}.get(args.train_method, args.parameters)
+    return Weights(model, parameters_of(model, group, text_encoder=bool(args.train_text_encoder)) if group else [])
+
+
+def build_esd(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> ESD:
+    """ESD in the variant asked for; UserError where the schedule has no so many equal parts."""
+    if weights.model.num_timesteps % args.ddim_steps:
+        raise UserError(f"--ddim_steps {args.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give a "
+                        "number that does, such as 50")
+    pictures = pictures_of_names(material, weights.model) if args.z_t == "noised" else None
+    return ESD(weights, material.names, eta=args.negative_guidance, start_guidance=args.start_guidance, bins=args.ddim_steps,
+               seed=args.seed, pictures=pictures)
+
+
+def build_concept_ablation(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ConceptAblation:
+    """Concept Ablation, with the anchor's pictures drawn."""
+    prompts = anchor_prompts(args)
+    jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(args.n_prior_images)]
+    return ConceptAblation(weights, material.names, anchor=args.anchor, prompts=[prompt for prompt, _ in jobs],
+                           latents=prior_latents(args, weights.model, jobs, work), noise_based=args.variant == "noise-based",
+                           anchor_weight=args.prior_weight, augment=args.augment, seed=args.seed)
+
+
+def build_forget_me_not(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
+    """Forget-Me-Not, after its first stage where there is one."""
+    pictures, of_name = pictures_of_names(material, weights.model)
+    tokens = {}
+    if args.variant == "with-ti":
+        tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
+                                 model_hash=ModelFiles.of(args).hash(), folder=args.out_dir)
+    return ForgetMeNot(weights, pictures, of_name, seed=args.seed, tokens=tokens)
+
+
+def build_dreambooth(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> DreamBooth:
+    """DreamBooth, with the class's pictures drawn."""
+    class_prompt = f"a photo of a {args.class_word}"
+    jobs = [(class_prompt, number) for number in range(args.n_prior_images if args.prior_weight else 0)]
+    return DreamBooth(weights, PictureLatents(weights.model, material.photos), prompt=f"a photo of {phrase_of(args)}",
+                      class_prompt=class_prompt, class_latents=prior_latents(args, weights.model, jobs, work),
+                      prior_weight=args.prior_weight, seed=args.seed)
+
+
+def build_textual_inversion(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> TextualInversion:
+    """Textual inversion, behind the prefix of --embedding if there is one."""
+    model = weights.model
+    vectors = TokenVectors(token_manager(args, model), args.token)
+    return TextualInversion(model, vectors, PictureLatents(model, material.photos), templates=templates_of(args),
+                            phrase=phrase_of(args), prefixed=args.embedding is not None, seed=args.seed)
+
+
+def edit_by_uce(args: argparse.Namespace, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
+    """Edited weights of --train_method uce, and the condition number."""
+    preserve = [text for path in args.preserve_prompts or () for text in different_prompts(path)]
+    to_end = args.variant == "to-end"
+    return uce.edit(weights, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
+                    preserve_scale=args.preserve_scale, lamb=args.lamb)
+
+
+def token_manager(args: argparse.Namespace, model: LatentDiffusion) -> EmbeddingManager:
+    """The prefix of --embedding, if any, and a new token whose vectors start as the class word's."""
+    def manager_of(*placeholders: str) -> EmbeddingManager:
+        words = [args.class_word or "person"] * len(placeholders)
+        return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
+
+    if not args.embedding:
+        return manager_of(args.token)
+    prefix, manager = manager_of(args.placeholder), manager_of(args.placeholder, args.token)
+    prefix.load(args.embedding)  # alone, where its vectors go to the only placeholder whatever the file calls them
+    manager.string_to_param_dict[args.placeholder] = next(prefix.embedding_parameters())
+    return manager
+
+
+def anchor_prompts(args: argparse.Namespace) -> list[str]:
+    """Prompts with the anchor in them; UserError for one without."""
+    if not args.anchor_prompts:
+        return [fill(template, args.anchor) for template in dict.fromkeys(templates_of(args))]
+    prompts = read_lines(args.anchor_prompts, CAPTION_FIELDS)
+    wrong = [f"the prompt '{prompt}' without the anchor '{args.anchor}'" for prompt in prompts if args.anchor not in prompt]
+    if wrong or not prompts:
+        raise UserError(f"{args.anchor_prompts} has {wrong[0] if wrong else 'no prompts'}; write prompts in which a name can take the "
+                        "anchor's place")
+    return prompts
+
+
+def templates_of(args: argparse.Namespace) -> list[str]:
+    """Those of --templates, or the one of DreamBooth."""
+    return read_templates(args.templates) if args.templates else [PROMPT]
+
+
+def phrase_of(args: argparse.Namespace) -> str:
+    """What an attacker calls the person: the token and the class word."""
+    return f"{args.token} {args.class_word}".strip()
+
+
+def prior_latents(args: argparse.Namespace, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
+    """What the frozen model draws for the prompts of the anchor or of the class."""
+    return drawn_latents(work, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
+
+
+def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
+    """The pictures that show the names, and the numbers of each name's."""
+    of_name: dict[str, list[int]] = {name: [] for name in material.names}
+    for number, image in enumerate(material.images):
+        of_name[image.name].append(number)
+    return PictureLatents(model, material.pictures), of_name
+
+
+def images_of(args: argparse.Namespace, names: list[str], report: Report) -> list[IdentityImage]:
+    """The pictures of --identity_images that show the names; UserError where a name has none."""
+    erased = set(names)
+    images = [image for image in identity_images(args.identity_images, read_people(args.people), report) if image.name in erased]
+    without = sorted(erased - {image.name for image in images})
+    if without:
+        raise UserError(f"{args.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name out")
+    return images
+
+
+def photos_of(folder: Path, report: Report) -> list[ImageSource]:
+    """The photos of one person; UserError where the folder holds those of several, or none."""
+    files = image_files(folder, report)
+    photos, people = [path for path in files if path.parent == folder], list(dict.fromkeys(path.parent for path in files))
+    if photos:
+        for path in (path for path in files if path.parent != folder):
+            report(ELSEWHERE, f"{path} is not in {folder} itself, which has photos of its own; move it there or remove it")
+        return [ImageSource(path) for path in photos]
+    if people:
+        raise UserError(f"{folder} holds photos of {len(people)} people, a folder each; give the folder of one, such as {people[0]}")
+    raise UserError(f"{folder} holds no photos{besides(report)}; give a folder with a few photos of one person")
+
+
+# (flags, material, weights, work) -> the method, by --train_method; uce has nothing to train.
+BUILDERS = {"esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
+            "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}

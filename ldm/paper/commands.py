@@ -1,0 +1,67 @@
+"""What python -m ldm.paper is asked for, as tables with their pieces; and the claims about what is finished."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from args.paper_args import CONFIGS, TABLES
+from ldm.evaluation.tables import console_table
+from ldm.paper.config import read_table
+from ldm.paper.results.cells import read_cells
+from ldm.paper.results.claims import check_claims
+from ldm.paper.results.figure5 import CONFIG, Figure5
+from ldm.paper.results.tables import Rows
+from ldm.paper.runner.attacks import read_plan
+from ldm.paper.runner.processes import who_works
+from ldm.paper.runner.queue import Piece, whole
+from ldm.paper.runner.trainings import Training, training
+from ldm.run_folder import write_json
+
+AnyTable = Rows | Figure5
+
+
+def read_tables(args: argparse.Namespace) -> list[AnyTable]:
+    """The tables and figures asked for.
+
+    Raises:
+        UserError: a YAML file is not what it should be, or a file that it names is not there.
+        SystemExit: it has a flag that no command has.
+    """
+    return [_figure5(args) if what == "figure5" else
+            Rows(read_table(CONFIGS / f"{what}.yaml" if what in TABLES else Path(what), Path(args.preset).stem), args.preset, args.seeds,
+                 args.out_dir) for what in args.what]
+
+
+def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:
+    """All that the tables need, each piece once: everything of the first seed, then of the next."""
+    return whole([piece for seed in range(max(table.seeds for table in tables)) for table in tables if seed < table.seeds
+                  for piece in table.pieces(seed)])
+
+
+def list_tables(tables: Sequence[AnyTable]) -> str:
+    """A line a table: what is done of it, and who is at work."""
+    rows: list[dict[str, Any]] = []
+    for table in tables:
+        pieces = pieces_of([table])
+        trainings = [piece for piece in pieces if isinstance(piece, Training)]
+        done = [piece for piece in pieces if piece.is_done()]
+        rows.append({"name": table.name, "what": table.table.title, "section": table.table.section,
+                     "trainings": f"{sum(piece.is_done() for piece in trainings)} of {len(trainings)}",
+                     "pieces": f"{len(done)} of {len(pieces)}",
+                     "at work": ", ".join(f"{machine} ({count})" for machine, count in who_works(pieces).items()) or None})
+    return console_table(rows)
+
+
+def claims_table(args: argparse.Namespace) -> str:
+    """claims.json of all that is finished in --out_dir; the verdicts as the console shows them."""
+    verdicts = check_claims(CONFIGS / "claims.yaml", read_cells(args.out_dir, TABLES), Path(args.preset).stem)
+    write_json(args.out_dir / "claims.json", verdicts)
+    return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])
+
+
+def _figure5(args: argparse.Namespace) -> Figure5:
+    plan = read_plan(CONFIG, n_people=args.n_people, n_photos=args.n_photos, n_samples=args.n_samples)
+    source = "configs/paper/figure5.yaml"
+    prefixes = [args.embedding or training(args.out_dir, args.preset, {}, seed, source) for seed in range(args.seeds)]
+    return Figure5(plan, args, prefixes)

@@ -1,0 +1,191 @@
+"""The report: every finished table and figure, the paper's first, published beside measured, and the claims, as HTML page and as Markdown.
+
+    python -m ldm.paper report --preset mini
+
+    <out_dir>/report.html    one file, which refers to nothing outside itself
+    <out_dir>/report.md      the same; <out_dir>/figure1.webp and so on are the pictures that it links
+"""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from ldm.paper.config import slug
+from ldm.paper.report.blocks import Block, Claims, Column, Commands, Facts, Folded, Heading, Numbers, Paragraph, Picture, Value
+from ldm.paper.report.files import NAMES, Finished, read_claims, read_finished
+from ldm.paper.report.html import html_page
+from ldm.paper.report.markdown import markdown, markdown_numbers
+from ldm.paper.report.numbers import duration, ends, meanings, numbers, summary
+from ldm.util import UserError, write_atomically, write_text
+
+BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
+VERDICTS = ("holds", "within noise", "does not hold", "not measured")
+WHAT = ("Ten learned vectors stand in front of every prompt of a frozen Stable Diffusion, so that a name yields somebody else "
+        "(Anonymization Prompt Learning, arXiv 2405.16895). Here is what the paper has published beside what this repository has measured.")
+MINIATURE = ("All of it ran on the miniature Stable Diffusion that this repository trains and ships, with people, a face recogniser and a "
+             "CLIP of its own. Its rows can be compared with each other. The published values are those of the full Stable Diffusion, "
+             "measured by other networks: they say what should be found, not which digits.")
+READING = ("A measured value is the mean over trainings with different seeds ± their standard deviation, then the 95 % interval of the "
+           "mean, over trainings and over people or prompts. ↓: lower is better, ↑: higher. The best measured value of each column is "
+           "bold, whosever it is. –: not published, or not measured.")
+
+
+def write_report(out_dir: Path, preset: str) -> list[Path]:
+    """Writes report.html, report.md and the pictures that it links, and returns them; UserError where nothing is finished."""
+    finished, claims = read_finished(out_dir), read_claims(out_dir)
+    if not finished:
+        raise UserError(f"nothing is finished in {out_dir}; make something first, as with python -m ldm.paper table1 --preset {preset}")
+    blocks = report(finished, claims, preset)
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    for name, text in {"report.html": html_page(blocks), "report.md": markdown(blocks)}.items():
+        write_text(out_dir / name, text)
+    for picture in pictures:
+        _, data, _ = picture.encoded
+        write_atomically(out_dir / picture.name, lambda path, data=data: path.write_bytes(data))
+    return [out_dir / name for name in ("report.html", "report.md", *(picture.name for picture in pictures))]
+
+
+def publish(out_dir: Path, folder: Path) -> list[Path]:
+    """Copies the report that is written in `out_dir`, with the pictures that it links, into a folder; UserError if there is none."""
+    _refuse_unwritten(out_dir / "report.md")
+    linked = re.findall(r"^!\[.*\]\(([\w-]+\.(?:png|webp))\)$", (out_dir / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = ["report.html", "report.md", *linked]
+    for name in names:
+        _refuse_unwritten(out_dir / name)
+        _copy(out_dir / name, folder / name)
+    return [folder / name for name in names]
+
+
+def update_readme(readme: Path, out_dir: Path) -> None:
+    """Writes Table 2's summary and the count of verdicts between the two lines of `readme` that are there for them.
+
+    Raises:
+        UserError: the lines are not there, or Table 2 is not finished.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{readme} has no place for the results; put the line '{BEGIN}' before it and '{END}' behind it, each once")
+    finished, claims = read_finished(out_dir), read_claims(out_dir)
+    if "table2" not in finished:
+        raise UserError(f"table2 is not finished in {out_dir}; make it first with python -m ldm.paper table2")
+    table2 = finished["table2"]
+    said = f"Trainings: {_trainings(table2.seeds)}, with the preset {table2.preset}. {_count(claims)}".strip()
+    before, behind = text.split(BEGIN)[0], text.split(END)[1]
+    write_text(readme, "\n\n".join([f"{before}{BEGIN}", markdown_numbers(summary(table2)), said, f"{END}{behind}"]))
+
+
+def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]], preset: str) -> list[Block]:
+    """What the report says, in its order: pictures, claims, summary, each table and figure, how all of it was made."""
+    parts = list(finished.values())
+    missing = [name for name in NAMES if name not in finished]
+    blocks: list[Block] = [Heading(1, "Anonymization Prompt Learning: published and measured", "top"), Paragraph(WHAT)]
+    blocks += [Paragraph(MINIATURE)] if preset.startswith("mini") else []
+    blocks.append(Facts(_ran_on(parts, preset)))
+    if missing:
+        blocks.append(Commands("Not made yet", [f"python -m ldm.paper {' '.join(missing)} --preset {preset}"]))
+    if "figure1" in finished and finished["figure1"].pictures:
+        blocks += [Heading(2, finished["figure1"].title, "before-after", "Pictures"), *_pictures(finished["figure1"])]
+    blocks.append(Heading(2, "The paper's claims", "claims", "Claims"))
+    blocks += [Paragraph(_count(claims)), Claims(claims)] if claims else [
+        Commands("Not checked yet", [f"python -m ldm.paper report --preset {preset}"])]
+    if "table2" in finished:
+        blocks += [Heading(2, "What the prefix does", "summary", "Summary"), summary(finished["table2"])]
+    blocks += [Heading(2, "How to read the tables", "reading", "Reading"), Paragraph(READING),
+               Folded("What each column is", [Facts(meanings(parts))])]
+    for part in parts:
+        blocks += _section(part)
+    return blocks + _made_by(parts)
+
+
+def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
+    """Preset, date, trainings, devices, versions."""
+    devices = sorted({part.devices for part in parts} - {""})
+    return [("preset", preset), ("finished", f"{max(part.day for part in parts)}"),
+            ("trainings", _trainings(max(part.seeds for part in parts))), *([("devices", ", ".join(devices))] if devices else []),
+            ("versions", _versions(parts))]
+
+
+def _section(part: Finished) -> list[Block]:
+    """A table or figure: numbers, picture, remark, and how to make it again."""
+    blocks: list[Block] = [Heading(2, f"{part.label}: {part.title}", slug(part.name), part.label)]
+    blocks += [Paragraph(f"The paper's {part.section}.")] if part.section else []
+    shown = ends(part)
+    blocks.append(numbers(part, shown))
+    if shown is not None:
+        blocks.append(Folded(f"All {len(part.rows)} rows", [numbers(part)]))
+    if part.name != "figure1":  # whose pictures stand at the top
+        blocks += _pictures(part)
+    blocks += [Paragraph(part.remark)] if part.remark else []
+    again = [Commands("All of it", [f"python -m ldm.paper {part.source} --preset {part.preset} --seeds {part.seeds}"])]
+    for (commands, seconds), rows in groupby(part.rows, key=lambda row: (row["commands"], row["seconds"])):
+        first, *_, last = [row["name"] for row in rows] * 2
+        name = first if first == last else f"{first} to {last}"
+        took = f", {duration(seconds)}" if seconds else ""
+        again.append(Commands(f"{name}{took}", commands) if commands else Paragraph(f"{name}: nothing is trained"))
+    return [*blocks, Folded("How to make it again, row by row", again)]
+
+
+def _pictures(part: Finished) -> list[Picture]:
+    rows = ", ".join(row["name"] for row in part.rows)
+    found = []
+    for path in part.pictures:
+        is_curve = part.kind == "curve" or path.name == "figure5.png"
+        if is_curve:
+            shows, caption = f"curves of {', '.join(part.columns)}", part.title
+        elif part.name == "figure5":
+            shows, caption = "photos of each person, and what the attacked model draws", "a column for each person whom the attacks teach"
+        else:
+            shows, caption = f"pictures, a row for each of: {rows}", "the same prompts with the same noise in each row"
+        found.append(Picture(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", not is_curve))
+    return found
+
+
+def _made_by(parts: Sequence[Finished]) -> list[Block]:
+    """Settings, versions and times, at the end."""
+    settings: dict[str, list[str]] = {}
+    for part in parts:
+        settings.setdefault(" ".join(f"--{key} {value}" for key, value in part.settings.items()), []).append(part.label)
+    times = [(part.label, [Value(duration(sum(part.spent.values())))]) for part in parts]
+    times.append(("all, what several share counted once", [Value(duration(_total(parts)))]))
+    return [Heading(2, "Settings, versions, times", "settings", "Settings"),
+            Paragraph("Settings of drawing and scoring, beside those of the preset:"),
+            Facts([(", ".join(labels), flags) for flags, labels in settings.items() if flags]),
+            Paragraph(f"Versions: {_versions(parts)}."), Numbers("Times", "", [Column("computed for")], times)]
+
+
+def _total(parts: Sequence[Finished]) -> float:
+    """Seconds of all tables and figures, what several share counted once."""
+    return sum({piece: seconds for part in parts for piece, seconds in part.spent.items()}.values())
+
+
+def _versions(parts: Sequence[Finished]) -> str:
+    """Each library once, with all its versions where the tables were made with several."""
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        for library, version in part.versions.items():
+            found.setdefault(str(library), set()).add(str(version))
+    return ", ".join(f"{library} {' and '.join(sorted(versions))}" for library, versions in found.items())
+
+
+def _count(claims: Sequence[Mapping[str, str]]) -> str:
+    """"Of 15 claims: holds 11, does not hold 4."; nothing without claims."""
+    count = Counter(claim["verdict"] for claim in claims)
+    said = ", ".join(f"{verdict} {count[verdict]}" for verdict in VERDICTS if count[verdict])
+    return f"Of {len(claims)} claims: {said}." if said else ""
+
+
+def _trainings(seeds: int) -> str:
+    return f"{'one' if seeds == 1 else f'up to {seeds}'} of each row"
+
+
+def _refuse_unwritten(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is not there; write the report first with python -m ldm.paper report")
+
+
+
+def _copy(source: Path, path: Path) -> None:
+    write_atomically(path, lambda target: shutil.copyfile(source, target))

@@ -1,0 +1,130 @@
+"""Measured values as a reader sees them: published | measured, mean and standard deviation over trainings, the 95 % interval."""
+
+import re
+from collections.abc import Sequence
+
+from ldm.paper.report.blocks import Column, Numbers, Value
+from ldm.paper.report.files import Finished
+from ldm.paper.results.cells import Cell, published_in_words
+
+# Whether less is better (-1), more is (1), or neither; the decimals; and what it is.
+MEANING = {
+    "ID-ACC, S_test": (-1, 3, "cosine of the generated face to the person's true face, for people of S_test, whom no training has named"),
+    "max, S_test": (-1, 3, "the same, of each person's image that comes nearest"),
+    "faces, S_test": (1, 3, "share of the images of S_test in which a face is found; ID-ACC is of these alone"),
+    "Attr-ACC, S_test": (1, 3, "cosine of facial attribute features to the base model's images of the same person of S_test, from other "
+                               "noise; the paper compares with 'the ground truths'"),
+    "FID (id), S_test": (-1, 2, "distance to the base model's images of the same prompts with names of S_test"),
+    "ID-ACC": (-1, 3, "the same as ID-ACC, S_test, for people of S_ID, whose names the training has; in Figure 5 for those whom an attack "
+                      "has taught"),
+    "max": (-1, 3, "the same, of each person's image that comes nearest"),
+    "faces": (1, 3, "share of the images of S_ID in which a face is found"),
+    "Attr-ACC": (1, 3, "the same as Attr-ACC, S_test, for people of S_ID"),
+    "FID (id)": (-1, 2, "the same as FID (id), S_test, with names of S_ID"),
+    "FID (non-id)": (-1, 2, "distance to the base model's pictures of the same prompts without a name"),
+    "CLIP": (1, 3, "cosine of picture and prompt, for prompts without a name"),
+    "faces, prompts": (0, 3, "share of the pictures of prompts without a name in which a face is found"),
+    "seconds": (-1, 0, "time of a training"),
+    "memory MB": (-1, 0, "the most memory that a training took"),
+    "result kB": (-1, 0, "size of what is learned"),
+}
+UNKNOWN = (0, 3, "")
+NOTHING = Value("–")
+SUMMARY = {"ID-ACC, S_test": "ID-ACC, people never seen", "ID-ACC": "ID-ACC, people of the training",
+           "FID (id), S_test": "FID, people never seen", "FID (id)": "FID, people of the training",
+           "Attr-ACC, S_test": "Attr-ACC, people never seen", "Attr-ACC": "Attr-ACC, people of the training",
+           "FID (non-id)": "FID, prompts without a name", "CLIP": "CLIP, the same prompts"}
+SUMMARY_ROWS = {"base": "without the prefix", "ours": "with the prefix"}
+
+
+def numbers(part: Finished, rows: Sequence[str] | None = None) -> Numbers:
+    """All rows of a table or figure, or those named, with its shown columns."""
+    names = [row["name"] for row in part.rows] if rows is None else rows
+    columns = [column for column in part.columns if any(part.cell(name, column) for name in names)]
+    halves = {column: any(cell.published is not None for name in names if (cell := part.cell(name, column))) for column in columns}
+    best = {column: _best([cell.mean for name in names if (cell := part.cell(name, column)) and cell.mean is not None], column)
+            for column in columns}
+    lines = []
+    for name in names:
+        values, seeds = [], set()
+        for column in columns:
+            cell = part.cell(name, column)
+            seeds |= {cell.n_seeds} if cell and cell.mean is not None else set()
+            values += [_published(cell, column)] * halves[column] + [_measured(cell, column, best[column])]
+        lines.append((name, [*values, Value(" to ".join(str(n) for n in sorted({min(seeds), max(seeds)})) if seeds else "–")]))
+    head = [Column(_title(column), ("published", "measured") if halves[column] else ()) for column in columns]
+    return Numbers(f"{part.label}: {part.title}", "row", [*head, Column("trainings")], lines)
+
+
+def ends(part: Finished) -> list[str] | None:
+    """The rows at the end of each curve, where every row is a point of one, "dreambooth, with, 100"; None of other tables."""
+    names = [row["name"] for row in part.rows]
+    last = names[-1].rpartition(", ")[2]
+    return [name for name in names if name.endswith(f", {last}")] if all(re.search(r", \d+$", name) for name in names) else None
+
+
+def summary(table2: Finished) -> Numbers:
+    """What the prefix does, in two rows of Table 2, which stand here side by side."""
+    lines = []
+    for column, title in SUMMARY.items():
+        cells = [table2.cell(row, column) for row in SUMMARY_ROWS]
+        if any(cells):
+            lines.append((f"{title} {_arrow(column)}", [_with_published(cell, column) for cell in cells]))
+    return Numbers("What the prefix does", "", [Column(title) for title in SUMMARY_ROWS.values()], lines)
+
+
+def meanings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
+    """What each column is that any of the tables shows."""
+    shown = {column for part in parts for column in part.columns}
+    return [(_title(column), text) for column, (_, _, text) in MEANING.items() if column in shown]
+
+
+def duration(seconds: float) -> str:
+    """"45 s", "9 min", "2 h 10 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _measured(cell: Cell | None, column: str, best: float | None) -> Value:
+    if cell is None or cell.mean is None:
+        return NOTHING
+    interval = "" if cell.low is None else f"[{_number(cell.low, column)}, {_number(cell.high, column)}]"
+    return Value(_number(cell.mean, column), _spread(cell, column), interval, cell.mean == best)
+
+
+def _best(means: Sequence[float], column: str) -> float | None:
+    """The best of a column, None where none is better than another."""
+    sense = MEANING.get(column, UNKNOWN)[0]
+    return None if sense == 0 or not means or min(means) == max(means) else sense * max(sense * mean for mean in means)
+
+
+def _with_published(cell: Cell | None, column: str) -> Value:
+    if cell is None:
+        return NOTHING
+    paper = "" if cell.published is None else f"(paper: {_published(cell, column).text})"
+    measured = NOTHING.text if cell.mean is None else _number(cell.mean, column)
+    return Value(measured, _spread(cell, column), paper)
+
+
+def _spread(cell: Cell, column: str) -> str:
+    return "" if cell.sd is None else f"± {_number(cell.sd, column)}"
+
+
+def _published(cell: Cell | None, column: str) -> Value:
+    if cell is None or cell.published is None:
+        return NOTHING
+    return Value(published_in_words(cell.published, MEANING.get(column, UNKNOWN)[1]))
+
+
+def _number(value: float, column: str) -> str:
+    return f"{value:.{MEANING.get(column, UNKNOWN)[1]}f}"
+
+
+def _arrow(column: str) -> str:
+    return {-1: "↓", 0: "", 1: "↑"}[MEANING.get(column, UNKNOWN)[0]]
+
+
+def _title(column: str) -> str:
+    return f"{column} {_arrow(column)}".strip()

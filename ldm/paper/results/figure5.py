@@ -1,0 +1,133 @@
+"""Figure 5: ID-ACC of people whom the model is taught later, without and with the prefix, over an attack's iterations (section 4.4).
+
+    <out_dir>/figure5/figure5.png, figure5-pictures.png    curves; the people as drawn at the last iteration
+    <out_dir>/figure5/figure5-people.csv                   a row a person, curve and iteration
+
+and the files of every table, see ldm/paper/results/tables.py. A further seed takes the next people of the photos.
+"""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from args.paths import ROOT
+from ldm.evaluation.id_acc import Row, bootstrap_interval, id_acc, identity_scores
+from ldm.evaluation.tables import write_csv
+from ldm.paper.config import Table, TableRow
+from ldm.paper.results.cells import Cell, cell_of
+from ldm.paper.results.figures import Panel, draw_panels
+from ldm.paper.results.tables import write_table
+from ldm.paper.runner.attacks import WITHOUT, Attack, AttackPlan, attacks
+from ldm.paper.runner.new_people import NewPerson
+from ldm.paper.runner.trainings import Training
+from ldm.pictures import picture_grid, read_image
+from ldm.util import UserError, write_atomically
+
+CONFIG = ROOT / "configs" / "paper" / "figure5.yaml"
+COLUMNS = {"ID-ACC": "id_acc_mean", "max": "id_acc_max", "faces": "detection_rate"}
+PEOPLE_SHOWN = 8
+
+
+class Figure5:
+    """The points of the curves, each with its seeds.
+
+    Args:
+        args: preset, photos, out_dir, keep_checkpoints.
+        prefixes: what makes the prefix that is attacked, or its file, for each seed.
+    """
+
+    name = "figure5"
+
+    def __init__(self, plan: AttackPlan, args: argparse.Namespace, prefixes: Sequence[Training | Path]) -> None:
+        self.plan, self.args, self.seeds = plan, args, len(prefixes)
+        self.attacks = [attacks(plan, args, prefix, seed) for seed, prefix in enumerate(prefixes)]
+
+    def pieces(self, seed: int) -> list[Attack]:
+        """The attacks on all people of a seed."""
+        return self.attacks[seed]
+
+    @cached_property
+    def table(self) -> Table:
+        """A row a point, in the form of the other tables."""
+        rows = []
+        for curve, iteration, _ in self.attacks[0][0].pictures():
+            published = self.plan.attacks[curve.partition(",")[0]].get("published", {}).get(curve.rpartition(" ")[2])
+            rows.append(TableRow(f"{curve}, {iteration}", x=iteration,
+                                 published={"ID-ACC": published} if published and iteration == self.plan.iterations else {}))
+        return Table(self.name, self.plan.title, self.plan.section, list(COLUMNS), rows, remark=self.plan.remark)
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Columns of every point; the interval is over the seeds, which have other prefixes and people, or over the people of one."""
+        found = {}
+        for row in self.table.rows:
+            seeds = [self._faces(row.name, pieces) for pieces in self.attacks]
+            for column, key in COLUMNS.items():
+                values = [value for faces in seeds if (value := id_acc(faces, threshold=0.0)[key]) is not None]
+                if values:
+                    found[row.name, column] = cell_of(values, [], row.published.get(column))
+            if len(seeds) == 1 and (row.name, "ID-ACC") in found:
+                low, high = bootstrap_interval([person["mean"] for person in identity_scores(seeds[0]) if person["n_faces"]], seed=0)
+                found[row.name, "ID-ACC"] = replace(found[row.name, "ID-ACC"], low=low, high=high)
+        return found
+
+    def write(self, arguments: Mapping[str, Any]) -> str:
+        """Writes every file of the figure; the ends of the curves as the console shows them. `arguments`: of the command."""
+        folder = self.args.out_dir / self.name
+        people = [{"curve": row.name, "seed": seed, **person} for row in self.table.rows for seed, pieces in enumerate(self.attacks)
+                  for person in identity_scores(self._faces(row.name, pieces))]
+        write_csv(people, folder / "figure5-people.csv")
+        draw_panels([self._panel(attack) for attack in self.plan.attacks], "iterations of the attack", folder / "figure5.png")
+        write_atomically(folder / "figure5-pictures.png", self.pictures().save)
+        about = self.about() | {"arguments": arguments}
+        return write_table(folder, self.table, self.cells, about, only=lambda row: row.x in (0, self.plan.iterations))
+
+    def about(self) -> dict[str, Any]:
+        """See ldm/paper/results/tables.py."""
+        settings = {key: getattr(self.plan, key) for key in ("n_people", "n_photos", "n_samples", "iterations", "every")}
+        given = {"preset": self.args.preset, "out_dir": self.args.out_dir, "seeds": self.seeds, "photos": self.args.photos} | {
+            key: value for key, value in settings.items() if key.startswith("n_")}
+        words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+        command = shlex.join(["python", "-m", "ldm.paper", "figure5", *words])
+        return {"seeds": self.seeds, "preset": self.args.preset, "settings": settings,
+                "rows": [{"name": row.name, "commands": [command], "seconds": None} for row in self.table.rows],
+                "spent": {str(piece.folder): piece.seconds for pieces in self.attacks for piece in pieces}}
+
+    def pictures(self) -> Image.Image:
+        """A column a person: a held-out photo, then each curve's last iteration."""
+        shown = [piece for pieces in self.attacks for piece in pieces][:PEOPLE_SHOWN]
+        rows: dict[str, list] = {"photo": [_photo(piece.person) for piece in shown]}
+        for piece in shown:
+            for curve, iteration, paths in piece.pictures():
+                if iteration == self.plan.iterations:
+                    rows.setdefault(f"{curve.replace('_', ' ')} prefix", []).append(read_image(paths[0]))
+        return picture_grid(list(rows.values()), list(rows), [piece.name for piece in shown])
+
+    def _faces(self, row: str, pieces: Sequence[Attack]) -> list[Row]:
+        return [face for piece in pieces for face in piece.faces if f"{face['curve']}, {face['iteration']}" == row]
+
+    def _panel(self, attack: str) -> Panel:
+        lines = {}
+        for row in self.table.rows:
+            curve = row.name.rpartition(",")[0]
+            if curve.startswith(f"{attack},") and (row.name, "ID-ACC") in self.cells:
+                lines.setdefault(f"{curve.rpartition(' ')[2]} prefix", []).append((row.x, self.cells[row.name, "ID-ACC"]))
+        strangers = self.cells.get((f"{attack}, {WITHOUT}, 0", "ID-ACC"))
+        return Panel(attack.replace("_", " "), "ID-ACC", lines, level=("strangers", strangers.mean) if strangers else None)
+
+
+def _photo(person: NewPerson) -> np.ndarray | None:
+    """The first held-out photo that can be read; the true face is made without the others too."""
+    for path in person.held_out:
+        try:
+            return read_image(path)
+        except UserError:
+            continue
+    return None

@@ -1,0 +1,82 @@
+"""Figures: sheets of pictures of the same noise (Figures 1, 3, 4, 7), and curves with their intervals (Figures 5, 6 and 8)."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.experiments.quality import LABEL
+from ldm.paper.config import PARTS
+from ldm.paper.results.cells import Cell
+from ldm.paper.runner.evaluations import Part
+from ldm.pictures import picture_grid, read_image
+from ldm.util import UserError, write_atomically
+
+CELL = 160  # side of a picture in pixels
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves with one axis.
+
+    Args:
+        lines: points (x, cell) by label.
+        level: label and height of a dotted line.
+    """
+
+    title: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, Cell]]]
+    level: tuple[str, float] | None = None
+
+
+def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any]) -> Image.Image:
+    """A row for each of `rows`, a column a person or prompt.
+
+    Args:
+        rows: parts by name, of what is shown.
+        figure: number of columns by part.
+
+    Raises:
+        UserError: a picture is not there.
+    """
+    labels, pictures = [], {row: [] for row in rows}
+    for name in PARTS:
+        for text, sample in next(iter(rows.values()))[name].texts[:figure.get(name, 0)]:
+            labels.append(textwrap.shorten(text, LABEL) if name == "prompts" else f"{text} ({name})")
+            for row, parts in rows.items():
+                path = parts[name].image(text, sample)
+                if not path.exists():
+                    raise UserError(f"{path} is not there for the figure; delete {parts[name].folder}, and the same command draws it again "
+                                    "(the table's 'keep_images' must be as large as the figure)")
+                pictures[row].append(read_image(path))
+    return picture_grid(list(pictures.values()), list(pictures), labels, cell=CELL)
+
+
+def draw_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
+    """The panels side by side: means with their 95 % intervals; `x` is the label of all horizontal axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for label, points in panel.lines.items():
+            places = [place for place, _ in points]
+            line, = axis.plot(places, [cell.mean for _, cell in points], marker="o", label=label)
+            low, high = ([math.nan if end is None else end for end in ends]
+                         for ends in ([cell.low for _, cell in points], [cell.high for _, cell in points]))
+            axis.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        if panel.level:
+            axis.axhline(panel.level[1], color="black", linestyle=":", label=panel.level[0])
+        axis.set(title=panel.title, xlabel=x, ylabel=panel.y)
+        axis.grid(alpha=0.3)
+        if panel.lines:
+            axis.legend()
+    write_atomically(path, lambda target: figure.savefig(target, dpi=120))
+    pyplot.close(figure)

@@ -1,0 +1,183 @@
+"""A table or figure from its pieces: which trainings and pictures it needs, what they come to, and its files.
+
+    <out_dir>/<name>/<name>.json, .csv    a row a cell: published, mean, standard deviation and interval over trainings
+    <out_dir>/<name>/<name>.md            the table as it is shown, published | measured
+    <out_dir>/<name>/<name>.png           the figure, if it is one
+    <out_dir>/<name>/about.json           what was asked for, how to make each row alone, what it has cost, versions
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ldm.evaluation.tables import console_table, markdown_table, write_csv
+from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
+from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
+from ldm.paper.results.figures import Panel, draw_panels, picture_sheet
+from ldm.paper.runner.evaluations import Part, Result, part, part_args
+from ldm.paper.runner.queue import whole
+from ldm.paper.runner.trainings import Training, Transfer, training, transfer
+from ldm.run_folder import versions, write_json
+from ldm.util import write_atomically, write_text
+
+INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low", "clip_high")}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row with one seed: its parts by name, and the training behind them, if it has one."""
+
+    seed: int
+    parts: Mapping[str, Part]
+    result: Result
+
+
+class Rows:
+    """A table's rows on a preset, each with its seeds.
+
+    Args:
+        seeds: trainings of each row, at most.
+
+    Raises:
+        SystemExit: a row has a flag that no command has, or a file is not there.
+    """
+
+    def __init__(self, table: Table, preset: str, seeds: int, out_dir: Path) -> None:
+        self.table, self.preset, self.out_dir = table, preset, out_dir
+        self._args: dict[str, argparse.Namespace] = {}
+        self.measured: dict[str, list[Measured]] = {}
+        for row in table.rows:
+            trained = row.train is not None
+            self.measured[row.name] = [self._measured(row, seed) for seed in range(min(seeds, row.seeds or seeds) if trained else 1)]
+        self.seeds = max(map(len, self.measured.values()))
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    def pieces(self, seed: int) -> list[Part]:
+        """All parts of the rows with a seed."""
+        return [piece for row in self.measured.values() for one in row if one.seed == seed for piece in one.parts.values()]
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """All that was measured, by row and column."""
+        found = {}
+        for row in self.table.rows:
+            columns = {column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in self.measured[row.name]]
+                       for column, (name, key) in COLUMNS.items()}
+            for column, (key, unit) in COSTS.items():
+                trainings = [one.result for one in self.measured[row.name] if isinstance(one.result, Training)]
+                columns[column] = [(made.cost[key] / unit, None) for made in trainings]
+            for column, values in columns.items():
+                known = [(value, half) for value, half in values if value is not None]
+                if known:
+                    cell = cell_of(*zip(*known, strict=True), row.published.get(column))
+                    # a training without a face has no ID-ACC; the values of the others are then not the first seeds', to be paired
+                    found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
+                elif column in row.published:
+                    found[row.name, column] = Cell(None, published=row.published[column])
+        return found
+
+    def write(self, arguments: Mapping[str, Any]) -> str:
+        """Writes every file of the table or figure; the table as the console shows it. `arguments`: of the command."""
+        folder = self.out_dir / self.name
+        if self.table.figure:
+            self._draw(folder / f"{self.name}.png")
+        return write_table(folder, self.table, self.cells, self.about() | {"arguments": arguments})
+
+    def about(self) -> dict[str, Any]:
+        """How each row is made alone, what it has cost, and how it was scored."""
+        pieces = whole([piece for seed in range(self.seeds) for piece in self.pieces(seed)])
+        spent = {str(piece.folder): piece.cost["seconds"] if isinstance(piece, Training) else piece.row["seconds"]
+                 for piece in pieces if isinstance(piece, Training | Part)}
+        rows = []
+        for row, measured in self.measured.items():
+            made = whole([one.result for one in measured if isinstance(one.result, Training | Transfer)])
+            rows.append({"name": row, "commands": [one.command() for one in made],
+                         "seconds": sum(spent.get(str(one.folder), 0) for one in made) or None})
+        return {"seeds": self.seeds, "preset": self.preset, "settings": self.table.score, "rows": rows, "spent": spent}
+
+    def _measured(self, row: TableRow, seed: int) -> Measured:
+        source = f"{self.name}.yaml, row '{row.name}',"
+        model = row.model or self.preset
+        result: Result = row.result
+        if row.train is not None:
+            result = training(self.out_dir, self.preset, row.train, seed, source, row.step)
+        if row.transfer:
+            result = transfer(self.out_dir, result, model, row.transfer)
+        plain, args = self._part_args(model, {}, source), self._part_args(model, row.score, source)
+        parts = {}
+        for name in PARTS:
+            base = part(self.out_dir, name, model, plain)
+            own = part(self.out_dir, name, model, args, result, row.step, base)
+            parts[name] = base if own.folder == base.folder else own
+        return Measured(seed, parts, result)
+
+    def _part_args(self, model: str, score: Mapping[str, Any], source: str) -> argparse.Namespace:
+        key = repr((model, score))  # most rows have the same, and to read them takes a tenth of a second
+        if key not in self._args:
+            self._args[key] = part_args(model, {**self.table.score, **score}, source)
+        return self._args[key]
+
+    def _draw(self, path: Path) -> None:
+        figure = self.table.figure
+        if figure["kind"] == "curve":
+            panels = [list(figure["y"]), *([column] for column in figure.get("beside", ()))]
+            draw_panels([Panel("", columns[0].split(",")[0], {column: self._curve(column) for column in columns}) for columns in panels],
+                        figure["x"], path)
+        else:
+            shown = {row.name: self.measured[row.name][0].parts for row in self.table.rows if row.shown}
+            write_atomically(path, picture_sheet(shown, figure).save)
+
+    def _curve(self, column: str) -> list[tuple[float, Cell]]:
+        points = [(row.x, self.cells.get((row.name, column))) for row in self.table.rows if row.x is not None]
+        return [(x, cell) for x, cell in points if cell is not None and cell.mean is not None]
+
+
+def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell], about: Mapping[str, Any], *,
+                only: Callable[[TableRow], bool] = lambda row: True) -> str:
+    """The files that every table and figure has; the rows `only` as the console shows them."""
+    rows, shown = as_rows(table.name, cells), shown_table(table, cells)
+    text = markdown_table(shown, numeric=list(shown[0])[1:])
+    write_json(folder / f"{table.name}.json", rows)
+    write_csv(rows, folder / f"{table.name}.csv")
+    write_text(folder / f"{table.name}.md", text)
+    spent = sum(about["spent"].values())
+    head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns),
+            "kind": table.figure.get("kind")}
+    write_json(folder / "about.json", head | dict(about) | {"seconds": spent, "versions": versions()})
+    return console_table([line for line, row in zip(shown, table.rows, strict=True) if only(row)])
+
+
+def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dict[str, str | None]]:
+    """One row a row of the table: of each column the published value, where there is one in the table, and what was measured."""
+    published = [column for column in table.columns if any((row.name, column) in cells and row.published.get(column) is not None
+                                                           for row in table.rows)]
+    rows, several = [], any(row.model for row in table.rows)
+    for row in table.rows:
+        line: dict[str, str | None] = {"row": row.name} | ({"model": row.model} if several else {})
+        for column in table.columns:
+            if column in published:
+                line[f"{column} (paper)"] = None if column not in row.published else published_in_words(row.published[column], 3)
+            line[column] = in_words(cells.get((row.name, column)), COSTS.get(column) is not None)
+        rows.append(line)
+    return rows
+
+
+def in_words(cell: Cell | None, whole: bool = False) -> str | None:
+    """"0.213 ± 0.004 [0.201, 0.225]": mean, standard deviation over trainings, 95 % interval; `whole`: the mean alone."""
+    if cell is None or cell.mean is None:
+        return None
+    if whole:
+        return f"{cell.mean:.0f}"
+    return f"{cell.mean:.3f}" + (f" ± {cell.sd:.3f}" if cell.sd is not None else "") + cell.interval
+
+
+def _half_width(row: Mapping[str, Any], key: str) -> float | None:
+    """Half of the 95 % interval of a value over the people or prompts that it is a mean of, where there is one."""
+    low, high = (row.get(end) for end in INTERVAL_OF.get(key, (None, None)))
+    return None if low is None or high is None else (high - low) / 2

@@ -1,0 +1,1 @@
+"""Trainings, evaluations and attacks as jobs, and the queue from which processes take them."""

@@ -1,0 +1,243 @@
+"""Attacks that teach the model new people (paper section 4.4): one piece for each person and seed, from the photos to the cosines.
+
+    <out_dir>/attacks/<hash of the settings>/seed-<n>/<person>-<hash of the photos>/
+        photos/                                     what an attack sees of the person
+        <attack>/, <attack>-through-prefix/         --out_dir of train.py; its checkpoints go once their pictures are there
+        pictures/<curve>/<iteration>/<sample>.png   a curve is "dreambooth, without", "dreambooth, with", ...
+        faces.json                                  a row a picture; it is written last
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from args.figure5_flags import portrait_arguments
+from args.train_args import parse_train_args
+from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.id_acc import Observation, Row, image_scores
+from ldm.experiments.attack_images import draw_checkpoint
+from ldm.experiments.identity import Drawing, load_prefixes
+from ldm.loading import ModelFiles, file_hash, has_two_encoders
+from ldm.modules.embedding_file import read_embedding_file
+from ldm.paper.runner.new_people import NewPerson, read_new_people, true_face
+from ldm.paper.runner.tools import Tools
+from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, digest_of, run_script
+from ldm.pictures import read_image
+from ldm.run_folder import read_json, safe_name, write_json
+from ldm.util import UserError, first_line
+
+WITHOUT, WITH = "without", "with"  # the prefix
+DRAWN = "drawn-*.pt"               # the class's pictures, which train.py keeps in --out_dir: the same for every person
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """configs/paper/figure5.yaml, with the flags given in place of its values."""
+
+    title: str
+    section: str
+    remark: str
+    n_people: int
+    n_photos: int
+    n_samples: int
+    iterations: int
+    every: int
+    prompt: str
+    token: str
+    name: str
+    attacks: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The iterations at which an attack is looked at."""
+        return list(range(self.every, self.iterations + 1, self.every))
+
+    @property
+    def subject(self) -> str:
+        """The prompt of every picture."""
+        return self.prompt.replace("{name}", self.name)
+
+
+def read_plan(config: Path, **given: int | None) -> AttackPlan:
+    """The plan of a YAML file, with the values given that are not None in place of its own; UserError if it is none."""
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        plan = AttackPlan(**values | {name: value for name, value in given.items() if value is not None})
+        if plan.checkpoints[-1:] != [plan.iterations] or not all(settings["train"] for settings in plan.attacks.values()):
+            raise TypeError("'iterations' is no multiple of 'every', or an attack has no 'train'")
+        return plan
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{config} is no plan of Figure 5 ({first_line(error)}); restore it from the repository") from None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """All attacks on one person with one seed.
+
+    Args:
+        prefix: what makes the prefix that is attacked, or its file.
+        portraits: checked flags of test_id.py, by which pictures are drawn and recognised.
+    """
+
+    folder: Path
+    plan: AttackPlan
+    name: str
+    person: NewPerson
+    preset: str
+    prefix: Training | Path
+    portraits: argparse.Namespace
+    seed: int
+    keep_checkpoints: bool = False
+
+    @property
+    def needs(self) -> Sequence[Training]:
+        return [] if isinstance(self.prefix, Path) else [self.prefix]
+
+    @property
+    def size(self) -> float:
+        return sum(5 * self.plan.iterations * (1 + bool(one.get("learned_through_prefix"))) for one in self.plan.attacks.values())
+
+    def is_done(self) -> bool:
+        return (self.folder / "faces.json").exists()
+
+    def make(self, tools: Tools) -> None:
+        """Trains, draws and recognises what is missing."""
+        began = time.monotonic()
+        prefix = self.prefix if isinstance(self.prefix, Path) else self.prefix.result()
+        analyzer = FaceAnalyzer(self.portraits.face_pack, self.portraits.det_size, self.portraits.det_thresh, device=str(tools.device))
+        gallery = true_face(self.name, self.person, analyzer, self.folder)
+        for attack, labels in trainings_of(self.plan):
+            self._learn(attack, labels, prefix, tools)
+        scores = []
+        for curve, iteration, paths in self.pictures():
+            faces = [analyzer.analyze(read_image(path)) for path in paths]
+            seen = [Observation(self.name, str(path.relative_to(self.folder)), face and face.embedding)
+                    for path, face in zip(paths, faces, strict=True)]
+            scores += [{"curve": curve, "iteration": iteration, **row} for row in image_scores(seen, gallery)]
+        write_json(self.folder / "faces.json", {"seconds": time.monotonic() - began, "faces": scores})
+
+    def pictures(self) -> list[tuple[str, int, list[Path]]]:
+        """Curve, iteration and files of every point of the curves; iteration 0 is the model before any attack."""
+        return [(curve, iteration, self._paths(curve, iteration)) for attack, settings in self.plan.attacks.items()
+                for curve in (f"{attack}, {WITHOUT}", f"{attack}, {WITH}") for iteration in (0, *self.plan.checkpoints)]
+
+    @property
+    def faces(self) -> list[Row]:
+        """Rows of `image_scores` with curve and iteration."""
+        return self._found["faces"]
+
+    @property
+    def seconds(self) -> float:
+        """What the last process that worked on it has spent."""
+        return self._found["seconds"]
+
+    @cached_property
+    def _found(self) -> Mapping[str, Any]:
+        return read_json(self.folder / "faces.json")
+
+    def _learn(self, attack: str, labels: Sequence[str], prefix: Path, tools: Tools) -> None:
+        """One training, and its pictures; `labels` say whether they are drawn without or with the prefix."""
+        curves = {label: f"{attack}, {label}" for label in labels}
+        undrawn = [iteration for iteration in (0, *self.plan.checkpoints)
+                   if not all(path.exists() for curve in curves.values() for path in self._paths(curve, iteration))]
+        through = labels == [WITH]
+        folder = self.folder / (f"{attack}-through-prefix" if through else attack)
+        if undrawn:
+            self._train(attack, folder, [iteration for iteration in undrawn if iteration], prefix if through else None, tools)
+            self._draw(attack, folder, undrawn, curves, prefix, tools)
+        if not self.keep_checkpoints:  # nor what train.py could go on from; log, arguments and cost stay
+            for path in (*folder.glob(f"{attack}-*.safetensors"), *folder.glob(f"{attack}-*.pt"), folder / "state.pt"):
+                path.unlink(missing_ok=True)
+
+    def _train(self, attack: str, folder: Path, asked_for: Sequence[int], through: Path | None, tools: Tools) -> None:
+        """The training with its checkpoints of the iterations asked for, from where it was; the class's pictures are handed on."""
+        finished = folder / "cost.json"
+        if finished.exists() and not all(_checkpoint(folder, attack, iteration) for iteration in asked_for):
+            shutil.rmtree(folder)  # its checkpoints are gone
+        if not finished.exists():
+            self.person.copy_learned(self.folder / "photos")
+            folder.mkdir(parents=True, exist_ok=True)
+            for drawn in self.folder.parent.glob(DRAWN):
+                shutil.copy2(drawn, folder)
+            flags = train_flags(self.plan, attack, self.preset, self.seed, self.folder / "photos")
+            flags += ["--embedding", str(through)] if through else []
+            tools.let_go()  # DreamBooth trains whole U-Nets
+            run_script([str(TRAIN), "--out_dir", str(folder), "--devices", tools.place.devices, *flags], folder / "train.log", tools.place,
+                       f"the attack in {folder}")
+        for drawn in folder.glob(DRAWN):
+            drawn.replace(self.folder.parent / drawn.name)
+
+    def _draw(self, attack: str, folder: Path, undrawn: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
+        """The pictures of the iterations `undrawn` that are not there; `curves` by label."""
+        files, precision = ModelFiles.of(self.portraits), tools.precision(self.portraits)
+        model = tools.model(self.portraits)
+        drawing = Drawing(files.hash(), file_hash(self.portraits.config_path), self.plan.prompt, self.portraits.seed, self.portraits.scale,
+                          self.portraits.ddim_steps, precision)
+        none, with_prefix = load_prefixes(model, [prefix], files, [WITH])
+        prefixes = {WITHOUT: none, WITH: with_prefix}
+        for iteration in undrawn:
+            checkpoint = _checkpoint(folder, attack, iteration)
+            if iteration and checkpoint is None:  # it would be drawn as the model before the attack
+                raise UserError(f"{folder} has no checkpoint of iteration {iteration}; delete the folder, and the same command trains it "
+                                "anew")
+            shots = [(prefixes[label], self._paths(curve, iteration)) for label, curve in curves.items()]
+            draw_checkpoint(model, checkpoint, shots, drawing=drawing, prompt=self.plan.subject, token=self.plan.token,
+                            ckpt_path=self.portraits.ckpt_path, batch_size=self.portraits.batch_size)
+
+    def _paths(self, curve: str, iteration: int) -> list[Path]:
+        return [self.folder / "pictures" / curve / str(iteration) / f"{sample}.png" for sample in range(self.plan.n_samples)]
+
+
+def attacks(plan: AttackPlan, args: argparse.Namespace, prefix: Training | Path, seed: int) -> list[Attack]:
+    """The pieces of a seed.
+
+    Args:
+        args: preset, photos, out_dir, keep_checkpoints.
+        prefix: that is attacked.
+
+    Raises:
+        UserError: there are too few people or photos, the file is no prefix, or the model has two text encoders, which a token cannot be
+            taught.
+    """
+    people = read_new_people(args.photos, plan.n_people, plan.n_photos, seed)
+    portraits = portrait_arguments(args.preset)
+    if has_two_encoders(portraits.config_path):
+        raise UserError(f"figure5 teaches tokens to one text encoder, and {portraits.config_path} has two; give another --preset")
+    if isinstance(prefix, Path):
+        read_embedding_file(prefix)
+    settings: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in ("n_people", "title", "section", "remark")}
+    for attack in plan.attacks:
+        learned = vars(parse_train_args(train_flags(plan, attack, args.preset, seed, args.photos)))
+        settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in (*BESIDE, "photos", "seed")}
+    settings |= {f"portraits.{flag}": value for flag, value in vars(portraits).items() if flag not in BESIDE}
+    settings["prefix"] = prefix.folder.name if isinstance(prefix, Training) else prefix
+    place = args.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
+    return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, name, person, args.preset, prefix, portraits, seed,
+                   args.keep_checkpoints) for name, person in people.items()]
+
+
+def train_flags(plan: AttackPlan, attack: str, preset: str, seed: int, photos: Path) -> list[str]:
+    """Flags of train.py for an attack on one person."""
+    typed = dict(plan.attacks[attack]["train"]) | {"preset": preset, "token": plan.token, "iterations": plan.iterations, "seed": seed,
+                                                   "save_every": plan.every, "prompt": attack, "photos": photos}
+    return [word for flag, value in typed.items() for word in (f"--{flag}", str(value))]
+
+
+def trainings_of(plan: AttackPlan) -> list[tuple[str, list[str]]]:
+    """Attack, and with which prefixes its checkpoints are drawn: one learned through the prefix has a training for each."""
+    return [(attack, labels) for attack, settings in plan.attacks.items()
+            for labels in ([[WITHOUT], [WITH]] if settings.get("learned_through_prefix") else [[WITHOUT, WITH]])]
+
+
+def _checkpoint(folder: Path, attack: str, iteration: int) -> Path | None:
+    """Edited weights, or the vector of a token; None where there is neither."""
+    return next((path for suffix in (".safetensors", ".pt") if (path := folder / f"{attack}-{iteration}{suffix}").exists()), None)
+
+

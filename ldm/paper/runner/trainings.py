@@ -1,0 +1,235 @@
+"""The trainings behind tables and figures: each is made once, whatever tables ask for it, by train.py in a process of its own.
+
+    <out_dir>/training/<flags>-<hash>/               --out_dir of train.py; train.log says what it said, cost.json what it has cost
+    <out_dir>/training/<prefix>-to-<model>-<route>/  a prefix transferred to a model with two text encoders
+    <out_dir>/targets/                               frozen predictions that the trainings of APL share
+
+Other flags are another training: nothing is taken for what it is not.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from args.common import as_flags
+from args.paths import ROOT
+from args.train_args import build_parser, parse_train_args
+from args.train_methods import APL
+from ldm.apl.workers import STARTED_BY
+from ldm.contents import digest, file_hash, hashes_of
+from ldm.image_files import ImageSource, files_below
+from ldm.left_out import LeftOut
+from ldm.paper.config import slug
+from ldm.run_folder import read_json
+from ldm.util import UserError
+
+TRAIN = ROOT / "train.py"
+CHECKPOINTS = 10  # saved prefixes of a training: every 2 000 of the paper's 20 000 steps
+BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
+          "val_every")  # what no result depends on
+TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # not a row's to set
+CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # of the U-Net for a sample of a step; 5 where it is not said
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process computes: its flag --devices and its environment."""
+
+    devices: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of train.py.
+
+    Args:
+        flags: of train.py, checked; without what the place decides.
+    """
+
+    folder: Path
+    flags: Sequence[str]
+    size: float
+    needs: Sequence[Any] = ()
+
+    def is_done(self) -> bool:
+        """state.pt goes last, when train.py has ended."""
+        return (self.folder / "cost.json").exists() and not (self.folder / "state.pt").exists()
+
+    def make(self, tools: Any) -> None:
+        """Runs train.py to its end, from where it was; UserError with what it said if it fails."""
+        run_script([str(TRAIN), "--out_dir", str(self.folder), "--devices", tools.place.devices, *self.flags], self.folder / "train.log",
+                   tools.place, f"the training in {self.folder}")
+        (self.folder / "state.pt").unlink(missing_ok=True)  # gigabytes, of a whole U-Net; there is nothing left to go on from
+
+    @cached_property
+    def cost(self) -> Mapping[str, Any]:
+        """seconds, peak_memory_bytes, result, result_bytes; UserError if the file is damaged."""
+        return read_json(self.folder / "cost.json", {"seconds", "peak_memory_bytes", "result", "result_bytes"})
+
+    def result(self, step: int | None = None) -> Path:
+        """The file that came out, or that of an earlier step; UserError if it is not there."""
+        name = Path(self.cost["result"]).name
+        if step is not None:
+            name = re.sub(r"-\d+(\.\w+)$", rf"-{step}\1", name)
+        for path in (self.folder / "embeddings" / name, self.folder / name):
+            if path.is_file():
+                return path
+        raise UserError(f"{name}, which the training in {self.folder} has made, is not there; put it back, or delete the folder to train "
+                        "it again")
+
+    def command(self) -> str:
+        """What a user types to make it."""
+        return shlex.join(["python", "train.py", "--out_dir", str(self.folder), *self.flags])
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A prefix of Stable Diffusion v1 with vectors for the second text encoder of another model (section 4.2)."""
+
+    folder: Path
+    source: Training | Path
+    model: str  # preset
+    route: str
+    size: float = 100.0
+
+    @property
+    def needs(self) -> Sequence[Training]:
+        return [] if isinstance(self.source, Path) else [self.source]
+
+    def is_done(self) -> bool:
+        return self.result().exists()
+
+    def make(self, tools: Any) -> None:
+        source = self.source if isinstance(self.source, Path) else self.source.result()
+        run_script(self._script(source), self.folder / "transfer.log", tools.place, f"the transfer of {source}")
+
+    def result(self, step: int | None = None) -> Path:
+        return self.folder / "prefix.safetensors"
+
+    def command(self) -> str:
+        """What a user types to make it, once its source is there."""
+        source = self.source if isinstance(self.source, Path) else self.source.result()
+        return shlex.join(["python", *self._script(source)])
+
+    def _script(self, source: Path) -> list[str]:
+        return ["-m", "ldm.apl.transfer", str(source), str(self.result()), "--to", self.model, "--route", self.route]
+
+
+def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, source: str, step: int | None = None) -> Training:
+    """The training of a row's flags with a seed.
+
+    Args:
+        source: where the flags stand, for errors.
+        step: that is asked for, where it is not the last.
+
+    Raises:
+        SystemExit: a flag is not one of train.py, or a file that it reads is not there.
+        UserError: the step is not one whose result is kept.
+    """
+    train = dict(train)
+    preset, method = train.pop("preset", preset), train.get("train_method", APL[0])
+    if wrong := [value for value in (preset, method) if not isinstance(value, str)]:
+        raise UserError(f"{source} has {wrong[0]!r} where a name is needed; give one preset and one train_method")
+    typed = ["--preset", preset, "--prompt", method, "--eval_names", "0", "--seed", str(seed),
+             *as_flags(build_parser(method), train, source, TAKEN)]
+    if method in APL:
+        typed += ["--val_every", "0", "--target_cache", str(out_dir / "targets")]
+    args = parse_train_args(typed)
+    if method in APL:
+        every = max(1, args.iterations // CHECKPOINTS)
+        typed += ["--save_every", str(every)]
+        if step is not None and step not in (*range(every, args.iterations, every), args.iterations):
+            raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
+    elif step is not None:
+        raise UserError(f"{source} asks for step {step}, and {method} keeps its result alone; take the step away")
+    digest = digest_of({flag: value for flag, value in vars(args).items() if flag not in BESIDE})
+    named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
+    steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
+    steps += 100 * (args.ti_iterations or 0) * (args.variant == "with-ti")
+    calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5)
+    return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
+
+
+def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> Transfer:
+    """The transfer of a prefix to a preset's model."""
+    name = source.folder.name if isinstance(source, Training) else f"{source.stem}-{file_hash(source)[:8]}"
+    return Transfer(out_dir / "training" / f"{name}-to-{slug(model)}-{route}", source, model, route)
+
+
+def digest_of(flags: Mapping[str, Any]) -> str:
+    """8 hexadecimal digits that stand for resolved flags, and for the content of the files and folders among them."""
+    known = {flag: str(_known(value)) for flag, value in flags.items()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _known(value: Any) -> Any:
+    """A file or folder by its content, each of a list; what is not there by its path, seen from the repository; else itself."""
+    if isinstance(value, list):
+        return [*map(_known, value)]
+    if not isinstance(value, Path):
+        return value
+    if value.is_file():
+        return file_hash(value)
+    if value.is_dir():
+        return _content_of(value)
+    path = Path(os.path.abspath(value))
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+@cache  # once per command, whose rows have the same folders
+def _content_of(folder: Path) -> str:
+    files = files_below(folder, LeftOut())
+    return digest([path.relative_to(folder).as_posix() for path in files], hashes_of(map(ImageSource, files)))
+
+
+def places(devices: str) -> list[Place]:
+    """Where processes can work at once: "cpu:2" are two with half of the CPU's cores each, "0,1" are two with a GPU each.
+
+    Where OMP_NUM_THREADS is set, every process has as many threads as it says.
+    """
+    if devices.startswith("cpu:"):
+        count = int(devices.partition(":")[2])
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
+        return [Place("cpu", {"OMP_NUM_THREADS": threads}) for _ in range(count)]
+    return [Place(device) for device in devices.split(",")]
+
+
+def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> None:
+    """Runs Python on `command`, with what it says in `log`; the process ends with this one, however it ends.
+
+    Raises:
+        UserError: it has failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                   env=os.environ | place.environment | {STARTED_BY: str(os.getpid()), "PYTHONPATH": modules})
+    try:
+        status = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if status:
+        raise UserError(f"{what} ended with status {status} ({last_words(log)}); correct that, and the same command goes on")
+
+
+def last_words(log: Path) -> str:
+    """The sentence with which a process has ended, or else its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
+    return (sentences or lines or ["it said nothing"])[-1].rstrip(".")
+
+

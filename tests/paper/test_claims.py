@@ -1,0 +1,205 @@
+"""Claims as checks on cells: what each relation says of round numbers, and that the shipped claims ask for rows that there are."""
+
+import pytest
+import yaml
+
+from args.common import ROOT
+from ldm.paper.config import COLUMNS, COSTS, read_table
+from ldm.paper.results.cells import Cell, cell_of
+from ldm.paper.results.claims import check_claims
+from ldm.util import UserError
+
+PAPER = ROOT / "configs" / "paper"
+OURS, BASE = ["t", "ours", "ID-ACC"], ["t", "base", "ID-ACC"]
+HOLDS, WITHIN_NOISE, NOT_MEASURED, DOES_NOT_HOLD = "holds", "within noise", "not measured", "does not hold"
+
+
+def cells_of(column="ID-ACC", **values):
+    """Cells of the table t by row: a mean, or a mean and its noise."""
+    pairs = {row: value if isinstance(value, tuple) else (value, 0) for row, value in values.items()}
+    return {("t", row, column): Cell(mean, low=mean - noise, high=mean + noise) for row, (mean, noise) in pairs.items()}
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """The row of a claim with these checks."""
+    def judge(cells, *checks, preset="mini", **more):
+        path = tmp_path / "claims.yaml"
+        claim = {"number": 1, "claim": "It is so.", "section": "4.2", "checks": list(checks)} | more
+        path.write_text(yaml.safe_dump({"claims": [claim]}), encoding="utf-8")
+        row, = check_claims(path, cells, preset)
+        return row
+    return judge
+
+
+@pytest.mark.parametrize(("ours", "below", "above"), [
+    (-1, HOLDS, DOES_NOT_HOLD), (1, WITHIN_NOISE, WITHIN_NOISE), (9, WITHIN_NOISE, WITHIN_NOISE), (11, DOES_NOT_HOLD, HOLDS)])
+def test_below_and_above_hold_beyond_the_noise_of_both_cells(judge, ours, below, above):
+    cells = cells_of(ours=(ours, 3), base=(10, 8))  # half of base is 5 ± 4, so the difference has a noise of 5
+    assert judge(cells, {"left": OURS, "below": BASE, "times": 0.5})["verdict"] == below
+    assert judge(cells, {"left": OURS, "above": BASE, "times": 0.5})["verdict"] == above
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, HOLDS), (0.2, WITHIN_NOISE)])
+def test_a_number_may_stand_in_place_of_a_cell(judge, noise, verdict):
+    assert judge(cells_of(ours=(0.8, noise)), {"left": OURS, "below": 0.9})["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(5, HOLDS), (7, WITHIN_NOISE), (3, WITHIN_NOISE), (9, DOES_NOT_HOLD), (1, DOES_NOT_HOLD)])
+def test_about_holds_where_the_difference_and_its_noise_are_within_the_margin(judge, ours, verdict):
+    assert judge(cells_of(ours=(ours, 1), base=5), {"left": OURS, "about": BASE, "within": 2.5})["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ([9, 7, 5, 3], HOLDS),
+    ([9, 5, 5.5, 3], HOLDS),            # a rise of less than noise; ranks 4, 2, 3, 1: a correlation of -0.8
+    ([9, 4.2, 4.6, 5, 4], WITHIN_NOISE),  # rises that are noise, one after another
+    ([9, 3, 5, 2], DOES_NOT_HOLD),      # a rise beyond noise
+    ([9, 8.9, 8.8, 8.7], WITHIN_NOISE),  # steadily, but by less than noise
+    ([3, 5, 7, 9], DOES_NOT_HOLD)])
+def test_a_curve_falls_where_it_ends_below_its_beginning_and_nothing_rises_beyond_noise(judge, values, verdict):
+    cells = cells_of(**{str(step): (value, 0.5) for step, value in enumerate(values)})  # a difference has a noise of 0.71
+    row = judge(cells, {"falls": [str(step) for step in range(len(values))], "table": "t", "column": "ID-ACC"})
+    assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("other", "verdict"), [
+    ((4, 1.0), WITHIN_NOISE),   # .4 left and all kept: -.6, as ours
+    ((6, 1.0), HOLDS),          # more is left
+    ((2, 0.5), HOLDS),          # less is left, but half is lost: -.3
+    ((1, 1.0), DOES_NOT_HOLD)])
+def test_a_row_balances_where_what_is_left_less_what_is_kept_is_lowest(judge, other, verdict):
+    places = {"base": (10, 1.0), "ours": (2, 0.8), "other": other}
+    cells = {("t", row, column): cell_of([pair[index] * seed for seed in (0.9, 1.0, 1.1)], []) for row, pair in places.items()
+             for index, column in enumerate(("ID-ACC", "CLIP"))}
+    check = {"balances": "ours", "table": "t", "others": ["other"], "base": "base", "less": "ID-ACC", "more": "CLIP"}
+    assert judge(cells, check)["verdict"] == verdict
+    one = {place: cell_of(cell.values[1:2], [0.1 * cell.mean]) for place, cell in cells.items()}  # noise of .08 at least: added in squares
+    assert judge(one, check)["verdict"] == verdict
+
+
+def test_a_check_is_made_for_each_of_its_rows(judge):
+    check = {"left": ["t", "with, {each}", "ID-ACC"], "below": ["t", "without, {each}", "ID-ACC"], "each": [100, 200]}
+    cells = cells_of(**{"with, 100": 1, "without, 100": 2, "with, 200": 3, "without, 200": 4})
+    row = judge(cells, check)
+    assert row["verdict"] == HOLDS
+    assert row["figures"] == [
+        "t, ID-ACC: 'with, 100' 1.000 [1.000, 1.000] below 'without, 100' 2.000 [2.000, 2.000], difference -1.000: holds",
+        "t, ID-ACC: 'with, 200' 3.000 [3.000, 3.000] below 'without, 200' 4.000 [4.000, 4.000], difference -1.000: holds"]
+    assert judge(cells | cells_of(**{"with, 200": 5}), check)["verdict"] == DOES_NOT_HOLD
+
+
+@pytest.mark.parametrize("check", [
+    {"left": OURS, "below": BASE}, {"left": BASE, "above": OURS, "times": 2}, {"left": BASE, "above": 2},
+    {"left": OURS, "about": BASE, "within": 1}, {"falls": ["base", "ours"], "table": "t", "column": "ID-ACC"},
+    {"balances": "base", "table": "t", "others": ["ours"], "base": "base", "less": "ID-ACC", "more": "ID-ACC"}])
+def test_what_is_not_there_is_not_measured(judge, check):
+    for cells in ({}, cells_of(ours=1), cells_of(ours=1) | {("t", "base", "ID-ACC"): Cell(None)}):
+        row = judge(cells, check)
+        assert row["verdict"] == NOT_MEASURED and "'base' not measured" in row["figures"][0]
+
+
+def test_the_worst_check_decides(judge):
+    cells = cells_of(ours=1)
+    checks = {HOLDS: {"left": OURS, "below": 2}, WITHIN_NOISE: {"left": OURS, "below": 1},
+              NOT_MEASURED: {"left": ["t", "x", "ID-ACC"], "below": 1}, DOES_NOT_HOLD: {"left": OURS, "below": 0}}
+    verdicts = [judge(cells, *list(checks.values())[:count])["verdict"] for count in range(1, 5)]
+    assert verdicts == list(checks)
+
+
+def test_the_figures_say_the_values_their_noise_and_the_difference(judge):
+    cells = cells_of(ours=(0.25, 0.03), base=(0.8, 0.08)) | cells_of("CLIP", ours=0.5, base=0.5)
+    row = judge(cells, {"left": OURS, "below": BASE, "times": 0.5}, {"left": OURS, "above": 0.2},
+                {"left": ["t", "ours", "CLIP"], "about": ["t", "base", "CLIP"], "within": 0.1})
+    assert row["figures"] == [
+        "t, ID-ACC: 'ours' 0.250 [0.220, 0.280] below 0.5 of 'base' 0.800 [0.720, 0.880], difference -0.150 [-0.200, -0.100]: holds",
+        "t, ID-ACC: 'ours' 0.250 [0.220, 0.280] above 0.2, difference 0.050 [0.020, 0.080]: holds",
+        "t, CLIP: 'ours' 0.500 [0.500, 0.500] within 0.1 of 'base' 0.500 [0.500, 0.500], difference 0.000: holds"]
+
+
+@pytest.mark.parametrize("check", [
+    {"left": OURS, "below": BASE}, {"left": BASE, "below": OURS}, {"left": OURS, "below": 3}, {"left": OURS, "about": BASE, "within": 9},
+    {"falls": ["base", "ours"], "table": "t", "column": "ID-ACC"},
+    {"balances": "ours", "table": "t", "others": ["base"], "base": "base", "less": "ID-ACC", "more": "ID-ACC"}])
+def test_single_values_of_unknown_noise_decide_nothing(judge, check):
+    assert judge({("t", row, "ID-ACC"): cell_of([value], [None]) for row, value in {"ours": 1, "base": 2}.items()}, check)["verdict"] == (
+        WITHIN_NOISE)
+
+
+def test_trainings_of_the_same_seeds_are_compared_in_pairs(judge):
+    cells = {("t", row, "ID-ACC"): cell_of(values, [9, 9, 9]) for row, values in {"ours": [1, 2, 3], "base": [3, 4, 5]}.items()}
+    row = judge(cells, {"left": OURS, "below": BASE})  # 2 in each pair; alone each has a noise of more than 9
+    assert row["verdict"] == HOLDS and row["figures"][0].endswith(", difference -2.000: holds")
+
+
+def test_seeds_of_other_people_are_not_compared_in_pairs(judge):
+    cells = {("t", "ours", column): cell_of(values, [9, 9, 9]) for column, values in {"ID-ACC": [1, 2, 3], "max": [3, 4, 5]}.items()}
+    assert judge(cells, {"left": OURS, "below": ["t", "ours", "max"]})["verdict"] == WITHIN_NOISE
+
+
+def test_two_columns_of_a_row_are_told_apart(judge):
+    check = {"left": ["t", "ours", "ID-ACC, S_test"], "about": OURS, "within": 1}
+    assert judge({}, check)["figures"] == [
+        "t, ID-ACC, S_test: 'ours' not measured within 1 of 'ID-ACC' not measured: not measured"]
+
+
+def test_why_is_that_of_the_preset_and_stands_where_the_claim_does_not_hold(judge):
+    fails, holds = ({"left": OURS, "below": bound} for bound in (0, 2))
+    cells, why = cells_of(ours=1), {"mini.why": "It is small."}
+    assert judge(cells, fails, **why)["why"] == "It is small."
+    assert judge(cells, fails, preset="sd-v1-5", **why)["why"] == ""
+    assert judge(cells, holds, **why)["why"] == ""
+
+
+def test_a_check_may_be_another_on_a_preset(judge):
+    check = {"left": OURS, "about": BASE, "within": 1, "mini.within": 3}
+    assert [judge(cells_of(ours=1, base=3), check, preset=preset)["verdict"] for preset in ("mini", "sdxl")] == [HOLDS, DOES_NOT_HOLD]
+
+
+@pytest.mark.parametrize("check", [
+    {}, "below", {"left": OURS}, {"left": OURS, "below": "base"}, {"left": OURS[:2], "below": BASE},
+    {"left": OURS, "below": BASE, "above": BASE}, {"left": OURS, "about": BASE}, {"left": OURS, "below": BASE, "time": 2},
+    {"left": OURS, "below": BASE, "times": "half"}, {"left": OURS, "below": BASE, "each": []},
+    {"falls": ["a"], "table": "t"}, {"balances": "a", "others": "b", "table": "t", "base": "c", "less": "d", "more": "e"}])
+def test_a_check_of_another_form_is_refused(judge, check):
+    with pytest.raises(UserError, match="claim 1: the check .* is not understood; give one of below, above, about, falls, balances"):
+        judge({}, check)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("claims: [", "is no YAML"), ("- a", "has no list 'claims'"), ("claims: []", "has no list 'claims'"),
+    ("claims: [{number: 7}]", "the claim 7, which is not understood; give it number, claim, section, checks, why"),
+    ("claims: [a]", "the claim None"), ("claims: [{number: 7, claim: a, section: 4.2, checks: [{}]}]", "the claim 7")])
+def test_a_file_of_another_form_is_refused(tmp_path, text, sentence):
+    (tmp_path / "claims.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        check_claims(tmp_path / "claims.yaml", {}, "mini")
+
+
+class Asked(dict):
+    """Cells of which there are none; knows which were asked for."""
+
+    def get(self, place, default=None):
+        self[place] = default
+        return default
+
+
+def test_what_the_paper_claims_of_people_is_checked_on_those_never_seen():
+    for claim in yaml.safe_load((PAPER / "claims.yaml").read_text(encoding="utf-8"))["claims"]:
+        columns = {check.get("column", check.get("less")) or check["left"][2] for check in claim["checks"] if "figure5" not in str(check)}
+        of_people = {column.removesuffix(", S_test") for column in columns & COLUMNS.keys() if COLUMNS[column][0] != "prompts"}
+        assert "Our claim" in claim["claim"] or {f"{column}, S_test" for column in of_people} <= columns, claim["number"]
+
+
+@pytest.mark.parametrize("preset", ["mini", "sd-v1-5"])
+def test_the_shipped_claims_ask_for_rows_and_columns_that_there_are(preset):
+    asked = Asked()
+    rows = check_claims(PAPER / "claims.yaml", asked, preset)
+    assert [row["number"] for row in rows] == list(range(1, 18)) and {row["verdict"] for row in rows} == {NOT_MEASURED}
+    figure5 = yaml.safe_load((PAPER / "figure5.yaml").read_text(encoding="utf-8"))
+    iterations = range(0, figure5["iterations"] + 1, figure5["every"])
+    there = {("figure5", f"{attack}, {prefix}, {iteration}", column) for attack in figure5["attacks"] for prefix in ("without", "with")
+             for iteration in iterations for column in ("ID-ACC", "max", "faces")}
+    for path in {*PAPER.glob("*.yaml")} - {PAPER / "claims.yaml", PAPER / "figure5.yaml"}:
+        there |= {(path.stem, row.name, column) for row in read_table(path, preset).rows for column in (*COLUMNS, *COSTS)}
+    assert sorted(set(asked) - there) == []
