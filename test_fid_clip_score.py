@@ -8,6 +8,7 @@ Writes images, scores, a sheet of pairs for each half, the table of the paper (t
 (results.json, .csv, .md) into --out_dir. The same command again goes on where it stopped.
 """
 
+from args.common import options_of
 from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
 from ldm.util import exit_with_sentence
 
@@ -19,20 +20,21 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
     from ldm.evaluation.tables import console_table, write_results
-    from ldm.experiments.identity import load_prefixes
-    from ldm.experiments.quality_table import QualityTable, papers_table
+    from ldm.experiments.quality_table import QualityOptions, QualityTable, papers_table
+    from ldm.experiments.variants import load_variants
     from ldm.loading import ModelFiles
 
     fabric = launch(args.devices, num_nodes=args.num_nodes)
-    table = QualityTable(args, fabric.device)
+    table = QualityTable(options_of(QualityOptions, args), fabric.device)
     if args.images:
-        rows = table.existing(*args.images)
+        rows = table.existing(*args.images, args.out_dir, vars(args))
     else:
         precision = pick_precision(args.precision, fabric.device)
         files = ModelFiles.of(args)
         model = files.load(fabric.device)
         set_precision(model, precision)
-        rows = table.drawn(fabric, model, load_prefixes(model, args.embedding or [], files), precision)
+        rows = table.generated(fabric, model, files, load_variants(model, args.embedding or [], files), precision, args.out_dir, vars(args),
+                               keep_images=args.keep_images, resume=args.resume)
     if fabric.is_global_zero:
         write_results(rows, args.out_dir)
         write_results(papers_table(rows), args.out_dir, name="table2")

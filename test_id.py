@@ -8,6 +8,7 @@
 Writes images, manifest, images.csv, identities.csv, grid.png and the table (results.json, .csv, .md) into --out_dir.
 """
 
+from args.common import options_of
 from args.test_id_args import parse_test_id_args
 from ldm.util import exit_with_sentence
 
@@ -19,16 +20,29 @@ SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_
 def main(argv: list[str] | None = None) -> None:
     args = parse_test_id_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
+    from ldm.data.identities import read_people
+    from ldm.device import pick_device
     from ldm.evaluation.tables import console_tables, write_results
+    from ldm.experiments.identity_table import IdentityOptions, people_asked_for, table_of_images
 
-    if args.models:
-        from ldm.experiments.several_models import portability_table
-        rows, table = portability_table(args)
-    else:
-        from ldm.experiments.identity_table import identity_table
-        rows = identity_table(args)
-        table = [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
+    people, options = read_people(args.people), options_of(IdentityOptions, args)
+    names, table = people_asked_for(people, args.group, args.n_names), None
+    if args.images:
+        rows = table_of_images(options, people, names, args.images, pick_device(args.devices))
+    else:  # existing images need no diffusion model
+        from ldm.apl.launch import launch
+        from ldm.experiments.identity_table import table_of_model
+        from ldm.experiments.several_models import table_of_models
+        from ldm.loading import ModelFiles
+
+        given = options, people, names
+        run = launch(args.devices, num_nodes=args.num_nodes), args.precision, vars(args)
+        if args.models:
+            rows, table = table_of_models(*given, [ModelFiles(**model) for model in args.models], args.embedding or [], *run)
+        else:
+            rows = table_of_model(*given, ModelFiles.of(args), args.embedding or [], *run)
     if rows:
+        table = table or [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
         write_results(rows, args.out_dir)
         print(console_tables(table, [row for row in rows if "mse" in row]))
         print(f"written to {args.out_dir}")

@@ -12,6 +12,7 @@ The same command again goes on where it stopped.
 
 import argparse
 
+from args.common import options_of
 from args.train_args import parse_train_args, train_inputs
 from args.train_methods import APL
 from ldm.util import exit_with_sentence
@@ -46,8 +47,8 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import train_prefix
     from ldm.device import pick_precision
-    from ldm.experiments.identity import Prefix
-    from ldm.experiments.training_report import TrainingReport, summary, write_before_after
+    from ldm.experiments.training_report import FinalTableOptions, TrainingReport, summary, write_before_after
+    from ldm.experiments.variants import Variant
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
 
@@ -58,12 +59,13 @@ def train(args: argparse.Namespace) -> None:
     precision = pick_precision(args.precision, fabric.device)
     arguments = arguments_of(args, plan, precision, args.out_dir / "hashes.json")
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
-    report = TrainingReport(args, plan.people, fabric)
+    report = TrainingReport(options_of(FinalTableOptions, args), plan.people, fabric)
     if fabric.is_global_zero:
         write_arguments(args, arguments)
         plan.left_out.announce(args.out_dir)
 
-    model = ModelFiles.of(args).load(fabric.device)
+    files = ModelFiles.of(args)
+    model = files.load(fabric.device)
     set_precision(model, precision)
     prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
                           initializer_words=args.initializer_words, seed=args.seed)
@@ -73,14 +75,14 @@ def train(args: argparse.Namespace) -> None:
     before_after = report.before_after(model)
     train_prefix(fabric, model, prefix, batches, settings=plan.settings, logbook=logbook,
                  save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
-                 draw=lambda: before_after.grid(Prefix(manager=prefix)), recorded=recorded)
+                 draw=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded)
 
     final = prefix_path(args, args.iterations)
     if fabric.is_global_zero:
         logbook.write_cost(final)
-    rows = report.measure(model, final, precision=precision, arguments=vars(args))
+    rows = report.measure(model, files, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
-        write_before_after(args.out_dir / "before-after.png", before_after, Prefix(manager=prefix))
+        write_before_after(args.out_dir / "before-after.png", before_after, Variant(manager=prefix))
         print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
 
 

@@ -10,8 +10,9 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import yaml
 
@@ -32,6 +33,8 @@ TO_DO = {
 }
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
+
+Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +83,11 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
         print(f"warning: --edited_weights {args.edited_weights} takes the place of {replaced[0]}, which the preset {preset} has",
               file=sys.stderr)
     return args
+
+
+def options_of(kind: type[Options], args: argparse.Namespace, **others: object) -> Options:
+    """A dataclass whose fields are named as flags, with their values; `others` by field."""
+    return kind(**{field.name: others[field.name] if field.name in others else getattr(args, field.name) for field in fields(kind)})
 
 
 def typed_flags(argv: list[str] | None) -> set[str]:

@@ -25,8 +25,7 @@ def main(name: str, *argv: str) -> None:
     class Faces(PixelAnalyzer, FacesByPixels):
         """What both of them find."""
 
-    for module in ("ldm.evaluation.faces", "ldm.experiments.identity_table", "ldm.experiments.quality_table",
-                   "ldm.experiments.training_report"):
+    for module in ("ldm.evaluation.faces", "ldm.experiments.identity_table", "ldm.experiments.quality_table"):
         importlib.import_module(module).FaceAnalyzer = Faces
     importlib.import_module("ldm.experiments.quality").CHUNK = 3
     importlib.import_module(name).main(list(argv))

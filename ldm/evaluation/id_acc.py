@@ -66,6 +66,12 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     return {spelled.get(name, name): vector / lengths[name] for name, vector in gallery.items()}
 
 
+def observations(faces: np.ndarray, names: Sequence[str], images: Sequence[str]) -> list[Observation]:
+    """What was seen in each image, from embeddings (N, 512) that are not-a-number without a face."""
+    return [Observation(name, image, None if np.isnan(face).any() else face)
+            for face, name, image in zip(faces, names, images, strict=True)]
+
+
 def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.ndarray]) -> list[Row]:
     """One row an image: name, image, face_found, cosine to that person, and the nearest person of the whole gallery.
 

@@ -1,4 +1,4 @@
-"""Portraits on disk -> identity accuracy: each picture through the face recogniser, the numbers into rows and files."""
+"""Portraits on disk -> identity accuracy: the scores of each image into rows and files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from ldm.evaluation.id_acc import Observation, Row, id_acc, identity_scores, image_scores
+from ldm.evaluation.id_acc import Row, id_acc, identity_scores, image_scores, observations
 from ldm.evaluation.tables import write_csv
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.names import NameList
 from ldm.pictures import picture_grid, read_image
-from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # of each group
@@ -32,17 +30,14 @@ class Analyzer(Protocol):
 
 @dataclass
 class IdentityTable:
-    """Rows of identity accuracy; behind each of them its pictures and its people: the same on every device.
+    """Rows of identity accuracy; behind each of them its pictures and its people.
 
     Args:
-        fabric: its devices share the pictures.
         gallery: the true face of everybody, see `load_gallery`.
         threshold: cosine from which a face counts as the person.
         out_dir: paths in the table are relative to it.
     """
 
-    fabric: Devices
-    analyzer: Analyzer
     gallery: Mapping[str, np.ndarray]
     threshold: float
     out_dir: Path
@@ -51,26 +46,23 @@ class IdentityTable:
     people: list[Row] = field(default_factory=list)
     _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first picture
 
-    def add(self, portraits: Portraits, *, model: str, prefix: str, group: str) -> None:
-        """Score one group of people, drawn by one model with one prefix; UserError if a file is no picture."""
+    def add(self, portraits: Portraits, faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
+        """Adds the row of one group of people.
+
+        Args:
+            faces: embedding of each image of `portraits`, in order, (N, 512); not-a-number without a face.
+        """
         what = {"model": model, "prefix": prefix, "group": group}
         firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
         self._shown.setdefault(prefix, {}).update(firsts)
-        seen = []
-        jobs = share(self.fabric, lambda: [(name, path) for name, paths in portraits.items() for path in paths])
-        for name, path in tqdm(jobs, f"recognising {group}, {prefix}", unit="image", disable=not self.fabric.is_global_zero):
-            face = self.analyzer.analyze(read_image(path))
-            embedding = None if face is None else face.embedding
-            seen.append(Observation(name, os.path.relpath(path, self.out_dir), embedding))
-        scores = image_scores(gather(self.fabric, seen), self.gallery)
+        images = [(name, os.path.relpath(path, self.out_dir)) for name, paths in portraits.items() for path in paths]
+        scores = image_scores(observations(faces, *zip(*images, strict=True)) if images else [], self.gallery)
         self.pictures += [what | row for row in scores]
         self.people += [what | row for row in identity_scores(scores)]
         self.rows.append(what | id_acc(scores, threshold=self.threshold))
 
     def write_details(self) -> None:
         """images.csv (a row a picture), identities.csv (a row a person) and grid.png (a row a prefix) in `out_dir`, once."""
-        if not self.fabric.is_global_zero:
-            return
         write_csv(self.pictures, self.out_dir / "images.csv")
         write_csv(self.people, self.out_dir / "identities.csv")
         write_atomically(self.out_dir / "grid.png", self.grid().save)

@@ -6,19 +6,25 @@ so that pictures can go once they are scored; a row takes the arrays of two whol
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
-from ldm.evaluation.attributes import AttributeEncoder, attributes_kept
+from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.fid import frechet_distance, kernel_distance
-from ldm.evaluation.id_acc import Observation, Row, bootstrap_interval, id_acc, image_scores
+from ldm.evaluation.id_acc import Row, bootstrap_interval, id_acc, image_scores, observations
 from ldm.evaluation.portraits import Analyzer
+from ldm.pictures import read_image
+from ldm.util import UserError
 
-FACE_WIDTH = 512  # of ArcFace embeddings
+FACE_WIDTH = 512    # of ArcFace embeddings
+READ_TOGETHER = 64  # image files
 
 FeaturesOf = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures (H, W, 3) uint8 RGB -> (N, D)
+AttributesOf = Callable[[Sequence[np.ndarray], Sequence[Any]], np.ndarray]  # images and their faces -> (N, D'), as `AttributeEncoder`
 Scores = dict[str, np.ndarray]
 
 
@@ -54,24 +60,45 @@ class PromptScorer:
 
 
 class IdentityScorer:
-    """Of the half "id": "fid" (N, D); "face" (N, 512) and "attributes" (N, D'), not-a-number for a picture without a face.
+    """Of images of people: "fid" (N, D); "face" (N, 512) and "attributes" (N, D'), not-a-number for a picture without a face.
 
     Args:
-        features_of: of FID.
+        features_of: of FID; None leaves "fid" out.
         attributes: None leaves Attr-ACC out.
+        width: of the embeddings of the gallery.
     """
 
-    def __init__(self, features_of: FeaturesOf, analyzer: Analyzer, attributes: AttributeEncoder | None = None) -> None:
-        self.features_of, self.analyzer, self.attributes = features_of, analyzer, attributes
+    def __init__(self, features_of: FeaturesOf | None, analyzer: Analyzer, attributes: AttributesOf | None = None,
+                 width: int = FACE_WIDTH) -> None:
+        self.features_of, self.analyzer, self.attributes, self.width = features_of, analyzer, attributes, width
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
         faces = [self.analyzer.analyze(image) for image in images]
-        embeddings = np.full((len(images), FACE_WIDTH), np.nan, np.float32)
+        embeddings = np.full((len(images), self.width), np.nan, np.float32)
         for row, face in zip(embeddings, faces, strict=True):
+            if face is not None and face.embedding.shape != row.shape:
+                raise UserError(f"the face pack gives embeddings of shape {face.embedding.shape}, the gallery {row.shape}; use the gallery "
+                                "that was made with this pack")
             if face is not None:
                 row[:] = face.embedding
         attributes = self.attributes(images, faces) if self.attributes else np.full((len(images), 1), np.nan, np.float32)
-        return {"fid": self.features_of(images), "face": embeddings, "attributes": attributes}
+        return ({"fid": self.features_of(images)} if self.features_of else {}) | {"face": embeddings, "attributes": attributes}
+
+
+def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: Scorer, label: str | None = None) -> Scores:
+    """The scores of image files, of which READ_TOGETHER are in memory at once; `label`: of the progress bar, None without one."""
+    chunks = []
+    with tqdm(total=len(files), desc=label, unit="image", disable=label is None) as bar:
+        for start in range(0, len(files), READ_TOGETHER):
+            images = [read_image(path) for path in files[start:start + READ_TOGETHER]]
+            chunks.append(scorer(images, texts[start:start + READ_TOGETHER]))
+            bar.update(len(images))
+    return joined(chunks)
+
+
+def joined(chunks: Sequence[Scores]) -> Scores:
+    """The scores of several sets of images as those of one."""
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in (chunks[0] if chunks else ())}
 
 
 def prompt_row(scores: Scores, base: Scores | None) -> Row:
@@ -105,8 +132,7 @@ def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gall
     Returns:
         attr_acc and attr_random: `attributes_kept`; further columns as `id_acc`.
     """
-    embeddings = [None if np.isnan(face).any() else face for face in scores["face"]]
-    seen = [Observation(name, "", embedding) for name, embedding in zip(names, embeddings, strict=True)]
+    seen = observations(scores["face"], names, [""] * len(names))
     own = by_person(scores["attributes"], names)
     kept, random = attributes_kept(own, own if base is None else by_person(base["attributes"], names))
     identity = id_acc(image_scores(seen, gallery), threshold=threshold)

@@ -1,13 +1,13 @@
-"""The pictures of an attack's checkpoint, without and with the prefix (paper section 4.4)."""
+"""The images of an attack's checkpoint, for each variant of the model behind it (paper section 4.4)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.edited_weights import edited, is_edited_weights
-from ldm.experiments.identity import Drawing, Prefix, draw_jobs
+from ldm.experiments.pipeline import Pipeline, Shot
+from ldm.experiments.variants import Variant
 from ldm.loading import read_edited_weights, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -16,22 +16,19 @@ from ldm.pictures import ImageWriter
 TOKEN_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
 
-def draw_checkpoint(model: LatentDiffusion, checkpoint: Path | None, shots: Sequence[tuple[Prefix, Sequence[Path]]], *, drawing: Drawing,
-                    prompt: str, token: str, ckpt_path: Path, batch_size: int) -> None:
-    """Every picture that is not there yet; all checkpoints and prefixes are drawn from the same noise.
+def generate_from_checkpoint(pipeline: Pipeline, checkpoint: Path | None, shots: Sequence[tuple[Variant, Sequence[Shot]]], *, token: str,
+                             ckpt_path: Path) -> None:
+    """Generates the images that are not there; those of all checkpoints and variants have the same noise.
 
     Args:
-        checkpoint: see `checkpoint_weights`; None draws the model before the attack.
-        shots: prefix, and the files of its samples.
-        prompt: of every picture, with `token` in it.
+        checkpoint: see `checkpoint_weights`; None is the model before the attack.
+        token: of the attack, in the prompts.
     """
-    weights = checkpoint_weights(model, checkpoint, token, ckpt_path) if checkpoint else {}
-    with edited(model, weights), ImageWriter() as writer, tqdm(disable=True) as bar:
-        for prefix, files in shots:
-            paths = {(prompt, sample): path for sample, path in enumerate(files)}
-            if not all(path.exists() for path in files):
-                for _ in draw_jobs(model, list(paths), paths, prefix, drawing=drawing, batch_size=batch_size, writer=writer, bar=bar):
-                    pass
+    weights = checkpoint_weights(pipeline.model, checkpoint, token, ckpt_path) if checkpoint else {}
+    with edited(pipeline.model, weights), ImageWriter() as writer:
+        for variant, own in shots:
+            for _ in pipeline.generate(variant, own, writer):
+                pass
 
 
 def checkpoint_weights(model: LatentDiffusion, checkpoint: Path, token: str, ckpt_path: Path) -> Mapping[str, Tensor]:

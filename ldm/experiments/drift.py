@@ -4,54 +4,47 @@ The measure is how far images move at equal noise, beside how far another noise 
 whether they still show what their prompt says.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ldm.experiments.identity import Prefix
+from ldm.evaluation.id_acc import Row
+from ldm.experiments.variants import BASE, Variant
 from ldm.generation import generate_shared, warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sharing import Devices
 
-Row = dict[str, Any]
 Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[int]]
 
 
-def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], prefixes: Sequence[Prefix], *, name: str,
-               model_name: str, recognise: Recogniser | None = None, **drawing: Any) -> list[Row]:
-    """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each prefix.
+def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], variants: Sequence[Variant], *, name: str,
+               model_name: str, recognise: Recogniser | None = None, **sampling: Any) -> list[Row]:
+    """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each variant.
 
     Args:
-        fabric: its devices share the drawing; each returns all rows.
+        fabric: its ranks share the images; each returns all rows.
         prompts: different texts; one image each.
-        prefixes: see `load_prefixes`; "none" is there in any case.
+        variants: see `load_variants`; `BASE` is there in any case.
         name: of the set of prompts, for the rows.
         recognise: images and captions -> the index of the caption that fits each image best; None leaves
             `recognised` empty.
-        drawing: ddim_steps, scale, seed and batch_size for `generate_shared`.
+        sampling: ddim_steps, scale, seed and batch_size for `generate_shared`.
 
     Returns:
         mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
         recognised the share of images that fit their own prompt best among all `prompts`.
     """
-    cases = {"none": (0, Prefix()), "none, other noise": (1, Prefix())} | {prefix.file: (0, prefix) for prefix in prefixes}
-    warn_of_cut_texts(model, prompts, [prefix.manager for _, prefix in cases.values()], what=f"prompts of '{name}'")
+    cases = {"none": (0, BASE), "none, other noise": (1, BASE)} | {variant.file: (0, variant) for variant in variants}
+    warn_of_cut_texts(model, prompts, [variant.manager for _, variant in cases.values()], what=f"prompts of '{name}'")
     images = {}
-    for label, (sample, prefix) in cases.items():
+    for label, (sample, variant) in cases.items():
         jobs = [(prompt, sample) for prompt in prompts]
-        with prefix.in_place(model):
-            images[label] = generate_shared(fabric, model, jobs, label=f"drawing {name}, {label}", embedding_manager=prefix.manager,
-                                            **drawing)
-    return [{"model": model_name, "prefix": prefix, "prompts": name, "mse": pixel_mse(drawn, images["none"]),
-             "recognised": None if recognise is None else recognised(drawn, prompts, recognise)}
-            for prefix, drawn in images.items()]
-
-
-def drift_table(fabric: Devices, model: LatentDiffusion, sets: Mapping[str, Sequence[str]], prefixes: Sequence[Prefix],
-                **options: Any) -> list[Row]:
-    """`drift_rows` of each set of prompts, by its name; `prefixes` are those of `load_prefixes`, and `options` further arguments."""
-    return [row for name, prompts in sets.items() for row in drift_rows(fabric, model, prompts, prefixes, name=name, **options)]
+        with variant.in_place(model):
+            images[label] = generate_shared(fabric, model, jobs, label=f"{name}, {label}", embedding_manager=variant.manager, **sampling)
+    return [{"model": model_name, "prefix": label, "prompts": name, "mse": pixel_mse(generated, images["none"]),
+             "recognised": None if recognise is None else recognised(generated, prompts, recognise)}
+            for label, generated in images.items()]
 
 
 def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

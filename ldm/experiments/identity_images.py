@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ldm.data.images import write_metadata
 from ldm.data.templates import fill
-from ldm.experiments.identity import unfinished_batches
+from ldm.experiments.pipeline import unfinished_batches
 from ldm.generation import Job, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pictures import ImageWriter

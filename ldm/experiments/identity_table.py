@@ -1,85 +1,153 @@
-"""Table 1 from the flags of test_id.py: identity accuracy of portraits that are drawn, or of pictures that exist (section 4.2)."""
+"""Identity accuracy of portraits that are generated, or of images that exist, from options named as the flags (section 4.2)."""
 
-import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ldm.data.identities import GROUPS, read_people
-from ldm.device import pick_device, pick_precision
+import numpy as np
+import torch
+
+from ldm.data.benchmarks import different_prompts
+from ldm.data.identities import GROUPS, Person
+from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
-from ldm.evaluation.portraits import IdentityTable, portraits_in
+from ldm.evaluation.portraits import Analyzer, IdentityTable, portraits_in
+from ldm.evaluation.quality import AttributesOf, IdentityScorer, score_files
 from ldm.left_out import LeftOut
-from ldm.sharing import Devices, OneDevice
+from ldm.sharing import Devices
 from ldm.util import UserError
 
+if TYPE_CHECKING:  # images that exist need no diffusion model
+    from ldm.experiments.variants import Variant
+    from ldm.loading import ModelFiles
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
-def identity_table(args: argparse.Namespace) -> list[Row]:
-    """Rows of the people asked for, a row for each group and prefix; pictures, CSV files and grid in --out_dir.
 
-    Returns:
-        No rows but on the first of the devices that share the work.
+@dataclass(frozen=True)
+class IdentityOptions:
+    """How people are generated and recognised, named as the flags of test_id.py."""
+
+    face_pack: Path | None  # None: no rows of identity
+    gallery: Path | None
+    det_size: Sequence[int]
+    det_thresh: float
+    threshold: float
+    clip: Path | None
+    c2: bool
+    prompt: str
+    n_samples: int
+    ddim_steps: int
+    scale: float
+    seed: int
+    batch_size: int
+    drift_prompts: Sequence[Path] | None
+    out_dir: Path
+    resume: bool
+
+    def analyzer(self, device: torch.device) -> FaceAnalyzer:
+        """The face detector and recogniser."""
+        return FaceAnalyzer(self.face_pack, self.det_size, self.det_thresh, device=str(device))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `generate` needs beside the prompts."""
+        return {"ddim_steps": self.ddim_steps, "scale": self.scale, "seed": self.seed, "batch_size": self.batch_size}
+
+
+class IdentityEvaluation:
+    """Identity accuracy and drift of a model's variants. Everything but the model is read here: what is missing is found out at once.
+
+    Args:
+        people: group -> names.
+        attributes: name -> c2.
+        device: of the face recogniser and CLIP.
 
     Raises:
-        UserError: a file is not what it should be, or --images shows nobody of the people asked for.
+        UserError: a file is not what it should be.
     """
-    people = people_asked_for(args)
-    if args.images:
-        return score_pictures(args, people)
-    from ldm.apl.launch import launch  # pictures that exist need no diffusion model
 
-    return draw_and_score(args, people, launch(args.devices, num_nodes=args.num_nodes))
+    def __init__(self, options: IdentityOptions, people: Mapping[str, Sequence[str]], attributes: Mapping[str, str],
+                 device: torch.device) -> None:
+        self.options, self.people, self.attributes, self.scorer = options, people, attributes, None
+        if options.face_pack and options.gallery:
+            self.gallery = load_gallery(options.gallery, [name for names in people.values() for name in names])
+        self.prompts = {path.stem: different_prompts(path) for path in options.drift_prompts or ()}
+        self.clip = ClipScorer(clip_model_of(options.clip, None), options.clip, device) if options.clip else None
+        if options.face_pack and options.gallery:
+            features_of = (lambda images, faces: self.clip.image_features(images).numpy()) if self.clip else None
+            self.scorer = identity_scorer(options.analyzer(device), self.gallery, features_of)
+
+    def rows(self, fabric: Devices, model: "LatentDiffusion", files: "ModelFiles", variants: Sequence["Variant"], precision: str,
+             arguments: Mapping[str, Any]) -> list[Row]:
+        """Rows of identity accuracy per group and variant, then rows of drift per set of prompts and variant, on every rank.
+
+        Args:
+            arguments: of the command, written beside the images.
+        """
+        from ldm.experiments.drift import drift_rows
+        from ldm.experiments.identity import identity_rows
+        from ldm.experiments.pipeline import Pipeline
+        from ldm.experiments.variants import ImageSettings
+
+        options, rows = self.options, []
+        if self.scorer:
+            settings = ImageSettings.of(files, prompt=options.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
+                                        precision=precision)
+            rows = identity_rows(Pipeline(fabric, model, settings, options.batch_size), self.scorer, self.gallery, self.people, variants,
+                                 model_name=files.name, n_samples=options.n_samples, threshold=options.threshold, out_dir=options.out_dir,
+                                 resume=options.resume, arguments=arguments, attributes=self.attributes if options.c2 else None)
+        for name, prompts in self.prompts.items():
+            rows += drift_rows(fabric, model, prompts, variants, name=name, model_name=files.name,
+                               recognise=self.clip.recognise if self.clip else None, **options.sampling)
+        return rows
 
 
-def people_asked_for(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Group -> the first --n_names names of it."""
-    people = read_people(args.people).values()
-    groups = GROUPS if args.group == "all" else (args.group,)
-    return {group: [person.name for person in people if person.group == group][:args.n_names] for group in groups}
-
-
-def draw_and_score(args: argparse.Namespace, people: dict[str, list[str]], fabric: Devices) -> list[Row]:
-    """Rows of portraits that the model draws, without a prefix and with each --embedding; then rows of drift for --drift_prompts."""
-    # Imported here because pictures that exist need no diffusion model.
+def table_of_model(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]], files: "ModelFiles",
+                   embedding: Sequence[Path], fabric: Devices, precision: str, arguments: Mapping[str, Any]) -> list[Row]:
+    """The rows of a model without a prefix and with each file of `embedding`; none but on rank 0."""
     from ldm.apl.launch import set_precision
-    from ldm.data.benchmarks import different_prompts
-    from ldm.evaluation.clip_score import ClipScorer, clip_model_of
-    from ldm.experiments.drift import drift_table
-    from ldm.experiments.identity import Drawing, identity_rows, load_prefixes
-    from ldm.loading import ModelFiles, file_hash
+    from ldm.device import pick_precision
+    from ldm.experiments.variants import load_variants
 
-    gallery = load_gallery(args.gallery, [name for names in people.values() for name in names])
-    prompts = {path.stem: different_prompts(path) for path in args.drift_prompts or ()}
-    device, precision = fabric.device, pick_precision(args.precision, fabric.device)
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device))
-    files = ModelFiles.of(args)
-    model = files.load(device)
+    evaluation = IdentityEvaluation(options, names, {person.name: person.attributes for person in people.values()}, fabric.device)
+    model, precision = files.load(fabric.device), pick_precision(precision, fabric.device)
     set_precision(model, precision)
-    prefixes = load_prefixes(model, args.embedding or [], files)
-    clip = ClipScorer(clip_model_of(args.clip, None), args.clip, device) if args.clip else None
-    attributes = {person.name: person.attributes for person in read_people(args.people).values()}
-    hashes = files.hash(), file_hash(args.config_path)
-    drawing = Drawing(*hashes, args.prompt, args.seed, args.scale, args.ddim_steps, precision)
-    rows = identity_rows(fabric, model, analyzer, gallery, people, prefixes, model_name=files.name, drawing=drawing,
-                         n_samples=args.n_samples, batch_size=args.batch_size, threshold=args.threshold,
-                         out_dir=args.out_dir, resume=args.resume, arguments=vars(args),
-                         attributes=attributes if args.c2 else None, features_of=clip.image_features if clip else None)
-    rows += drift_table(fabric, model, prompts, prefixes, model_name=files.name, recognise=clip.recognise if clip else None,
-                        ddim_steps=args.ddim_steps, scale=args.scale, seed=args.seed, batch_size=args.batch_size)
+    rows = evaluation.rows(fabric, model, files, load_variants(model, embedding, files), precision, arguments)
     return rows if fabric.is_global_zero else []
 
 
-def score_pictures(args: argparse.Namespace, people: dict[str, list[str]]) -> list[Row]:
-    """Rows of the pictures in --images, of which nothing says how they were made."""
+def table_of_images(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]], images: Path,
+                    device: torch.device) -> list[Row]:
+    """Rows of the images in a folder, of which nothing says how they were made.
+
+    Raises:
+        UserError: they show nobody of `names`, or a file is not what it should be.
+    """
     left_out = LeftOut(strict=True)
-    portraits = portraits_in(args.images, list(read_people(args.people)), left_out)
-    shown = {group: [name for name in names if name in portraits] for group, names in people.items()}
+    portraits = portraits_in(images, list(people), left_out)
+    shown = {group: [name for name in asked if name in portraits] for group, asked in names.items()}
     if not any(shown.values()):
-        raise UserError(f"{args.images} shows nobody of the people asked for; give another --group or --n_names")
-    gallery = load_gallery(args.gallery, [name for names in shown.values() for name in names])
-    analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
-    table = IdentityTable(OneDevice(), analyzer, gallery, args.threshold, args.out_dir)
-    for group, names in shown.items():
-        if names:
-            table.add({name: portraits[name] for name in names}, model=str(args.images), prefix="unknown", group=group)
+        raise UserError(f"{images} shows nobody of the people asked for; give another --group or --n_names")
+    gallery = load_gallery(options.gallery, [name for asked in shown.values() for name in asked])
+    scorer = identity_scorer(options.analyzer(device), gallery)
+    table = IdentityTable(gallery, options.threshold, options.out_dir)
+    for group in filter(shown.get, shown):
+        files = [(name, path) for name in shown[group] for path in portraits[name]]
+        scores = score_files([path for _, path in files], [name for name, _ in files], scorer, f"recognising {group}")
+        table.add({name: portraits[name] for name in shown[group]}, scores["face"], model=str(images), prefix="unknown", group=group)
     table.write_details()
-    left_out.announce(args.out_dir)
+    left_out.announce(options.out_dir)
     return table.rows
+
+
+def people_asked_for(people: Mapping[str, Person], group: str, n_names: int | None) -> dict[str, list[str]]:
+    """Group -> the first `n_names` names of it; `group` "all" asks for every group."""
+    groups = GROUPS if group == "all" else (group,)
+    return {group: [person.name for person in people.values() if person.group == group][:n_names] for group in groups}
+
+
+def identity_scorer(analyzer: Analyzer, gallery: Mapping[str, np.ndarray], attributes: AttributesOf | None = None) -> IdentityScorer:
+    """Scores faces, and attributes where they are asked for, as the gallery needs them."""
+    return IdentityScorer(None, analyzer, attributes, width=len(next(iter(gallery.values()))))

@@ -4,14 +4,13 @@ Identity half: images of S_test without and with the prefix (--group takes S_ID 
 KID are always taken against the images of the model as it is, from the same noise.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ldm.data.benchmarks import read_benchmark
 from ldm.data.captions import caption_of, no_caption
@@ -23,16 +22,15 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import Row, load_gallery
 from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
-from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row
-from ldm.experiments.identity import Drawing, Prefix
+from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
 from ldm.experiments.identity_table import people_asked_for
-from ldm.experiments.quality import CHUNK, Half, HalfFolder
-from ldm.fabric import Fabric
+from ldm.experiments.quality import Half, HalfFolder
+from ldm.experiments.variants import ImageSettings, Variant
 from ldm.left_out import ARCHIVE, NO_CAPTION, NO_FID, LeftOut, Report
 from ldm.loading import ModelFiles, file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import read_image
 from ldm.run_folder import versions, write_json
+from ldm.sharing import Devices
 from ldm.util import UserError
 
 COLUMNS = ("model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_mean", "n_images", "fid_protocol")  # of every row
@@ -42,72 +40,110 @@ IN_PAPERS_TABLE = {"id": {"fid": "FID (id)", "id_acc_mean": "ID-ACC", "attr_acc"
 CAPTIONED = "N (CLIP)"  # column of the paper's table where some images have no caption
 
 
+@dataclass(frozen=True)
+class QualityOptions:
+    """What is generated and how it is scored, named as the flags of test_fid_clip_score.py."""
+
+    half: Sequence[str]  # of "id" and "non_id"
+    benchmark: Sequence[Path] | None
+    n_prompts: int
+    prompt: str
+    group: str
+    n_names: int | None
+    n_samples: int
+    ddim_steps: int
+    scale: float
+    seed: int
+    batch_size: int
+    fid_protocol: str
+    inception_weights: Path | None
+    clip: Path | None
+    clip_model: str | None
+    apl_compat: bool
+    count_faces: bool
+    attribute_features: str
+    farl_weights: Path | None
+    people: Path | None
+    gallery: Path | None
+    face_pack: Path | None
+    det_size: Sequence[int]
+    det_thresh: float
+    threshold: float
+
+
 class QualityTable:
     """The scorers of Table 2 and the rows that they give.
 
     Args:
-        args: flags of test_fid_clip_score.py, of the groups "what is drawn" and "how it is scored".
         device: where the scorers run.
 
     Raises:
         UserError: a file is not what it should be.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        self.args = args
-        self.everybody = list(read_people(args.people)) if "id" in args.half else []
-        self.names = [name for names in people_asked_for(args).values() for name in names] if self.everybody else []
-        if "id" in args.half and not self.names:
-            raise UserError(f"{args.people} has nobody of the group '{args.group}'; give another --group or --people")
-        self.texts = {"id": portraits_of(self.names, args.n_samples),
-                      "non_id": read_benchmark(args.benchmark, args.n_prompts) if args.benchmark else []}
-        self.gallery = load_gallery(args.gallery, self.names) if "id" in args.half else {}
-        self.clip = ClipScorer(clip_model_of(args.clip, args.clip_model), args.clip, device) if args.clip else None
+    def __init__(self, options: QualityOptions, device: torch.device) -> None:
+        self.options = options
+        people = read_people(options.people) if "id" in options.half else {}
+        self.everybody = list(people)
+        self.names = [name for names in people_asked_for(people, options.group, options.n_names).values() for name in names]
+        if "id" in options.half and not self.names:
+            raise UserError(f"{options.people} has nobody of the group '{options.group}'; give another --group or --people")
+        self.texts = {"id": portraits_of(self.names, options.n_samples),
+                      "non_id": read_benchmark(options.benchmark, options.n_prompts) if options.benchmark else []}
+        self.gallery = load_gallery(options.gallery, self.names) if "id" in options.half else {}
+        self.clip = ClipScorer(clip_model_of(options.clip, options.clip_model), options.clip, device) if options.clip else None
         self.features_of = self._clip_features
-        if args.fid_protocol != "clip":
-            self.features_of = InceptionFeatures(args.inception_weights, args.fid_protocol, device)
+        if options.fid_protocol != "clip":
+            self.features_of = InceptionFeatures(options.inception_weights, options.fid_protocol, device)
         self.scorers: dict[str, PromptScorer | IdentityScorer] = {}
-        analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(device)) if args.face_pack else None
-        if "non_id" in args.half:
-            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, analyzer if args.count_faces else None,
-                                                  apl_compat=args.apl_compat)
-        if "id" in args.half:
-            self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device))
+        analyzer = FaceAnalyzer(options.face_pack, options.det_size, options.det_thresh, device=str(device)) if options.face_pack else None
+        if "non_id" in options.half:
+            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, analyzer if options.count_faces else None,
+                                                  apl_compat=options.apl_compat)
+        if "id" in options.half:
+            self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device),
+                                                width=len(next(iter(self.gallery.values()))))
 
-    def drawn(self, fabric: Fabric, model: LatentDiffusion, prefixes: Sequence[Prefix], precision: str) -> list[Row]:
-        """A row for each half and prefix, from images that are drawn into --out_dir; none but on the first device."""
-        args, rows = self.args, []
+    def generated(self, fabric: Devices, model: LatentDiffusion, files: ModelFiles, variants: Sequence[Variant], precision: str,
+                  out_dir: Path, arguments: Mapping[str, Any], *, keep_images: int | None = None, resume: bool = True) -> list[Row]:
+        """A row for each half and variant, from images that are generated into `out_dir`; none but on rank 0.
+
+        Args:
+            arguments: of the command, written beside the images.
+            keep_images, resume: see `HalfFolder`.
+        """
+        rows = []
         if fabric.is_global_zero:
-            self._write_arguments()
-        for half in args.half:
-            folder = HalfFolder(fabric, self.half(half, self.texts[half], precision), prefixes, args.out_dir, keep_images=args.keep_images,
-                                resume=args.resume)
-            folder.draw_and_score(model, args.batch_size)
+            write_json(out_dir / "arguments.json", {"arguments": arguments, "versions": versions()})
+        for name in self.options.half:
+            half = self.half(name, self.texts[name], files, precision)
+            folder = HalfFolder(fabric, half, variants, out_dir, keep_images=keep_images, resume=resume)
+            folder.generate_and_score(model, self.options.batch_size)
             if fabric.is_global_zero:
-                base = folder.scores_of(prefixes[0])
-                for prefix in prefixes:
-                    scores = base if prefix is prefixes[0] else folder.scores_of(prefix)
-                    rows.append(self.row(half, scores, None if scores is base else base, [text for text, _ in self.texts[half]],
-                                         model=ModelFiles.of(args).name, prefix=prefix.file))
+                base = folder.scores_of(variants[0])
+                for variant in variants:
+                    scores = base if variant is variants[0] else folder.scores_of(variant)
+                    rows.append(self.row(name, scores, None if scores is base else base, [text for text, _ in self.texts[name]],
+                                         model=files.name, prefix=variant.file))
                 folder.write_pairs()
         return rows
 
-    def half(self, half: str, texts: Sequence[tuple[str, int]], precision: str) -> Half:
-        """One half's pictures of these texts, as the flags have them drawn and scored."""
-        args, prompt = self.args, self.args.prompt if half == "id" else "{name}"
-        hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
-        drawing = Drawing(*hashes, prompt, args.seed, args.scale, args.ddim_steps, precision)
-        return Half(half, texts, drawing, self.scorers[half], self._scored_with(half))
+    def half(self, half: str, texts: Sequence[tuple[str, int]], files: ModelFiles, precision: str) -> Half:
+        """One half's images of these texts, as the options have them generated and scored."""
+        options, prompt = self.options, self.options.prompt if half == "id" else "{name}"
+        settings = ImageSettings.of(files, prompt=prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
+                                    precision=precision)
+        return Half(half, texts, settings, self.scorers[half], self._scored_with(half))
 
-    def existing(self, base_folder: Path, folder: Path) -> list[Row]:
+    def existing(self, base_folder: Path, folder: Path, out_dir: Path, arguments: Mapping[str, Any]) -> list[Row]:
         """A row for each of two folders of images that somebody else made; the distances are those from the first.
 
         Raises:
-            UserError: --out_dir holds images that this program drew, or a folder has nothing to score.
+            UserError: `out_dir` holds images that this program generated, or a folder has nothing to score.
         """
-        half, = self.args.half
-        if any((self.args.out_dir / drawn / "manifest.json").exists() for drawn in IN_PAPERS_TABLE):
-            raise UserError(f"{self.args.out_dir} holds a run that drew its images, and its results would be overwritten; "
+        half, = self.options.half
+        if any((out_dir / generated / "manifest.json").exists() for generated in IN_PAPERS_TABLE):
+            raise UserError(f"{out_dir} holds a run that drew its images, and its results would be overwritten; "
                             "use another --out_dir")
         left_out, folders = LeftOut(strict=True), (base_folder, folder)
         pictures = (self._people_in(*folders, report=left_out) if half == "id" else
@@ -115,8 +151,8 @@ class QualityTable:
         for place, (files, _) in zip(folders, pictures, strict=True):
             if len(files) < 2:
                 left_out(NO_FID, f"{place} has one image to score, and FID and KID compare sets of two or more")
-        self._write_arguments()
-        left_out.announce(self.args.out_dir)
+        write_json(out_dir / "arguments.json", {"arguments": arguments, "versions": versions()})
+        left_out.announce(out_dir)
         rows, base = [], None
         for place, (files, texts) in zip(folders, pictures, strict=True):
             scores = score_files(files, texts, self.scorers[half], str(place))
@@ -124,15 +160,12 @@ class QualityTable:
             base = base or scores
         return rows
 
-    def _write_arguments(self) -> None:
-        write_json(self.args.out_dir / "arguments.json", {"arguments": vars(self.args), "versions": versions()})
-
     def row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
         """The row of a set of pictures; `texts`: the prompt or name of each, `base`: see `prompt_row`."""
-        measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.args.threshold)
-        clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.args.apl_compat else "")
-        used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.args.attribute_features}
-        what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.args.fid_protocol}
+        measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.options.threshold)
+        clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.options.apl_compat else "")
+        used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.options.attribute_features}
+        what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.options.fid_protocol}
         return dict.fromkeys(COLUMNS) | what | measured | used
 
     def _people_in(self, *folders: Path, report: Report) -> list[tuple[list[Path], list[str]]]:
@@ -149,36 +182,25 @@ class QualityTable:
         return self.clip.encode(images).numpy()
 
     def _attribute_encoder(self, device: torch.device) -> AttributeEncoder | None:
-        if self.args.attribute_features == "farl":
-            return AttributeEncoder(FaRL(self.args.farl_weights, device), on_face=True)
-        return AttributeEncoder(self.clip, on_face=False) if self.args.attribute_features == "clip" else None
+        if self.options.attribute_features == "farl":
+            return AttributeEncoder(FaRL(self.options.farl_weights, device), on_face=True)
+        return AttributeEncoder(self.clip, on_face=False) if self.options.attribute_features == "clip" else None
 
     def _scored_with(self, half: str) -> Mapping[str, Any]:
         """Everything that the scores of a half depend on, beside the images."""
-        args = self.args
-        files = {"inception": args.inception_weights, "clip": args.clip, "farl": args.farl_weights if half == "id" else None}
-        settings = {"fid_protocol": args.fid_protocol, "clip_model": self.clip and self.clip.name,
+        options = self.options
+        files = {"inception": options.inception_weights, "clip": options.clip, "farl": options.farl_weights if half == "id" else None}
+        settings = {"fid_protocol": options.fid_protocol, "clip_model": self.clip and self.clip.name,
                     **{name: file_hash(path) if path else None for name, path in files.items()}}
         if half == "non_id":
-            faces = {"faces_by": self.scorers["non_id"].analyzer.fingerprint()} if args.count_faces else {}
-            return settings | {"apl_compat": args.apl_compat} | faces
-        return settings | {"attribute_features": args.attribute_features, "faces_by": self.scorers["id"].analyzer.fingerprint()}
+            faces = {"faces_by": self.scorers["non_id"].analyzer.fingerprint()} if options.count_faces else {}
+            return settings | {"apl_compat": options.apl_compat} | faces
+        return settings | {"attribute_features": options.attribute_features, "faces_by": self.scorers["id"].analyzer.fingerprint()}
 
 
 def portraits_of(names: Sequence[str], n_samples: int) -> list[tuple[str, int]]:
     """The first image of everybody, then the second: what is kept shows many people, and more samples come at the end."""
     return [(name, sample) for sample in range(n_samples) for name in names]
-
-
-def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: PromptScorer | IdentityScorer, label: str) -> Scores:
-    """The scores of image files, of which only CHUNK are read at once."""
-    chunks = []
-    with tqdm(total=len(files), desc=label, unit="image") as bar:
-        for start in range(0, len(files), CHUNK):
-            images = [read_image(path) for path in files[start:start + CHUNK]]
-            chunks.append(scorer(images, texts[start:start + CHUNK]))
-            bar.update(len(images))
-    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
 def papers_table(rows: Sequence[Row]) -> list[Row]:

@@ -1,66 +1,77 @@
 """The same prefix on several models, in the layout of the paper's Table 1, and its Figure 3 (section 4.2)."""
 
-import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ldm.apl.launch import launch
-from ldm.data.identities import GROUPS
+from ldm.data.identities import GROUPS, Person
 from ldm.edited_weights import is_edited_weights
 from ldm.evaluation.id_acc import Row
 from ldm.evaluation.tables import write_results
-from ldm.experiments.identity_table import draw_and_score, people_asked_for
+from ldm.experiments.identity_table import IdentityOptions, table_of_model
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import image_path, write_json
+from ldm.sharing import Devices
 from ldm.util import UserError, warn, write_atomically
 
 PEOPLE_SHOWN = 2  # in Figure 3
 ENCODERS = {1: "one text encoder", 2: "two text encoders"}
 
 
-def portability_table(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
-    """Rows as `identity_table` gives them, of all --models, and the same as rows of Table 1.
+def table_of_models(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]],
+                    models: Sequence[ModelFiles], embedding: Sequence[Path], fabric: Devices, precision: str,
+                    arguments: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
+    """Rows as `table_of_model` gives them, of all models, and the same as rows of Table 1; none but on rank 0.
 
     Each model has a folder of its own in --out_dir; table1.json, .csv and .md and figure3.png are beside them.
 
     Raises:
         UserError: two models have one name, a prefix fits none of them, or one of them cannot be used.
     """
-    names = [ModelFiles(**model).name for model in args.models]
-    models = dict(zip(names, args.models, strict=True))
-    if len(models) < len(names):
-        raise UserError(f"--models {' '.join(names)} names two models alike, and their pictures would share a folder; "
-                        "rename one of the files")
-    if changed := next(filter(is_edited_weights, args.embedding or []), None):
-        raise UserError(f"{changed} holds edited weights, which fit the checkpoint that they were made for alone, and --models compares "
-                        "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
-                        "'edited_weights: FILE'")
-    encoders = {name: 2 if has_two_encoders(model["config_path"]) else 1 for name, model in models.items()}
-    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in args.embedding or []}  # so many encoders
-    for path, count in made_for.items():
-        if count not in encoders.values():
-            raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
-    prefixes = {name: [path for path in args.embedding or [] if made_for[path] == count] for name, count in encoders.items()}
-    people, fabric = people_asked_for(args), launch(args.devices, num_nodes=args.num_nodes)
+    by_name, fitting = prefixes_that_fit(models, embedding)
     rows = []
-    for name, model in models.items():
-        if made_for and not prefixes[name] and fabric.is_global_zero:
-            warn(f"none of the prefixes given is for {ENCODERS[encoders[name]]}, which {name} has; it is drawn without one")
-        own = argparse.Namespace(**vars(args) | model | {"embedding": prefixes[name], "out_dir": args.out_dir / name, "models": None})
-        rows += draw_and_score(own, people, fabric)
+    for name, files in by_name.items():
+        if embedding and not fitting[name] and fabric.is_global_zero:
+            warn(f"none of the prefixes given is for {ENCODERS[encoders_of(files)]}, which {name} has; it is drawn without one")
+        own = replace(options, out_dir=options.out_dir / name)
+        rows += table_of_model(own, people, names, files, fitting[name], fabric, precision,
+                               {**arguments, **asdict(files), "embedding": fitting[name], "out_dir": own.out_dir, "models": None})
     if not fabric.is_global_zero:
         return [], []
     table = table1_layout(rows)
-    write_results(table, args.out_dir, name="table1")
-    write_json(args.out_dir / "arguments.json", vars(args))
-    figure = figure3([(name, [None, *prefixes[name]]) for name in models], people, args.out_dir)
-    write_atomically(args.out_dir / "figure3.png", figure.save)
+    write_results(table, options.out_dir, name="table1")
+    write_json(options.out_dir / "arguments.json", arguments)
+    figure = figure3([(name, [None, *fitting[name]]) for name in by_name], names, options.out_dir)
+    write_atomically(options.out_dir / "figure3.png", figure.save)
     return rows, table
+
+
+def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -> tuple[dict[str, ModelFiles], dict[str, list[Path]]]:
+    """The models by name, and the prefixes that fit each; see `table_of_models` for errors."""
+    by_name = {files.name: files for files in models}
+    if len(by_name) < len(models):
+        raise UserError(f"--models {' '.join(files.name for files in models)} names two models alike, and their pictures would share a "
+                        "folder; rename one of the files")
+    if changed := next(filter(is_edited_weights, embedding), None):
+        raise UserError(f"{changed} holds edited weights, which fit the checkpoint that they were made for alone, and --models compares "
+                        "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
+                        "'edited_weights: FILE'")
+    encoders = {name: encoders_of(files) for name, files in by_name.items()}
+    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in embedding}  # so many encoders
+    for path, count in made_for.items():
+        if count not in encoders.values():
+            raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
+    return by_name, {name: [path for path in embedding if made_for[path] == count] for name, count in encoders.items()}
+
+
+def encoders_of(files: ModelFiles) -> int:
+    """The number of text encoders of a model."""
+    return 2 if has_two_encoders(files.config_path) else 1
 
 
 def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:

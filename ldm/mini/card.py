@@ -20,8 +20,11 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import markdown_table, write_results
 from ldm.experiments.drift import drift_rows
-from ldm.experiments.identity import Drawing, Prefix, identity_rows
+from ldm.experiments.identity import identity_rows
+from ldm.experiments.identity_table import identity_scorer
+from ldm.experiments.pipeline import Pipeline
 from ldm.experiments.training_report import PORTRAIT
+from ldm.experiments.variants import BASE, ImageSettings
 from ldm.loading import file_hash, load_frozen_model
 from ldm.mini.face_pack import DET_SIZE, DET_THRESH, face_figures
 from ldm.sharing import OneDevice
@@ -38,9 +41,9 @@ def miniature_figures(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     people = read_people(data_dir / "people.csv")
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
     analyzer, gallery = FaceAnalyzer(data_dir / "faces", DET_SIZE, DET_THRESH, device=device), load_gallery(data_dir / "gallery.npz")
-    drawing = Drawing(file_hash(checkpoint), file_hash(config), PORTRAIT, 0, scale, DDIM_STEPS, precision)
-    rows = identity_rows(OneDevice(), model, analyzer, gallery, groups, [Prefix()], model_name="mini-sd", drawing=drawing,
-                         n_samples=SAMPLES, batch_size=BATCH_SIZE, threshold=0.3, out_dir=out_dir,
+    settings = ImageSettings(file_hash(checkpoint), file_hash(config), PORTRAIT, 0, scale, DDIM_STEPS, precision)
+    rows = identity_rows(Pipeline(OneDevice(), model, settings, BATCH_SIZE), identity_scorer(analyzer, gallery), gallery, groups, [BASE],
+                         model_name="mini-sd", n_samples=SAMPLES, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
     clip = ClipScorer(str(data_dir / "mini-clip.json"), data_dir / "mini-clip.safetensors", device)

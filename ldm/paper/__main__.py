@@ -11,6 +11,7 @@ The same command again goes on where it stopped.
 import os
 import sys
 
+from args.common import options_of
 from args.paper_args import TABLES, parse_paper_args
 from ldm.util import exit_with_sentence
 
@@ -21,11 +22,12 @@ def main(argv: list[str] | None = None) -> None:
     # Imported here so that --help and a mistyped flag are answered at once.
     from ldm.paper.commands import claims_table, list_tables, pieces_of, read_tables
     from ldm.paper.report.build import publish, update_readme, write_report
+    from ldm.paper.runner.attacks import AttackOptions
     from ldm.paper.runner.processes import PLACE, make
     from ldm.paper.runner.trainings import places
 
     if args.task != "report":
-        tables = read_tables(args)
+        tables = read_tables(args.what, args.seeds, options_of(AttackOptions, args))
         pieces = pieces_of(tables)
         if args.task == "list":
             print(list_tables(tables))
@@ -36,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         for table in tables:
             print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n\n{args.out_dir / table.name / table.name}.md\n")
         if any(table.name in TABLES for table in tables):  # of one's own nothing is claimed
-            print(claims_table(args))
+            print(claims_table(args.out_dir, args.preset))
     else:
-        claims_table(args)
+        claims_table(args.out_dir, args.preset)
     if args.task == "report" or args.whole:
         written = write_report(args.out_dir, args.preset)
         print(f"report: {', '.join(map(str, written))}")

@@ -1,6 +1,5 @@
 """What python -m ldm.paper is asked for, as tables with their pieces; and the claims about what is finished."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ldm.paper.results.cells import read_cells
 from ldm.paper.results.claims import check_claims
 from ldm.paper.results.figure5 import CONFIG, Figure5
 from ldm.paper.results.tables import Rows
-from ldm.paper.runner.attacks import read_plan
+from ldm.paper.runner.attacks import AttackOptions, read_plan
 from ldm.paper.runner.processes import who_works
 from ldm.paper.runner.queue import Piece, whole
 from ldm.paper.runner.trainings import Training, training
@@ -21,16 +20,17 @@ from ldm.run_folder import write_json
 AnyTable = Rows | Figure5
 
 
-def read_tables(args: argparse.Namespace) -> list[AnyTable]:
-    """The tables and figures asked for.
+def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list[AnyTable]:
+    """The tables and figures asked for, by name or as YAML files.
 
     Raises:
         UserError: a YAML file is not what it should be, or a file that it names is not there.
         SystemExit: it has a flag that no command has.
     """
-    return [_figure5(args) if what == "figure5" else
-            Rows(read_table(CONFIGS / f"{what}.yaml" if what in TABLES else Path(what), Path(args.preset).stem), args.preset, args.seeds,
-                 args.out_dir) for what in args.what]
+    preset = Path(options.preset).stem
+    return [_figure5(seeds, options) if name == "figure5" else
+            Rows(read_table(CONFIGS / f"{name}.yaml" if name in TABLES else Path(name), preset), options.preset, seeds, options.out_dir)
+            for name in what]
 
 
 def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:
@@ -53,15 +53,15 @@ def list_tables(tables: Sequence[AnyTable]) -> str:
     return console_table(rows)
 
 
-def claims_table(args: argparse.Namespace) -> str:
-    """claims.json of all that is finished in --out_dir; the verdicts as the console shows them."""
-    verdicts = check_claims(CONFIGS / "claims.yaml", read_cells(args.out_dir, TABLES), Path(args.preset).stem)
-    write_json(args.out_dir / "claims.json", verdicts)
+def claims_table(out_dir: Path, preset: str) -> str:
+    """claims.json of all that is finished in `out_dir`; the verdicts as the console shows them."""
+    verdicts = check_claims(CONFIGS / "claims.yaml", read_cells(out_dir, TABLES), Path(preset).stem)
+    write_json(out_dir / "claims.json", verdicts)
     return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])
 
 
-def _figure5(args: argparse.Namespace) -> Figure5:
-    plan = read_plan(CONFIG, n_people=args.n_people, n_photos=args.n_photos, n_samples=args.n_samples)
+def _figure5(seeds: int, options: AttackOptions) -> Figure5:
+    plan = read_plan(CONFIG, n_people=options.n_people, n_photos=options.n_photos, n_samples=options.n_samples)
     source = "configs/paper/figure5.yaml"
-    prefixes = [args.embedding or training(args.out_dir, args.preset, {}, seed, source) for seed in range(args.seeds)]
-    return Figure5(plan, args, prefixes)
+    return Figure5(plan, options, [options.embedding or training(options.out_dir, options.preset, {}, seed, source)
+                                   for seed in range(seeds)])

@@ -6,7 +6,7 @@ import pytest
 from ldm.apl.prefix import build_prefix
 from ldm.experiments.before_after import BeforeAfter
 from ldm.experiments.drift import drift_rows, pixel_mse, recognised
-from ldm.experiments.identity import Prefix
+from ldm.experiments.variants import Variant
 from ldm.sharing import OneDevice
 
 DRAWING = {"ddim_steps": 2, "scale": 2.0, "seed": 0, "batch_size": 2}
@@ -25,7 +25,7 @@ def test_recognised_is_the_share_of_images_that_show_their_own_prompt(answer, ex
 
 def test_rows_compare_the_prefix_with_other_noise(tiny_model):
     prefix = build_prefix(tiny_model, num_vectors=2)
-    rows = drift_rows(OneDevice(), tiny_model, ["a car", "a boat"], [Prefix("apl", "apl.pt", manager=prefix)], name="scenes",
+    rows = drift_rows(OneDevice(), tiny_model, ["a car", "a boat"], [Variant("apl", "apl.pt", manager=prefix)], name="scenes",
                       model_name="tiny", recognise=lambda images, captions: [0, 1], **DRAWING)
     assert [(row["model"], row["prefix"], row["prompts"], row["recognised"]) for row in rows] == [
         ("tiny", "none", "scenes", 1.0), ("tiny", "none, other noise", "scenes", 1.0), ("tiny", "apl.pt", "scenes", 1.0)]
@@ -36,6 +36,6 @@ def test_the_frozen_model_is_drawn_once_for_all_grids(tiny_model, monkeypatch):
     drawn = []
     before_after = BeforeAfter(tiny_model, {"Ada (train)": "Ada", "a car": "a car"}, **DRAWING)
     monkeypatch.setattr(BeforeAfter, "_draw", lambda self, prefix: drawn.append(prefix) or [BLACK, WHITE])
-    prefix = Prefix(manager=object())
+    prefix = Variant(manager=object())
     assert before_after.grid(prefix).size == before_after.grid(prefix).size
-    assert drawn == [Prefix(), prefix, prefix]
+    assert drawn == [Variant(), prefix, prefix]

@@ -9,8 +9,8 @@ import test_id
 from ldm.apl.prefix import build_prefix
 from ldm.edited_weights import is_edited_weights, write_edited_weights
 from ldm.experiments.drift import drift_rows
-from ldm.experiments.identity import Prefix, load_prefixes
 from ldm.experiments.quality import pairs_sheet
+from ldm.experiments.variants import BASE, Variant, load_variants
 from ldm.loading import ModelFiles, file_hash, load_frozen_model
 from ldm.modules.embedding_file import write_safetensors_file
 from ldm.sharing import OneDevice
@@ -58,10 +58,10 @@ def without_prefix(flags: list[str]) -> list[str]:
 def test_the_model_is_bit_for_bit_what_it_was_after_a_row(tiny_files, tiny_edited):
     model = load_frozen_model(*tiny_files)
     before = {key: (value, value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
-    prefix = load_prefixes(model, [tiny_edited], ModelFiles(*tiny_files))[1]
+    prefix = load_variants(model, [tiny_edited], ModelFiles(*tiny_files))[1]
     with prefix.in_place(model):
         assert not torch.equal(model.get_submodule(KEY.removesuffix(".weight")).weight, before[KEY][1])
-    rows = drift_rows(OneDevice(), model, ["a car", "a boat"], [Prefix(), prefix], name="scenes", model_name="tiny", ddim_steps=2)
+    rows = drift_rows(OneDevice(), model, ["a car", "a boat"], [BASE, prefix], name="scenes", model_name="tiny", ddim_steps=2)
     assert rows[2]["prefix"] == str(tiny_edited) and rows[2]["mse"] > rows[0]["mse"] == 0
     after = model.state_dict(keep_vars=True)
     assert all(after[key] is same and torch.equal(same, value) for key, (same, value) in before.items())
@@ -70,7 +70,7 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_row(tiny_files, tiny_edite
 def test_rows_of_pairs_say_what_they_were_drawn_with(tiny_edited, monkeypatch):
     labels = []
     monkeypatch.setattr("ldm.experiments.quality.picture_grid", lambda pictures, rows, columns, cell: labels.extend(rows))
-    pairs_sheet([[np.zeros((4, 4, 3), np.uint8)]] * 2, [Prefix(), Prefix("esd-4", "esd-4.safetensors", "hash", None, dict)], ["a car"])
+    pairs_sheet([[np.zeros((4, 4, 3), np.uint8)]] * 2, [BASE, Variant("esd-4", "esd-4.safetensors", "hash", None, dict)], ["a car"])
     assert labels == ["no prefix", "with esd-4"]
 
 

@@ -1,6 +1,5 @@
 """Figure 5 on a tiny model: a stand-in trains (it writes checkpoints) and another recognises (a picture's mean colour is its face)."""
 
-import argparse
 import csv
 import json
 from dataclasses import replace
@@ -16,7 +15,7 @@ from args.common import ROOT
 from args.paper_args import TABLES
 from ldm.apl.launch import set_precision
 from ldm.edited_weights import write_edited_weights
-from ldm.experiments import attack_images
+from ldm.experiments import identity_table, pipeline
 from ldm.generation import generate
 from ldm.loading import ModelFiles, file_hash
 from ldm.modules.embedding_file import write_embedding_file
@@ -26,7 +25,7 @@ from ldm.paper.report.numbers import ends
 from ldm.paper.results.cells import read_cells
 from ldm.paper.results.figure5 import CONFIG, Figure5
 from ldm.paper.runner import attacks
-from ldm.paper.runner.attacks import Attack, AttackPlan, read_plan
+from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_plan
 from ldm.paper.runner.new_people import read_new_people
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.tools import Tools
@@ -97,7 +96,7 @@ def photos(tmp_path) -> Path:
 def trainer(tiny_model, tiny_files, monkeypatch) -> Trainer:
     trainer = Trainer(tiny_model, tiny_files[1])
     monkeypatch.setattr(attacks, "run_script", trainer)
-    monkeypatch.setattr(attacks, "FaceAnalyzer", ColorAnalyzer)
+    monkeypatch.setattr(identity_table, "FaceAnalyzer", ColorAnalyzer)
     return trainer
 
 
@@ -115,7 +114,7 @@ def figure(photos, trainer, tiny_model, tiny_files, tmp_path):
         args = {"preset": str(tmp_path / "tiny-preset.yaml"), "out_dir": tmp_path / "out", "photos": photos, "keep_checkpoints": False}
         plan = replace(PLAN, **{key: value for key, value in changes.items() if key not in args})
         args |= {key: value for key, value in changes.items() if key in args}
-        return Figure5(plan, argparse.Namespace(**args), [prefix] * seeds)
+        return Figure5(plan, AttackOptions(**args), [prefix] * seeds)
     return made_up
 
 
@@ -232,7 +231,7 @@ def test_the_class_s_pictures_are_drawn_for_the_first_person_and_handed_on(figur
 
 
 def test_a_killed_run_goes_on_and_nothing_is_made_twice(figure, tools, trainer, tmp_path, monkeypatch):
-    drawn, draw_jobs, out_dir = [], attack_images.draw_jobs, tmp_path / "out"
+    drawn, draw_jobs, out_dir = [], pipeline.Pipeline.generate, tmp_path / "out"
 
     def fails(*given, **options):
         for job, image in draw_jobs(*given, **options):
@@ -241,12 +240,12 @@ def test_a_killed_run_goes_on_and_nothing_is_made_twice(figure, tools, trainer, 
             drawn.append(job)
             yield job, image
 
-    monkeypatch.setattr(attack_images, "draw_jobs", fails)
+    monkeypatch.setattr(pipeline.Pipeline, "generate", fails)
     with pytest.raises(OSError, match="No space left"):  # between the training and the last of its 12 pictures
         make_all(pieces(figure(n_people=1)), tools)
     there = {path: path.stat().st_mtime_ns for path in out_dir.rglob("pictures/**/*.png")}
     assert len(there) in (5, 6) and left(out_dir) == ["dreambooth-1.safetensors", "dreambooth-2.safetensors", "state.pt"]
-    monkeypatch.setattr(attack_images, "draw_jobs", draw_jobs)
+    monkeypatch.setattr(pipeline.Pipeline, "generate", draw_jobs)
     make_all(pieces(figure(n_people=1)), tools)
     assert {path: path.stat().st_mtime_ns for path in there} == there and len(trainer.trained) == 3
     assert len(list(out_dir.rglob("pictures/**/*.png"))) == 2 * 2 * 3 * 2 and len(list(out_dir.rglob("cost.json"))) == 3

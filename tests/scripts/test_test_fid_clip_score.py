@@ -20,9 +20,9 @@ import test_fid_clip_score
 from args.common import parse_with_preset
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.evaluation.quality import PromptScorer
-from ldm.experiments.identity import Drawing, Prefix
 from ldm.experiments.quality import Half, HalfFolder
 from ldm.experiments.quality_table import papers_table
+from ldm.experiments.variants import BASE, ImageSettings, Variant
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.pictures import read_image, write_image
 from tests.as_script import run_script
@@ -275,16 +275,16 @@ class Device:
 
 
 def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_model, tmp_path):
-    drawing = Drawing("hash", "config", "{name}", 0, 2.0, 2, "fp32")
+    drawing = ImageSettings("hash", "config", "{name}", 0, 2.0, 2, "fp32")
     texts = [(f"{number} red boats", 0) for number in range(8)]  # chunks of 3, 3 and 2
     half = Half("non_id", texts, drawing, PromptScorer(lambda images: np.stack([image.mean((0, 1)) for image in images])), {})
     told: list = []
-    folders = [HalfFolder(Device(rank, told), half, [Prefix()], tmp_path) for rank in (0, 1)]
-    folders[0].draw_and_score(tiny_model, 3)
+    folders = [HalfFolder(Device(rank, told), half, [BASE], tmp_path) for rank in (0, 1)]
+    folders[0].generate_and_score(tiny_model, 3)
     assert told[1:] == [[0, 3, 6]] and len(bytes_below(tmp_path)) == 5  # the first and the third chunk
-    folders[1].draw_and_score(tiny_model, 3)
+    folders[1].generate_and_score(tiny_model, 3)
     assert len(bytes_below(tmp_path)) == 8
-    scores = folders[0].scores_of(Prefix())["fid"]
+    scores = folders[0].scores_of(BASE)["fid"]
     own = [read_image(folders[0].folder.image_path("none", text, sample)).mean((0, 1)) for text, sample in texts]
     np.testing.assert_array_equal(scores, own)
 
@@ -294,20 +294,20 @@ def test_two_processes_end_with_the_pictures_and_rows_of_one(command, finished, 
     assert bytes_below(tmp_path) == bytes_below(finished) and rows_in(tmp_path) == rows_in(finished)
 
 
-@pytest.mark.parametrize(("seed", "prefix"), [(1, Prefix()), (0, Prefix(hash="another"))])
+@pytest.mark.parametrize(("seed", "prefix"), [(1, BASE), (0, Variant(hash="another"))])
 def test_scores_of_deleted_pictures_count_for_no_others(tiny_model, tmp_path, seed, prefix):
     scored: list = []
-    drawing = Drawing("hash", "config", "{name}", 0, 2.0, 2, "fp32")
+    drawing = ImageSettings("hash", "config", "{name}", 0, 2.0, 2, "fp32")
     half = Half("non_id", [("a boat", 0)], drawing, lambda images, _: scored.append(images) or {"fid": np.zeros((1, 3))}, {})
-    HalfFolder(Device(0, []), half, [Prefix()], tmp_path).draw_and_score(tiny_model, 1)
+    HalfFolder(Device(0, []), half, [BASE], tmp_path).generate_and_score(tiny_model, 1)
     shutil.rmtree(tmp_path / "non_id" / "images")
     (tmp_path / "non_id" / "manifest.json").unlink()
-    HalfFolder(Device(0, []), replace(half, drawing=replace(drawing, seed=seed)), [prefix], tmp_path).draw_and_score(tiny_model, 1)
+    HalfFolder(Device(0, []), replace(half, settings=replace(drawing, seed=seed)), [prefix], tmp_path).generate_and_score(tiny_model, 1)
     assert len(scored) == 2
 
 
 def test_folders_of_somebody_else_score_as_they_did_when_they_were_drawn(finished, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(ldm.experiments.quality_table.QualityTable, "drawn", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(ldm.experiments.quality_table.QualityTable, "generated", lambda *_: pytest.fail("drawn"))
     for half, place in (("non_id", 1), ("id", 3)):
         folders = [finished / half / "images" / label for label in ("none", "apl")]
         test_fid_clip_score.main(command(tmp_path / half, "--half", half, "--images", *folders, "--ckpt_path", "none.ckpt"))

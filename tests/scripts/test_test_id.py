@@ -375,7 +375,7 @@ def test_several_models_come_in_one_table_each_with_the_prefixes_that_fit(severa
 
 
 def test_a_finished_comparison_draws_nothing_again(several, monkeypatch):
-    monkeypatch.setattr("ldm.experiments.identity.generate", lambda model, jobs, **_: iter(()) if not list(jobs) else 1 / 0)
+    monkeypatch.setattr("ldm.experiments.pipeline.generate", lambda model, jobs, **_: iter(()) if not list(jobs) else 1 / 0)
     test_id.main(several[1])
 
 

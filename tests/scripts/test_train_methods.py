@@ -32,7 +32,7 @@ ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 def command(train_inputs, tiny_files, tmp_path, monkeypatch):
     """(method, further flags) -> flags of train.py for the tiny model, without a table at the end."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ldm.experiments.training_report.FaceAnalyzer", PixelAnalyzer, raising=False)
+    monkeypatch.setattr("ldm.experiments.identity_table.FaceAnalyzer", PixelAnalyzer, raising=False)
 
     def flags(method: str, *more: object) -> list[str]:
         data = ("--photos", train_inputs / "s_reg") if method not in ERASERS else ("--people", train_inputs / "people.csv")

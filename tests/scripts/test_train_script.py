@@ -48,7 +48,7 @@ def command(inputs, tiny_files):
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ldm.evaluation.faces.FaceAnalyzer", PixelAnalyzer)
-    monkeypatch.setattr("ldm.experiments.training_report.FaceAnalyzer", PixelAnalyzer, raising=False)
+    monkeypatch.setattr("ldm.experiments.identity_table.FaceAnalyzer", PixelAnalyzer, raising=False)
 
 
 def sentence(capsys, argv: list[str]) -> str:

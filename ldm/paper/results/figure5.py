@@ -6,7 +6,6 @@
 and the files of every table, see ldm/paper/results/tables.py. A further seed takes the next people of the photos.
 """
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import Panel, draw_panels
 from ldm.paper.results.tables import write_table
-from ldm.paper.runner.attacks import WITHOUT, Attack, AttackPlan, attacks
+from ldm.paper.runner.attacks import WITHOUT, Attack, AttackOptions, AttackPlan, attacks
 from ldm.paper.runner.new_people import NewPerson
 from ldm.paper.runner.trainings import Training
 from ldm.pictures import picture_grid, read_image
@@ -39,15 +38,14 @@ class Figure5:
     """The points of the curves, each with its seeds.
 
     Args:
-        args: preset, photos, out_dir, keep_checkpoints.
-        prefixes: what makes the prefix that is attacked, or its file, for each seed.
+        attacked: what makes the prefix that is attacked, or its file, for each seed.
     """
 
     name = "figure5"
 
-    def __init__(self, plan: AttackPlan, args: argparse.Namespace, prefixes: Sequence[Training | Path]) -> None:
-        self.plan, self.args, self.seeds = plan, args, len(prefixes)
-        self.attacks = [attacks(plan, args, prefix, seed) for seed, prefix in enumerate(prefixes)]
+    def __init__(self, plan: AttackPlan, options: AttackOptions, attacked: Sequence[Training | Path]) -> None:
+        self.plan, self.options, self.seeds = plan, options, len(attacked)
+        self.attacks = [attacks(plan, options, source, seed) for seed, source in enumerate(attacked)]
 
     def pieces(self, seed: int) -> list[Attack]:
         """The attacks on all people of a seed."""
@@ -80,7 +78,7 @@ class Figure5:
 
     def write(self, arguments: Mapping[str, Any]) -> str:
         """Writes every file of the figure; the ends of the curves as the console shows them. `arguments`: of the command."""
-        folder = self.args.out_dir / self.name
+        folder = self.options.out_dir / self.name
         people = [{"curve": row.name, "seed": seed, **person} for row in self.table.rows for seed, pieces in enumerate(self.attacks)
                   for person in identity_scores(self._faces(row.name, pieces))]
         write_csv(people, folder / "figure5-people.csv")
@@ -92,11 +90,11 @@ class Figure5:
     def about(self) -> dict[str, Any]:
         """See ldm/paper/results/tables.py."""
         settings = {key: getattr(self.plan, key) for key in ("n_people", "n_photos", "n_samples", "iterations", "every")}
-        given = {"preset": self.args.preset, "out_dir": self.args.out_dir, "seeds": self.seeds, "photos": self.args.photos} | {
+        given = {"preset": self.options.preset, "out_dir": self.options.out_dir, "seeds": self.seeds, "photos": self.options.photos} | {
             key: value for key, value in settings.items() if key.startswith("n_")}
         words = [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
         command = shlex.join(["python", "-m", "ldm.paper", "figure5", *words])
-        return {"seeds": self.seeds, "preset": self.args.preset, "settings": settings,
+        return {"seeds": self.seeds, "preset": self.options.preset, "settings": settings,
                 "rows": [{"name": row.name, "commands": [command], "seconds": None} for row in self.table.rows],
                 "spent": {str(piece.folder): piece.seconds for pieces in self.attacks for piece in pieces}}
 

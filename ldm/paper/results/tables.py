@@ -6,7 +6,6 @@
     <out_dir>/<name>/about.json           what was asked for, how to make each row alone, what it has cost, versions
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.results.figures import Panel, draw_panels, picture_sheet
-from ldm.paper.runner.evaluations import Part, Result, part, part_args
+from ldm.paper.runner.evaluations import Part, PartFlags, Result, part, part_flags
 from ldm.paper.runner.queue import whole
 from ldm.paper.runner.trainings import Training, Transfer, training, transfer
 from ldm.run_folder import versions, write_json
@@ -47,7 +46,7 @@ class Rows:
 
     def __init__(self, table: Table, preset: str, seeds: int, out_dir: Path) -> None:
         self.table, self.preset, self.out_dir = table, preset, out_dir
-        self._args: dict[str, argparse.Namespace] = {}
+        self._flags: dict[str, PartFlags] = {}
         self.measured: dict[str, list[Measured]] = {}
         for row in table.rows:
             trained = row.train is not None
@@ -109,19 +108,19 @@ class Rows:
             result = training(self.out_dir, self.preset, row.train, seed, source, row.step)
         if row.transfer:
             result = transfer(self.out_dir, result, model, row.transfer)
-        plain, args = self._part_args(model, {}, source), self._part_args(model, row.score, source)
+        plain, own_flags = self._part_flags(model, {}, source), self._part_flags(model, row.score, source)
         parts = {}
         for name in PARTS:
             base = part(self.out_dir, name, model, plain)
-            own = part(self.out_dir, name, model, args, result, row.step, base)
+            own = part(self.out_dir, name, model, own_flags, result, row.step, base)
             parts[name] = base if own.folder == base.folder else own
         return Measured(seed, parts, result)
 
-    def _part_args(self, model: str, score: Mapping[str, Any], source: str) -> argparse.Namespace:
+    def _part_flags(self, model: str, score: Mapping[str, Any], source: str) -> PartFlags:
         key = repr((model, score))  # most rows have the same, and to read them takes a tenth of a second
-        if key not in self._args:
-            self._args[key] = part_args(model, {**self.table.score, **score}, source)
-        return self._args[key]
+        if key not in self._flags:
+            self._flags[key] = part_flags(model, {**self.table.score, **score}, source)
+        return self._flags[key]
 
     def _draw(self, path: Path) -> None:
         figure = self.table.figure

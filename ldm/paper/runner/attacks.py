@@ -7,7 +7,6 @@
         faces.json                                  a row a picture; it is written last
 """
 
-import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,22 @@ from typing import Any
 
 import yaml
 
+from args.common import options_of
 from args.figure5_flags import portrait_arguments
 from args.train_args import parse_train_args
-from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Observation, Row, image_scores
-from ldm.experiments.attack_images import draw_checkpoint
-from ldm.experiments.identity import Drawing, load_prefixes
-from ldm.loading import ModelFiles, file_hash, has_two_encoders
+from ldm.evaluation.id_acc import Row, image_scores, observations
+from ldm.evaluation.quality import score_files
+from ldm.experiments.attack_images import generate_from_checkpoint
+from ldm.experiments.identity_table import IdentityOptions, identity_scorer
+from ldm.experiments.pipeline import Pipeline, Shot
+from ldm.experiments.variants import ImageSettings, load_variants
+from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.new_people import NewPerson, read_new_people, true_face
 from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, digest_of, run_script
-from ldm.pictures import read_image
 from ldm.run_folder import read_json, safe_name, write_json
+from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
 
 WITHOUT, WITH = "without", "with"  # the prefix
@@ -78,12 +80,20 @@ def read_plan(config: Path, **given: int | None) -> AttackPlan:
 
 
 @dataclass(frozen=True)
+class Portraits:
+    """How people are generated and recognised, from the flags of test_id.py of a preset."""
+
+    files: ModelFiles
+    precision: str
+    options: IdentityOptions
+
+
+@dataclass(frozen=True)
 class Attack:
     """All attacks on one person with one seed.
 
     Args:
-        prefix: what makes the prefix that is attacked, or its file.
-        portraits: checked flags of test_id.py, by which pictures are drawn and recognised.
+        attacked: what makes the prefix that is attacked, or its file.
     """
 
     folder: Path
@@ -91,14 +101,14 @@ class Attack:
     name: str
     person: NewPerson
     preset: str
-    prefix: Training | Path
-    portraits: argparse.Namespace
+    attacked: Training | Path
+    portraits: Portraits
     seed: int
     keep_checkpoints: bool = False
 
     @property
     def needs(self) -> Sequence[Training]:
-        return [] if isinstance(self.prefix, Path) else [self.prefix]
+        return [] if isinstance(self.attacked, Path) else [self.attacked]
 
     @property
     def size(self) -> float:
@@ -108,20 +118,20 @@ class Attack:
         return (self.folder / "faces.json").exists()
 
     def make(self, tools: Tools) -> None:
-        """Trains, draws and recognises what is missing."""
+        """Trains, generates and recognises what is missing."""
         began = time.monotonic()
-        prefix = self.prefix if isinstance(self.prefix, Path) else self.prefix.result()
-        analyzer = FaceAnalyzer(self.portraits.face_pack, self.portraits.det_size, self.portraits.det_thresh, device=str(tools.device))
+        prefix = self.attacked if isinstance(self.attacked, Path) else self.attacked.result()
+        analyzer = self.portraits.options.analyzer(tools.device)
         gallery = true_face(self.name, self.person, analyzer, self.folder)
+        scorer = identity_scorer(analyzer, gallery)
         for attack, labels in trainings_of(self.plan):
             self._learn(attack, labels, prefix, tools)
-        scores = []
+        rows = []
         for curve, iteration, paths in self.pictures():
-            faces = [analyzer.analyze(read_image(path)) for path in paths]
-            seen = [Observation(self.name, str(path.relative_to(self.folder)), face and face.embedding)
-                    for path, face in zip(paths, faces, strict=True)]
-            scores += [{"curve": curve, "iteration": iteration, **row} for row in image_scores(seen, gallery)]
-        write_json(self.folder / "faces.json", {"seconds": time.monotonic() - began, "faces": scores})
+            faces = score_files(paths, [self.name] * len(paths), scorer)["face"]
+            seen = observations(faces, [self.name] * len(paths), [str(path.relative_to(self.folder)) for path in paths])
+            rows += [{"curve": curve, "iteration": iteration, **row} for row in image_scores(seen, gallery)]
+        write_json(self.folder / "faces.json", {"seconds": time.monotonic() - began, "faces": rows})
 
     def pictures(self) -> list[tuple[str, int, list[Path]]]:
         """Curve, iteration and files of every point of the curves; iteration 0 is the model before any attack."""
@@ -151,7 +161,7 @@ class Attack:
         folder = self.folder / (f"{attack}-through-prefix" if through else attack)
         if undrawn:
             self._train(attack, folder, [iteration for iteration in undrawn if iteration], prefix if through else None, tools)
-            self._draw(attack, folder, undrawn, curves, prefix, tools)
+            self._generate(attack, folder, undrawn, curves, prefix, tools)
         if not self.keep_checkpoints:  # nor what train.py could go on from; log, arguments and cost stay
             for path in (*folder.glob(f"{attack}-*.safetensors"), *folder.glob(f"{attack}-*.pt"), folder / "state.pt"):
                 path.unlink(missing_ok=True)
@@ -174,53 +184,67 @@ class Attack:
         for drawn in folder.glob(DRAWN):
             drawn.replace(self.folder.parent / drawn.name)
 
-    def _draw(self, attack: str, folder: Path, undrawn: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
-        """The pictures of the iterations `undrawn` that are not there; `curves` by label."""
-        files, precision = ModelFiles.of(self.portraits), tools.precision(self.portraits)
-        model = tools.model(self.portraits)
-        drawing = Drawing(files.hash(), file_hash(self.portraits.config_path), self.plan.prompt, self.portraits.seed, self.portraits.scale,
-                          self.portraits.ddim_steps, precision)
-        none, with_prefix = load_prefixes(model, [prefix], files, [WITH])
-        prefixes = {WITHOUT: none, WITH: with_prefix}
+    def _generate(self, attack: str, folder: Path, undrawn: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
+        """The images of the iterations `undrawn` that are not there; `curves` by label."""
+        files, precision, options = self.portraits.files, tools.precision(self.portraits.precision), self.portraits.options
+        model = tools.model(files, precision)
+        settings = ImageSettings.of(files, prompt=self.plan.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
+                                    precision=precision)
+        pipeline = Pipeline(OneDevice(), model, settings, options.batch_size)
+        variants = dict(zip((WITHOUT, WITH), load_variants(model, [prefix], files, [WITH]), strict=True))
         for iteration in undrawn:
             checkpoint = _checkpoint(folder, attack, iteration)
             if iteration and checkpoint is None:  # it would be drawn as the model before the attack
                 raise UserError(f"{folder} has no checkpoint of iteration {iteration}; delete the folder, and the same command trains it "
                                 "anew")
-            shots = [(prefixes[label], self._paths(curve, iteration)) for label, curve in curves.items()]
-            draw_checkpoint(model, checkpoint, shots, drawing=drawing, prompt=self.plan.subject, token=self.plan.token,
-                            ckpt_path=self.portraits.ckpt_path, batch_size=self.portraits.batch_size)
+            shots = [(variants[label], [Shot(self.plan.subject, sample, self.name, path)
+                                        for sample, path in enumerate(self._paths(curve, iteration))]) for label, curve in curves.items()]
+            generate_from_checkpoint(pipeline, checkpoint, shots, token=self.plan.token, ckpt_path=files.ckpt_path)
 
     def _paths(self, curve: str, iteration: int) -> list[Path]:
         return [self.folder / "pictures" / curve / str(iteration) / f"{sample}.png" for sample in range(self.plan.n_samples)]
 
 
-def attacks(plan: AttackPlan, args: argparse.Namespace, prefix: Training | Path, seed: int) -> list[Attack]:
+@dataclass(frozen=True)
+class AttackOptions:
+    """Flags of python -m ldm.paper figure5."""
+
+    preset: str
+    photos: Path
+    out_dir: Path
+    keep_checkpoints: bool = False
+    embedding: Path | None = None  # what is attacked; None: a prefix of each seed
+    n_people: int | None = None    # these take the place of the plan's
+    n_photos: int | None = None
+    n_samples: int | None = None
+
+
+def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path, seed: int) -> list[Attack]:
     """The pieces of a seed.
 
     Args:
-        args: preset, photos, out_dir, keep_checkpoints.
-        prefix: that is attacked.
+        attacked: what makes the prefix that is attacked, or its file.
 
     Raises:
         UserError: there are too few people or photos, the file is no prefix, or the model has two text encoders, which a token cannot be
             taught.
     """
-    people = read_new_people(args.photos, plan.n_people, plan.n_photos, seed)
-    portraits = portrait_arguments(args.preset)
+    people = read_new_people(options.photos, plan.n_people, plan.n_photos, seed)
+    portraits = portrait_arguments(options.preset)
     if has_two_encoders(portraits.config_path):
         raise UserError(f"figure5 teaches tokens to one text encoder, and {portraits.config_path} has two; give another --preset")
-    if isinstance(prefix, Path):
-        read_embedding_file(prefix)
+    if isinstance(attacked, Path):
+        read_embedding_file(attacked)
     settings: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in ("n_people", "title", "section", "remark")}
     for attack in plan.attacks:
-        learned = vars(parse_train_args(train_flags(plan, attack, args.preset, seed, args.photos)))
+        learned = vars(parse_train_args(train_flags(plan, attack, options.preset, seed, options.photos)))
         settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in (*BESIDE, "photos", "seed")}
     settings |= {f"portraits.{flag}": value for flag, value in vars(portraits).items() if flag not in BESIDE}
-    settings["prefix"] = prefix.folder.name if isinstance(prefix, Training) else prefix
-    place = args.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
-    return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, name, person, args.preset, prefix, portraits, seed,
-                   args.keep_checkpoints) for name, person in people.items()]
+    settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
+    place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
+    how = Portraits(ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
+    return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, name, person, options.preset, attacked, how, seed,
+                   options.keep_checkpoints) for name, person in people.items()]
 
 
 def train_flags(plan: AttackPlan, attack: str, preset: str, seed: int, photos: Path) -> list[str]:

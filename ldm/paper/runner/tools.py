@@ -1,13 +1,12 @@
 """What a process needs to make pieces: its device, and the model and the scorers that it used last."""
 
-import argparse
 import os
 
 import torch
 
 from ldm.apl.launch import launch, set_precision
 from ldm.device import pick_precision
-from ldm.experiments.quality_table import QualityTable
+from ldm.experiments.quality_table import QualityOptions, QualityTable
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.runner.trainings import Place
@@ -26,25 +25,26 @@ class Tools:
         self._models: dict[tuple[ModelFiles, str], LatentDiffusion] = {}
         self._quality: dict[str, QualityTable] = {}
 
-    def precision(self, args: argparse.Namespace) -> str:
+    def precision(self, asked: str) -> str:
         """"fp32" or "bf16", of the U-Net."""
-        return pick_precision(args.precision, self.device)
+        return pick_precision(asked, self.device)
 
-    def model(self, args: argparse.Namespace) -> LatentDiffusion:
-        """The frozen model of checked flags."""
-        files, precision = key = ModelFiles.of(args), self.precision(args)
+    def model(self, files: ModelFiles, precision: str) -> LatentDiffusion:
+        """The frozen model of some files; `precision` as asked for."""
+        precision = self.precision(precision)
+        key = files, precision
         if key not in self._models:
             self._models.clear()  # before the other is loaded: there may be no room for both
             self._models[key] = model = files.load(self.device)
             set_precision(model, precision)
         return self._models[key]
 
-    def quality(self, args: argparse.Namespace) -> QualityTable:
-        """The scorers of checked flags of test_fid_clip_score.py."""
-        key = repr(sorted((flag, value) for flag, value in vars(args).items() if flag != "out_dir"))
+    def quality(self, options: QualityOptions) -> QualityTable:
+        """The scorers of Table 2."""
+        key = repr(options)
         if key not in self._quality:
             self._quality.clear()
-            self._quality[key] = QualityTable(args, self.device)
+            self._quality[key] = QualityTable(options, self.device)
         return self._quality[key]
 
     def let_go(self) -> None:

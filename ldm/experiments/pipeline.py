@@ -1,0 +1,88 @@
+"""Generating and scoring images: the one pipeline of Table 1, both halves of Table 2, Figure 5 and the table at the end of train.py.
+
+A shot names an image by its prompt and sample number, on which its noise depends, and by its file. Images that are there are read, the
+others are generated. A batch with one missing image is generated whole, so that a resumed run ends with the same bytes: the last bit of an
+image can depend on its batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.evaluation.quality import Scorer, Scores, joined
+from ldm.experiments.variants import ImageSettings, Variant
+from ldm.generation import Job, batches_of, generate
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pictures import ImageWriter, read_image
+from ldm.sharing import Devices, gather, share
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An image to generate.
+
+    Args:
+        text: the name or the prompt with which it is scored.
+    """
+
+    prompt: str
+    sample: int
+    text: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Generates and scores images of one model.
+
+    Args:
+        fabric: its ranks share `scores`; the other methods work on this rank alone.
+        batch_size: images per pass.
+    """
+
+    fabric: Devices
+    model: LatentDiffusion
+    settings: ImageSettings
+    batch_size: int
+
+    def scores(self, variant: Variant, shots: Sequence[Shot], scorer: Scorer, label: str) -> Scores:
+        """Scores of all shots, in order, on every rank; missing images are generated and written."""
+        mine = share(self.fabric, lambda: batches_of(shots, self.batch_size))
+        missing = any(not shot.path.exists() for batch in mine for shot in batch)
+        with (variant.in_place(self.model) if missing else nullcontext(), ImageWriter() as writer,
+              tqdm(total=sum(map(len, mine)), desc=label, unit="image", disable=not self.fabric.is_global_zero) as bar):
+            parts = [scorer(self.images(variant, batch, writer, bar), [shot.text for shot in batch]) for batch in mine]
+        self.fabric.barrier()
+        return joined(gather(self.fabric, parts))
+
+    def images(self, variant: Variant, shots: Sequence[Shot], writer: ImageWriter, bar: tqdm) -> list[np.ndarray]:
+        """The images of the shots, (H, W, 3) uint8 RGB, in order; edited weights are in place already."""
+        generated = {shot.path: image for shot, image in self.generate(variant, shots, writer)}
+        bar.update(len(shots))
+        return [generated[shot.path] if shot.path in generated else read_image(shot.path) for shot in shots]
+
+    def generate(self, variant: Variant, shots: Sequence[Shot], writer: ImageWriter) -> Iterator[tuple[Shot, np.ndarray]]:
+        """Generates and writes the images that are not there; edited weights are in place already."""
+        batches = unfinished_batches(shots, lambda shot: shot.path.exists(), self.batch_size)
+        missing = [shot for batch in batches for shot in batch]
+        jobs: list[Job] = [(shot.prompt, shot.sample) for shot in missing]
+        if not jobs:
+            return
+        images = generate(self.model, jobs, embedding_manager=variant.manager, ddim_steps=self.settings.ddim_steps,
+                          scale=self.settings.scale, seed=self.settings.seed, batch_size=self.batch_size)
+        for shot, (_, image) in zip(missing, images, strict=True):
+            if not shot.path.exists():
+                writer.write(shot.path, image)
+                yield shot, image
+
+
+def unfinished_batches(items: Sequence[Item], is_finished: Callable[[Item], bool], batch_size: int) -> list[Sequence[Item]]:
+    """The batches of `batch_size` items in which one is not finished."""
+    return [batch for batch in batches_of(items, batch_size) if not all(map(is_finished, batch))]
