@@ -91,20 +91,23 @@ def train_another(args: argparse.Namespace) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
     from ldm.experiments.method_builders import weights_to_train
+    from ldm.experiments.method_options import MethodOptions
     from ldm.experiments.method_report import report_of
     from ldm.experiments.methods import MethodPlan
+    from ldm.experiments.training_report import FinalTableOptions
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
 
-    plan = MethodPlan(args)
+    options = options_of(MethodOptions, args, files=ModelFiles.of(args))
+    plan = MethodPlan(options, vars(args))
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     if fabric.is_global_zero:
         print(plan.describe(), flush=True)
     precision = pick_precision(args.precision, fabric.device)
     logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
-    report = report_of(args, plan, fabric, precision)
-    model = ModelFiles.of(args).load(fabric.device)
-    weights = weights_to_train(args, model)  # in float32, as they are in the checkpoint
+    report = report_of(plan, options_of(FinalTableOptions, args), fabric, precision)
+    model = options.files.load(fabric.device)
+    weights = weights_to_train(options, model)  # in float32, as they are in the checkpoint
     set_precision(model, precision)
     result = plan.run(fabric, weights, logbook)
     said = report(model, result)

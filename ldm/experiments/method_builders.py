@@ -1,6 +1,5 @@
-"""From the flags of train.py to each method, with the pictures and texts that it needs."""
+"""From the options of train.py to each method, with the pictures and texts that it needs."""
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from ldm.data.captions import CAPTION_FIELDS
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource
 from ldm.data.templates import fill, read_templates
+from ldm.experiments.method_options import MethodOptions
 from ldm.finetuning.samples import PictureLatents, Work, drawn_latents
 from ldm.finetuning.weights import Weights, parameters_of
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, Report, besides
-from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.text_files import read_lines
@@ -41,105 +40,101 @@ class Material:
         return self.photos or [image.source for image in self.images]
 
 
-def weights_to_train(args: argparse.Namespace, model: LatentDiffusion) -> Weights:
+def weights_to_train(options: MethodOptions, model: LatentDiffusion) -> Weights:
     """Float32 copies of what the method trains, of a model as it was loaded, before its arithmetic is chosen; none for a token."""
-    group = {"esd": PARAMETERS_OF.get(args.variant), "uce": "xattn-kv", "dreambooth": "full"}.get(args.train_method, args.parameters)
-    return Weights(model, parameters_of(model, group, text_encoder=bool(args.train_text_encoder)) if group else [])
+    of_method = {"esd": PARAMETERS_OF.get(options.variant), "uce": "xattn-kv", "dreambooth": "full"}
+    group = of_method.get(options.train_method, options.parameters)
+    return Weights(model, parameters_of(model, group, text_encoder=bool(options.train_text_encoder)) if group else [])
 
 
-def build_esd(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> ESD:
+def build_esd(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> ESD:
     """ESD in the variant asked for; UserError where the schedule has no so many equal parts."""
-    if weights.model.num_timesteps % args.ddim_steps:
-        raise UserError(f"--ddim_steps {args.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give a "
-                        "number that does, such as 50")
-    pictures = pictures_of_names(material, weights.model) if args.z_t == "noised" else None
-    return ESD(weights, material.names, eta=args.negative_guidance, start_guidance=args.start_guidance, bins=args.ddim_steps,
-               seed=args.seed, pictures=pictures)
+    if weights.model.num_timesteps % options.ddim_steps:
+        raise UserError(f"--ddim_steps {options.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give "
+                        "a number that does, such as 50")
+    pictures = pictures_of_names(material, weights.model) if options.z_t == "noised" else None
+    return ESD(weights, material.names, eta=options.negative_guidance, start_guidance=options.start_guidance, bins=options.ddim_steps,
+               seed=options.seed, pictures=pictures)
 
 
-def build_concept_ablation(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ConceptAblation:
+def build_concept_ablation(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ConceptAblation:
     """Concept Ablation, with the anchor's pictures drawn."""
-    prompts = anchor_prompts(args)
-    jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(args.n_prior_images)]
-    return ConceptAblation(weights, material.names, anchor=args.anchor, prompts=[prompt for prompt, _ in jobs],
-                           latents=prior_latents(args, weights.model, jobs, work), noise_based=args.variant == "noise-based",
-                           anchor_weight=args.prior_weight, augment=args.augment, seed=args.seed)
+    prompts = anchor_prompts(options)
+    jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(options.n_prior_images)]
+    return ConceptAblation(weights, material.names, anchor=options.anchor, prompts=[prompt for prompt, _ in jobs],
+                           latents=prior_latents(options, weights.model, jobs, work), noise_based=options.variant == "noise-based",
+                           anchor_weight=options.prior_weight, augment=options.augment, seed=options.seed)
 
 
-def build_forget_me_not(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
+def build_forget_me_not(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
     """Forget-Me-Not, after its first stage where there is one."""
     pictures, of_name = pictures_of_names(material, weights.model)
     tokens = {}
-    if args.variant == "with-ti":
-        tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=args.ti_iterations, seed=args.seed,
-                                 model_hash=ModelFiles.of(args).hash(), folder=args.out_dir)
-    return ForgetMeNot(weights, pictures, of_name, seed=args.seed, tokens=tokens)
+    if options.variant == "with-ti":
+        tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=options.ti_iterations, seed=options.seed,
+                                 model_hash=options.files.hash(), folder=options.out_dir)
+    return ForgetMeNot(weights, pictures, of_name, seed=options.seed, tokens=tokens)
 
 
-def build_dreambooth(args: argparse.Namespace, material: Material, weights: Weights, work: Work) -> DreamBooth:
+def build_dreambooth(options: MethodOptions, material: Material, weights: Weights, work: Work) -> DreamBooth:
     """DreamBooth, with the class's pictures drawn."""
-    class_prompt = f"a photo of a {args.class_word}"
-    jobs = [(class_prompt, number) for number in range(args.n_prior_images if args.prior_weight else 0)]
-    return DreamBooth(weights, PictureLatents(weights.model, material.photos), prompt=f"a photo of {phrase_of(args)}",
-                      class_prompt=class_prompt, class_latents=prior_latents(args, weights.model, jobs, work),
-                      prior_weight=args.prior_weight, seed=args.seed)
+    class_prompt = f"a photo of a {options.class_word}"
+    jobs = [(class_prompt, number) for number in range(options.n_prior_images if options.prior_weight else 0)]
+    return DreamBooth(weights, PictureLatents(weights.model, material.photos), prompt=f"a photo of {options.phrase}",
+                      class_prompt=class_prompt, class_latents=prior_latents(options, weights.model, jobs, work),
+                      prior_weight=options.prior_weight, seed=options.seed)
 
 
-def build_textual_inversion(args: argparse.Namespace, material: Material, weights: Weights, _work: Work) -> TextualInversion:
+def build_textual_inversion(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> TextualInversion:
     """Textual inversion, behind the prefix of --embedding if there is one."""
     model = weights.model
-    vectors = TokenVectors(token_manager(args, model), args.token)
-    return TextualInversion(model, vectors, PictureLatents(model, material.photos), templates=templates_of(args),
-                            phrase=phrase_of(args), prefixed=args.embedding is not None, seed=args.seed)
+    vectors = TokenVectors(token_manager(options, model), options.token)
+    return TextualInversion(model, vectors, PictureLatents(model, material.photos), templates=templates_of(options),
+                            phrase=options.phrase, prefixed=options.embedding is not None, seed=options.seed)
 
 
-def edit_by_uce(args: argparse.Namespace, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
+def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
     """Edited weights of --train_method uce, and the condition number."""
-    preserve = [text for path in args.preserve_prompts or () for text in different_prompts(path)]
-    to_end = args.variant == "to-end"
-    return uce.edit(weights, names, guide=args.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end, erase_scale=args.erase_scale,
-                    preserve_scale=args.preserve_scale, lamb=args.lamb)
+    preserve = [text for path in options.preserve_prompts or () for text in different_prompts(path)]
+    to_end = options.variant == "to-end"
+    return uce.edit(weights, names, guide=options.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end,
+                    erase_scale=options.erase_scale, preserve_scale=options.preserve_scale, lamb=options.lamb)
 
 
-def token_manager(args: argparse.Namespace, model: LatentDiffusion) -> EmbeddingManager:
+def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
     """The prefix of --embedding, if any, and a new token whose vectors start as the class word's."""
     def manager_of(*placeholders: str) -> EmbeddingManager:
-        words = [args.class_word or "person"] * len(placeholders)
+        words = [options.class_word or "person"] * len(placeholders)
         return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
 
-    if not args.embedding:
-        return manager_of(args.token)
-    prefix, manager = manager_of(args.placeholder), manager_of(args.placeholder, args.token)
-    prefix.load(args.embedding)  # alone, where its vectors go to the only placeholder whatever the file calls them
-    manager.string_to_param_dict[args.placeholder] = next(prefix.embedding_parameters())
+    if not options.embedding:
+        return manager_of(options.token)
+    prefix, manager = manager_of(options.placeholder), manager_of(options.placeholder, options.token)
+    prefix.load(options.embedding)  # alone, where its vectors go to the only placeholder whatever the file calls them
+    manager.string_to_param_dict[options.placeholder] = next(prefix.embedding_parameters())
     return manager
 
 
-def anchor_prompts(args: argparse.Namespace) -> list[str]:
+def anchor_prompts(options: MethodOptions) -> list[str]:
     """Prompts with the anchor in them; UserError for one without."""
-    if not args.anchor_prompts:
-        return [fill(template, args.anchor) for template in dict.fromkeys(templates_of(args))]
-    prompts = read_lines(args.anchor_prompts, CAPTION_FIELDS)
-    wrong = [f"the prompt '{prompt}' without the anchor '{args.anchor}'" for prompt in prompts if args.anchor not in prompt]
+    if not options.anchor_prompts:
+        return [fill(template, options.anchor) for template in dict.fromkeys(templates_of(options))]
+    prompts = read_lines(options.anchor_prompts, CAPTION_FIELDS)
+    wrong = [f"the prompt '{prompt}' without the anchor '{options.anchor}'" for prompt in prompts if options.anchor not in prompt]
     if wrong or not prompts:
-        raise UserError(f"{args.anchor_prompts} has {wrong[0] if wrong else 'no prompts'}; write prompts in which a name can take the "
+        raise UserError(f"{options.anchor_prompts} has {wrong[0] if wrong else 'no prompts'}; write prompts in which a name can take the "
                         "anchor's place")
     return prompts
 
 
-def templates_of(args: argparse.Namespace) -> list[str]:
+def templates_of(options: MethodOptions) -> list[str]:
     """Those of --templates, or the one of DreamBooth."""
-    return read_templates(args.templates) if args.templates else [PROMPT]
+    return read_templates(options.templates) if options.templates else [PROMPT]
 
 
-def phrase_of(args: argparse.Namespace) -> str:
-    """What an attacker calls the person: the token and the class word."""
-    return f"{args.token} {args.class_word}".strip()
-
-
-def prior_latents(args: argparse.Namespace, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
+def prior_latents(options: MethodOptions, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
     """What the frozen model draws for the prompts of the anchor or of the class."""
-    return drawn_latents(work, model, jobs, args.out_dir, model_hash=ModelFiles.of(args).hash(), scale=args.scale, seed=args.seed)
+    return drawn_latents(work, model, jobs, options.out_dir, model_hash=options.files.hash(), scale=options.scale, seed=options.seed)
 
 
 def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
@@ -150,13 +145,14 @@ def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[Pictu
     return PictureLatents(model, material.pictures), of_name
 
 
-def images_of(args: argparse.Namespace, names: list[str], report: Report) -> list[IdentityImage]:
+def images_of(options: MethodOptions, names: list[str], report: Report) -> list[IdentityImage]:
     """The pictures of --identity_images that show the names; UserError where a name has none."""
     erased = set(names)
-    images = [image for image in identity_images(args.identity_images, read_people(args.people), report) if image.name in erased]
+    images = [image for image in identity_images(options.identity_images, read_people(options.people), report) if image.name in erased]
     without = sorted(erased - {image.name for image in images})
     if without:
-        raise UserError(f"{args.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name out")
+        raise UserError(f"{options.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name "
+                        "out")
     return images
 
 

@@ -1,8 +1,8 @@
-"""From the flags of train.py to a competing method or an attack, ready to be trained."""
+"""From the options of train.py to a competing method or an attack, ready to be trained."""
 
-import argparse
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from ldm.data.identities import read_people
 from ldm.data.images import load_image
 from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
-from ldm.experiments.method_builders import BUILDERS, Material, edit_by_uce, images_of, photos_of, phrase_of
+from ldm.experiments.method_builders import BUILDERS, Material, edit_by_uce, images_of, photos_of
+from ldm.experiments.method_options import MethodOptions
 from ldm.fabric import Fabric
 from ldm.finetuning.samples import Work
 from ldm.finetuning.trainer import Settings, train
 from ldm.finetuning.weights import Weights
 from ldm.left_out import LeftOut
-from ldm.loading import ModelFiles, file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
+from ldm.loading import file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.logbook import Logbook
 from ldm.run_folder import versions, write_json
 from ldm.util import UserError
@@ -38,54 +39,60 @@ FILES = ("anchor_prompts", "templates")
 
 
 class MethodPlan:
-    """What will be trained from checked flags of train.py.
+    """What will be trained.
+
+    Args:
+        flags: of the command, all of them, for arguments.json.
 
     Raises:
         UserError: a list cannot be read, there is nobody to erase and no photo to learn from, a photo cannot be decoded, or the method
             cannot do with two text encoders.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args, self.method = args, args.train_method
-        if (self.method == "textual_inversion" or args.variant == "with-ti") and has_two_encoders(args.config_path):
-            raise UserError(f"--train_method {self.method} learns the vectors of a token for one text encoder, and {args.config_path} has "
-                            f"two; give another model{', or --variant without-ti' if args.variant else ''}")
-        names = names_to_erase(args) if self.method in ERASERS else []
+    def __init__(self, options: MethodOptions, flags: Mapping[str, Any]):
+        self.method = options.train_method
+        if (self.method == "textual_inversion" or options.variant == "with-ti") and has_two_encoders(options.files.config_path):
+            raise UserError(f"--train_method {self.method} learns the vectors of a token for one text encoder, and "
+                            f"{options.files.config_path} has two; give another model"
+                            f"{', or --variant without-ti' if options.variant else ''}")
+        names = names_to_erase(options) if self.method in ERASERS else []
         self.left_out = LeftOut(strict=True)
-        self.material = Material(names, images=images_of(args, names, self.left_out) if args.identity_images else [],
-                                 photos=photos_of(args.photos, self.left_out) if args.photos else [])
+        self.material = Material(names, images=images_of(options, names, self.left_out) if options.identity_images else [],
+                                 photos=photos_of(options.photos, self.left_out) if options.photos else [])
         for photo in self.material.photos:  # a bad one is found before a long training
             load_image(photo, size=8)
-        if args.iters_per_concept:
-            args.iterations = args.iters_per_concept * len(names)
+        self.options = options
+        if options.iters_per_concept:
+            self.options = replace(options, iterations=options.iters_per_concept * len(names))
+        self.flags = {**flags, "iterations": self.options.iterations}
 
     def describe(self) -> str:
         """The plan in a few lines."""
-        args = self.args
-        lines = {"model": f"{args.edited_weights or args.ckpt_path} in {args.config_path}, on {args.devices}, {args.precision}",
-                 "method": f"{self.method}{f', {args.variant}' if args.variant else ''}",
+        options, files = self.options, self.options.files
+        lines = {"model": f"{files.edited_weights or files.ckpt_path} in {files.config_path}, on {options.devices}, {options.precision}",
+                 "method": f"{self.method}{f', {options.variant}' if options.variant else ''}",
                  "of": f"{len(self.material.names)} names" if self.material.names else
-                       f"{len(self.material.photos)} photos in {args.photos}, called '{phrase_of(args)}'",
-                 "training": "closed form" if args.lr is None else
-                             f"{args.iterations} steps of {args.batch_size} samples, learning rate {args.lr:g}",
-                 "result": f"{self.path(args.iterations)}"}
+                       f"{len(self.material.photos)} photos in {options.photos}, called '{options.phrase}'",
+                 "training": "closed form" if options.lr is None else
+                             f"{options.iterations} steps of {options.batch_size} samples, learning rate {options.lr:g}",
+                 "result": f"{self.path(options.iterations)}"}
         return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
     def arguments(self, precision: str) -> dict[str, Any]:
         """What the result depends on, as JSON values: flags, and the content of images, lists and weights."""
-        args = self.args
-        files = [getattr(args, flag) for flag in FILES if getattr(args, flag)] + (args.preserve_prompts or [])
-        files += [args.embedding] if self.method == "textual_inversion" and args.embedding else []
-        images = [image.name for image in self.material.images], hashes_of(self.material.pictures, args.out_dir / "hashes.json")
-        return {name: getattr(args, name) for name in LEARNED_FROM} | {
-            "devices": same_devices(args.devices), "precision": precision,
+        options = self.options
+        files = [getattr(options, flag) for flag in FILES if getattr(options, flag)] + [*(options.preserve_prompts or ())]
+        files += [options.embedding] if self.method == "textual_inversion" and options.embedding else []
+        images = [image.name for image in self.material.images], hashes_of(self.material.pictures, options.out_dir / "hashes.json")
+        return {name: getattr(options, name) for name in LEARNED_FROM} | {
+            "devices": same_devices(options.devices), "precision": precision,
             "images": digest(images), "texts": digest(self.material.names, [file_hash(path) for path in files]),
-            "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
+            "config": file_hash(options.files.config_path), "base_model": options.files.hash()}
 
     def path(self, step: int | None) -> Path:
         """File of the result after a step."""
         suffix = ".pt" if self.method == "textual_inversion" else ".safetensors"
-        return self.args.out_dir / f"{self.args.prompt}{'' if step is None else f'-{step}'}{suffix}"
+        return self.options.out_dir / f"{self.options.prompt}{'' if step is None else f'-{step}'}{suffix}"
 
     def run(self, fabric: Fabric, weights: Weights, logbook: Logbook) -> Path:
         """Trains `weights`, or goes on, and returns the file of the result; the logbook notes the cost.
@@ -93,24 +100,24 @@ class MethodPlan:
         Raises:
             UserError: in place of the result there is one of other settings.
         """
-        args, result = self.args, self.path(self.args.iterations)
-        record = {"names": self.material.names} | logbook.arguments | {"base_model": file_hash(args.ckpt_path)}
+        options, result = self.options, self.path(self.options.iterations)
+        record = {"names": self.material.names} | logbook.arguments | {"base_model": file_hash(options.files.ckpt_path)}
         beneath: dict[str, Tensor] = {}
-        if args.edited_weights:
-            beneath = read_edited_weights(args.edited_weights, shapes_of(weights.model), args.ckpt_path)
-            record["beneath"] = file_hash(args.edited_weights)
+        if options.files.edited_weights:
+            beneath = read_edited_weights(options.files.edited_weights, shapes_of(weights.model), options.files.ckpt_path)
+            record["beneath"] = file_hash(options.files.edited_weights)
         if fabric.is_global_zero:
             self.refuse_another(result, record)
-            written = {"arguments": vars(args), "learned_from": logbook.arguments, "versions": versions()}
-            write_json(args.out_dir / "arguments.json", written)
-            self.left_out.announce(args.out_dir)
+            written = {"arguments": self.flags, "learned_from": logbook.arguments, "versions": versions()}
+            write_json(options.out_dir / "arguments.json", written)
+            self.left_out.announce(options.out_dir)
         if self.method == "uce":
-            edited, condition = edit_by_uce(args, self.material.names, weights)
+            edited, condition = edit_by_uce(options, self.material.names, weights)
             if fabric.is_global_zero:
                 print(f"condition number of the matrix that is inverted: {condition:.3g}")
                 write_edited_weights(result, beneath | edited, condition=condition, **record)
         else:
-            method = BUILDERS[self.method](args, self.material, weights, Work(fabric, logbook.note_cost))
+            method = BUILDERS[self.method](options, self.material, weights, Work(fabric, logbook.note_cost))
 
             def save(step: int) -> None:
                 if isinstance(method, TextualInversion):
@@ -125,7 +132,7 @@ class MethodPlan:
 
     def refuse_another(self, result: Path, record: dict[str, Any]) -> None:
         """Raises UserError where a closed form would overwrite what other settings have given; a training has its state for that."""
-        if self.method == "uce" and self.args.resume and result.exists():
+        if self.method == "uce" and self.options.resume and result.exists():
             there, asked = safetensors_metadata(result), json.loads(json.dumps(record, default=str))
             if different := [key for key, value in asked.items() if there.get(key) != value]:
                 raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to make it "
@@ -134,17 +141,17 @@ class MethodPlan:
     def settings(self) -> Settings:
         """What the trainer needs."""
         weight_decay, max_grad_norm = OPTIMIZERS.get(self.method, (0.0, float("inf")))
-        flags = {field.name: getattr(self.args, field.name) for field in fields(Settings) if hasattr(self.args, field.name)}
+        flags = {field.name: getattr(self.options, field.name) for field in fields(Settings) if hasattr(self.options, field.name)}
         return Settings(**flags, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
 
-def names_to_erase(args: argparse.Namespace) -> list[str]:
+def names_to_erase(options: MethodOptions) -> list[str]:
     """The names of --names_file, or S_ID's of --people; UserError if there is none, or one stands there twice."""
-    if args.names_file:
-        names, repeated = read_names(args.names_file)
+    if options.names_file:
+        names, repeated = read_names(options.names_file)
     else:
-        names, repeated = [person.name for person in read_people(args.people).values() if person.group == "train"], 0
+        names, repeated = [person.name for person in read_people(options.people).values() if person.group == "train"], 0
     if repeated or not names:
         what = f"has {repeated} names twice" if repeated else "has nobody of the group train"
-        raise UserError(f"{args.names_file or args.people} {what}; give names to erase, each once")
+        raise UserError(f"{options.names_file or options.people} {what}; give names to erase, each once")
     return names

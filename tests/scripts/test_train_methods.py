@@ -9,12 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from args.common import options_of
 from args.train_args import parse_train_args
 from args.train_methods import PUBLISHED, READ_BY
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments.method_builders import token_manager
+from ldm.experiments.method_options import MethodOptions
 from ldm.experiments.methods import MethodPlan
-from ldm.loading import file_hash, load_frozen_model, safetensors_metadata
+from ldm.loading import ModelFiles, file_hash, load_frozen_model, safetensors_metadata
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.refusals import refusal
 from tests.scripts.test_test_id import PixelAnalyzer
@@ -77,7 +79,8 @@ def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(command
     ("dreambooth", "--photos", "s_reg", "1.png"), ("forget_me_not", "--identity_images", "s_id", "Ada Stone/1.png")])
 def test_a_run_is_known_by_the_bytes_of_its_images_and_not_by_their_place(command, train_inputs, tmp_path, method, flag, folder, file):
     def arguments(place):
-        return MethodPlan(parse_train_args(command(method, flag, place))).arguments("fp32")
+        args = parse_train_args(command(method, flag, place))
+        return MethodPlan(options_of(MethodOptions, args, files=ModelFiles.of(args)), vars(args)).arguments("fp32")
 
     before = arguments(train_inputs / folder)
     shutil.copytree(train_inputs / folder, tmp_path / "copy")
@@ -170,7 +173,7 @@ def test_a_prefix_of_another_name_stands_in_front_of_the_token(command, tmp_path
     vectors = torch.randn(3, 32)
     write_embedding_file(tmp_path / "theirs.pt", {"dog": vectors}, {"dog": tiny_model.cond_stage_model.tokenizer("dog")["input_ids"][1]})
     args = parse_train_args(command("textual_inversion", "--embedding", tmp_path / "theirs.pt"))
-    manager = token_manager(args, tiny_model)
+    manager = token_manager(options_of(MethodOptions, args, files=ModelFiles.of(args)), tiny_model)
     assert list(manager.string_to_token_dict) == ["alz", "sks"] and torch.equal(manager.string_to_param_dict["alz"], vectors)
 
 
