@@ -141,6 +141,18 @@ def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:
                        help="also rows of the model as it is with attributes (c2) instead of the name")
 
 
+def add_prompt_template_argument(group: argparse._ArgumentGroup, help: str) -> None:
+    """--prompt_template; its old name --prompt, which is a run's name in train.py, is hidden and goes with version 0.2."""
+    group.add_argument("--prompt_template", metavar="TEXT", default="A close-up portrait of {name}", help=help)
+    group.add_argument("--prompt", dest="prompt_template", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def check_prompt_template(parser: Parser, args: argparse.Namespace) -> None:
+    """Ends the program unless the template has a place for the name."""
+    if "{name}" not in args.prompt_template:
+        parser.error(f"--prompt_template '{args.prompt_template}' has no place for the name; give one such as 'A portrait of {{name}}'")
+
+
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:
     """The flags of the devices that share the work; see `check_devices`."""
     parser.add_argument("--devices", metavar="LIST", default="auto",
@@ -319,7 +331,9 @@ def _as_flags(action: argparse.Action, value: object) -> list[str]:
 
 
 def _actions(parser: Parser) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in parser._actions}
+    """The actions by flag. A flag with an old name has it as a second key."""
+    return {action.dest if action.help != argparse.SUPPRESS else action.option_strings[0].removeprefix("--"): action
+            for action in parser._actions if action.option_strings or action.help != argparse.SUPPRESS}
 
 
 def _command(parser: Parser) -> str:

@@ -9,8 +9,10 @@ from args.common import (
     add_face_arguments,
     add_model_arguments,
     add_preset_argument,
+    add_prompt_template_argument,
     check_devices,
     check_paths,
+    check_prompt_template,
     number,
     parse_with_preset,
     take_one_device,
@@ -27,8 +29,7 @@ def parse_test_fid_clip_score_args(argv: list[str] | None = None) -> argparse.Na
     parser = build_parser()
     args = parse_with_preset(parser, argv)
     check_devices(parser, args)
-    if "{name}" not in args.prompt:
-        parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
+    check_prompt_template(parser, args)
     args.half = ["non_id", "id"] if args.half == "both" else [args.half]
     if args.images:
         args.half = args.half[:1]
@@ -62,7 +63,7 @@ def build_parser() -> Parser:
     group.add_argument("--benchmark", metavar="FILE", type=Path, nargs="+",
                        help="prompts of the half non_id: .txt (one a line), COCO captions .json, .jsonl or .csv; several take turns")
     group.add_argument("--n_prompts", metavar="N", type=number(int, 2), default=30_000, help="the first prompts of the benchmark")
-    group.add_argument("--prompt", metavar="TEXT", default="A close-up portrait of {name}", help="prompt of the half id, with {name}")
+    add_prompt_template_argument(group, help="prompt of the half id, with {name}")
     group.add_argument("--group", choices=("train", "test", "all"), default="test", help="people of S_ID, of S_test, or both")
     group.add_argument("--n_names", metavar="N", type=number(int, 1), help="the first names of each group (default: all)")
     group.add_argument("--n_samples", metavar="N", type=number(int, 1), default=40, help="images a name")

@@ -11,8 +11,10 @@ from args.common import (
     add_face_arguments,
     add_model_arguments,
     add_preset_argument,
+    add_prompt_template_argument,
     check_devices,
     check_paths,
+    check_prompt_template,
     model_of_preset,
     number,
     parse_with_preset,
@@ -41,8 +43,7 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.models = models_asked_for(parser, args, typed_flags(argv))
         vars(args).update(dict.fromkeys(MODEL_FILES))  # each model brings its own
     check_paths(parser, args, NEEDED if args.images or args.models else (*NEEDED, "config_path", "ckpt_path"))
-    if "{name}" not in args.prompt:
-        parser.error(f"--prompt '{args.prompt}' has no place for the name; give one such as 'A portrait of {{name}}'")
+    check_prompt_template(parser, args)
     return args
 
 
@@ -79,7 +80,7 @@ def build_parser() -> Parser:
                        help="prefix files, or edited weights that take a prefix's place: a row each beside the row without")
     group.add_argument("--models", metavar="MODEL", nargs="+",
                        help="compare these in one table: presets, or checkpoints of --config_path; each prefix is used where it fits")
-    group.add_argument("--prompt", metavar="TEXT", default="A close-up portrait of {name}", help="prompt, with {name}")
+    add_prompt_template_argument(group, help="prompt, with {name}")
     group.add_argument("--group", choices=("train", "test", "all"), default="all",
                        help="people of S_ID, of S_test, or both")
     group.add_argument("--n_names", metavar="N", type=number(int, 1),

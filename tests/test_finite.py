@@ -102,7 +102,7 @@ def test_weights_that_break_under_a_finite_loss_reach_no_file_and_no_state(fabri
     trained = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.zeros(2))})
     method = SimpleNamespace(trained=trained, loss=lambda numbers: trained["w"].sqrt().sum())  # 0, of infinite slope
     with pytest.raises(UserError, match="diverged: .* not finite after step 1"):
-        finetuning.train(fabric, method, finetuning.Settings(iterations=9, batch_size=1, lr=1e-3, log_every=1),
+        finetuning.train(fabric, method, finetuning.FinetuningSettings(iterations=9, batch_size=1, lr=1e-3, log_every=1),
                         Logbook(tmp_path, {"iterations": 9}), lambda step: pytest.fail("saved"))
     assert not (tmp_path / "state.pt").exists()
 

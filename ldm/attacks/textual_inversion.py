@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ldm.contents import digest, hashes_of
 from ldm.data.templates import fill
 from ldm.finetuning.samples import PictureLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
-from ldm.finetuning.trainer import Settings, adam, training_step
+from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_file import write_embedding_file
@@ -94,7 +94,7 @@ def tokens_of_names(work: Work, pictures: PictureLatents, of_name: Mapping[str, 
     key = digest(template, iterations, seed, model_hash, dtype_of(model), taken)
     files = {name: folder / f"tokens-{key}" / f"{safe_name(name)}.pt" for name in of_name}
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
-    settings = Settings(iterations=iterations, **NAME_OPTIMIZER)
+    settings = FinetuningSettings(iterations=iterations, **NAME_OPTIMIZER)
     for name in tqdm(missing, "textual inversion", unit="name", disable=not fabric.is_global_zero):
         photos = PictureLatents(model, [pictures.sources[number] for number in of_name[name]])
         method = TextualInversion(model, TokenVectors(manager_of_name(model, name, seed), NAME_TOKEN), photos, templates=[template],

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ldm.contents import hashes_of
 from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Row, load_gallery
-from ldm.evaluation.tables import write_csv
+from ldm.evaluation.id_acc import load_gallery
+from ldm.evaluation.tables import Row, write_csv
 from ldm.image_files import ImageSource, image_files
 from ldm.left_out import LeftOut, Report, besides
 from ldm.names import NameList, normal_form

@@ -8,15 +8,13 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldm.containers import NPZ, kind_of
+from ldm.evaluation.tables import Row
 from ldm.names import NameList
 from ldm.util import UserError
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

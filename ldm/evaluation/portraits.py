@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.id_acc import Row, id_acc, identity_scores, image_scores, observations
-from ldm.evaluation.tables import write_csv
+from ldm.evaluation.id_acc import id_acc, identity_scores, image_scores, observations
+from ldm.evaluation.tables import Row, write_csv
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.names import NameList

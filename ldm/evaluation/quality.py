@@ -15,8 +15,9 @@ from tqdm import tqdm
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.fid import frechet_distance, kernel_distance
-from ldm.evaluation.id_acc import Row, bootstrap_interval, id_acc, image_scores, observations
+from ldm.evaluation.id_acc import bootstrap_interval, id_acc, image_scores, observations
 from ldm.evaluation.portraits import Analyzer
+from ldm.evaluation.tables import Row
 from ldm.pictures import read_image
 from ldm.util import UserError
 

@@ -4,14 +4,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Number
 from pathlib import Path
 from typing import Any
 
 from ldm.util import write_text
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]  # of a table: value by column
 
 
 def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "results") -> None:

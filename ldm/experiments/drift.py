@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.evaluation.id_acc import Row
+from ldm.evaluation.tables import Row
 from ldm.experiments.variants import BASE, Variant
 from ldm.generation import generate_shared, warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ldm.evaluation.attributes import attributes_kept
-from ldm.evaluation.id_acc import Row
 from ldm.evaluation.portraits import IdentityTable
 from ldm.evaluation.quality import IdentityScorer
+from ldm.evaluation.tables import Row
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import C2, Variant
 from ldm.generation import warn_of_cut_texts

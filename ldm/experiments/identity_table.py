@@ -12,9 +12,10 @@ from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, Person
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Row, load_gallery
+from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.portraits import Analyzer, IdentityTable, portraits_in
 from ldm.evaluation.quality import AttributesOf, IdentityScorer, score_files
+from ldm.evaluation.tables import Row
 from ldm.left_out import LeftOut
 from ldm.sharing import Devices
 from ldm.util import UserError
@@ -36,7 +37,7 @@ class IdentityOptions:
     threshold: float
     clip: Path | None
     c2: bool
-    prompt: str
+    prompt_template: str
     n_samples: int
     ddim_steps: int
     scale: float
@@ -93,8 +94,8 @@ class IdentityEvaluation:
 
         options, rows = self.options, []
         if self.scorer:
-            settings = ImageSettings.of(files, prompt=options.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
-                                        precision=precision)
+            settings = ImageSettings.of(files, prompt=options.prompt_template, seed=options.seed, scale=options.scale,
+                                        ddim_steps=options.ddim_steps, precision=precision)
             rows = identity_rows(Pipeline(fabric, model, settings, options.batch_size), self.scorer, self.gallery, self.people, variants,
                                  model_name=files.name, n_samples=options.n_samples, threshold=options.threshold, out_dir=options.out_dir,
                                  resume=options.resume, arguments=arguments, attributes=self.attributes if options.c2 else None)

@@ -20,7 +20,7 @@ from ldm.experiments.method_builders import BUILDERS, Material, edit_by_uce, ima
 from ldm.experiments.method_options import MethodOptions
 from ldm.fabric import Fabric
 from ldm.finetuning.samples import Work
-from ldm.finetuning.trainer import Settings, train
+from ldm.finetuning.trainer import FinetuningSettings, train
 from ldm.finetuning.weights import Weights
 from ldm.left_out import LeftOut
 from ldm.loading import file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
@@ -138,11 +138,11 @@ class MethodPlan:
                 raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to make it "
                                 "anew")
 
-    def settings(self) -> Settings:
+    def settings(self) -> FinetuningSettings:
         """What the trainer needs."""
         weight_decay, max_grad_norm = OPTIMIZERS.get(self.method, (0.0, float("inf")))
-        flags = {field.name: getattr(self.options, field.name) for field in fields(Settings) if hasattr(self.options, field.name)}
-        return Settings(**flags, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        flags = {field.name: getattr(self.options, field.name) for field in fields(FinetuningSettings) if hasattr(self.options, field.name)}
+        return FinetuningSettings(**flags, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
 
 def names_to_erase(options: MethodOptions) -> list[str]:

@@ -19,10 +19,11 @@ from ldm.data.images import read_collection
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import Row, load_gallery
+from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.inception import InceptionFeatures
 from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
+from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import people_asked_for
 from ldm.experiments.quality import Half, HalfFolder
 from ldm.experiments.variants import ImageSettings, Variant
@@ -47,7 +48,7 @@ class QualityOptions:
     half: Sequence[str]  # of "id" and "non_id"
     benchmark: Sequence[Path] | None
     n_prompts: int
-    prompt: str
+    prompt_template: str
     group: str
     n_names: int | None
     n_samples: int
@@ -130,7 +131,7 @@ class QualityTable:
 
     def half(self, half: str, texts: Sequence[tuple[str, int]], files: ModelFiles, precision: str) -> Half:
         """One half's images of these texts, as the options have them generated and scored."""
-        options, prompt = self.options, self.options.prompt if half == "id" else "{name}"
+        options, prompt = self.options, self.options.prompt_template if half == "id" else "{name}"
         settings = ImageSettings.of(files, prompt=prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
                                     precision=precision)
         return Half(half, texts, settings, self.scorers[half], self._scored_with(half))

@@ -9,8 +9,7 @@ from PIL import Image
 
 from ldm.data.identities import GROUPS, Person
 from ldm.edited_weights import is_edited_weights
-from ldm.evaluation.id_acc import Row
-from ldm.evaluation.tables import write_results
+from ldm.evaluation.tables import Row, write_results
 from ldm.experiments.identity_table import IdentityOptions, table_of_model
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file

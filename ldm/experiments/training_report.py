@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.identities import GROUPS, Person
-from ldm.evaluation.id_acc import Row
-from ldm.evaluation.tables import console_tables, markdown_table, write_results
+from ldm.evaluation.tables import Row, console_tables, markdown_table, write_results
 from ldm.experiments.before_after import BeforeAfter
 from ldm.experiments.identity_table import IdentityEvaluation, IdentityOptions
 from ldm.experiments.variants import Variant, load_variants
@@ -47,8 +46,8 @@ class FinalTableOptions:
         """The same for the portraits of Table 1."""
         same = {name: getattr(self, name) for name in ("face_pack", "gallery", "det_size", "det_thresh", "threshold", "clip", "c2", "scale",
                                                        "resume")}
-        return IdentityOptions(**same, prompt=PORTRAIT, n_samples=self.eval_samples, ddim_steps=self.eval_ddim_steps, seed=NOISE_SEED,
-                               batch_size=BATCH_SIZE, drift_prompts=self.prompts_file, out_dir=self.out_dir / "identity")
+        return IdentityOptions(**same, prompt_template=PORTRAIT, n_samples=self.eval_samples, ddim_steps=self.eval_ddim_steps,
+                               seed=NOISE_SEED, batch_size=BATCH_SIZE, drift_prompts=self.prompts_file, out_dir=self.out_dir / "identity")
 
 
 class TrainingReport:

@@ -31,7 +31,7 @@ class Method(Protocol):
         """Mean loss of the training samples of these numbers, scalar; sample i is a pure function of the seed and i."""
 
 @dataclass(frozen=True)
-class Settings:
+class FinetuningSettings:
     """Named as the flags of train.py; optimizer as published, by method."""
 
     iterations: int
@@ -43,7 +43,7 @@ class Settings:
     save_every: int = 1000
 
 
-def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, save: Callable[[int], None]) -> None:
+def train(fabric: Fabric, method: Method, settings: FinetuningSettings, logbook: Logbook, save: Callable[[int], None]) -> None:
     """Trains what the method trains, from where the logbook's state ends to the last iteration.
 
     Args:
@@ -88,12 +88,12 @@ def train(fabric: Fabric, method: Method, settings: Settings, logbook: Logbook, 
         logbook.close()
 
 
-def adam(method: Method, settings: Settings) -> torch.optim.Optimizer:
+def adam(method: Method, settings: FinetuningSettings) -> torch.optim.Optimizer:
     """Adam, with decoupled weight decay where the method has one."""
     return torch.optim.AdamW(method.trained.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def training_step(fabric: Devices, method: Method, optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> Tensor:
+def training_step(fabric: Devices, method: Method, optimizer: torch.optim.Optimizer, settings: FinetuningSettings, step: int) -> Tensor:
     """One optimizer step (from 1) on this device's share of the samples; returns its mean loss, detached."""
     numbers = range((step - 1) * settings.batch_size + fabric.global_rank, step * settings.batch_size, fabric.world_size)
     optimizer.zero_grad()

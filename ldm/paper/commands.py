@@ -10,14 +10,14 @@ from ldm.paper.config import read_table
 from ldm.paper.results.cells import read_cells
 from ldm.paper.results.claims import check_claims
 from ldm.paper.results.figure5 import CONFIG, Figure5
-from ldm.paper.results.tables import Rows
+from ldm.paper.results.tables import MeasuredTable
 from ldm.paper.runner.attacks import AttackOptions, read_plan
 from ldm.paper.runner.processes import who_works
 from ldm.paper.runner.queue import Piece, whole
 from ldm.paper.runner.trainings import Training, training
 from ldm.run_folder import write_json
 
-AnyTable = Rows | Figure5
+AnyTable = MeasuredTable | Figure5
 
 
 def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list[AnyTable]:
@@ -29,8 +29,8 @@ def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list
     """
     preset = Path(options.preset).stem
     return [_figure5(seeds, options) if name == "figure5" else
-            Rows(read_table(CONFIGS / f"{name}.yaml" if name in TABLES else Path(name), preset), options.preset, seeds, options.out_dir)
-            for name in what]
+            MeasuredTable(read_table(CONFIGS / f"{name}.yaml" if name in TABLES else Path(name), preset), options.preset, seeds,
+                          options.out_dir) for name in what]
 
 
 def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:

@@ -82,7 +82,16 @@ def test_defaults_are_the_papers():
     assert {name: getattr(args, name) for name in PAPER} == PAPER
     assert (args.train_method, args.out_dir, args.mix, args.resume) == ("apl", Path("runs/apl"), 0.5, True)
     args = test_id()
-    assert (args.prompt, args.n_samples, args.ddim_steps, args.scale) == ("A close-up portrait of {name}", 4, 20, 7.0)
+    assert (args.prompt_template, args.n_samples, args.ddim_steps, args.scale) == ("A close-up portrait of {name}", 4, 20, 7.0)
+
+
+def test_the_template_has_a_flag_of_its_own_and_its_old_name_works_once_more(capsys, tmp_path):
+    assert test_id("--prompt_template", "{name}!").prompt_template == test_id("--prompt", "{name}!").prompt_template == "{name}!"
+    (tmp_path / "own.yaml").write_text("like: mini\ntest_id.prompt: Portrait of {name}\n")
+    assert test_id("--preset", tmp_path / "own.yaml").prompt_template == "Portrait of {name}"
+    with pytest.raises(SystemExit):
+        test_id("--help")
+    assert "--prompt_template TEXT" in (shown := capsys.readouterr().out) and "--prompt " not in shown
 
 
 @pytest.mark.parametrize("name", ["sd-v1-5", "sd-v1-4", "realistic-vision-v5-1", "sdxl"])

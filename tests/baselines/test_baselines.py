@@ -13,7 +13,7 @@ from ldm.baselines.concept_ablation import ConceptAblation, ablation_loss, begin
 from ldm.baselines.esd import ESD, PARAMETERS_OF, esd_loss, esd_target
 from ldm.baselines.forget_me_not import ForgetMeNot, attention_norm, attention_probabilities, attention_recorded
 from ldm.finetuning.samples import PictureLatents, Work, drawn_latents
-from ldm.finetuning.trainer import Settings, adam, training_step
+from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.finetuning.weights import PARAMETERS, UNET, Weights, cross_attentions, parameters_of
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.sharing import OneDevice
@@ -153,7 +153,7 @@ def hold_target(method: ConceptAblation, anchor: Tensor) -> None:
 def test_training_leaves_the_frozen_model_bit_for_bit(tiny_model, method_of, name):
     before = {key: value.clone() for key, value in tiny_model.state_dict().items()}
     method = method_of(name, "xattn")
-    optimizer = adam(method, settings := Settings(iterations=2, batch_size=2, lr=1e-2))
+    optimizer = adam(method, settings := FinetuningSettings(iterations=2, batch_size=2, lr=1e-2))
     start = {key: value.clone() for key, value in method.trained.state_dict().items()}
     for step in (1, 2):
         training_step(OneDevice(), method, optimizer, settings, step)
@@ -211,7 +211,7 @@ def test_the_name_takes_the_anchors_place_and_no_part_of_a_word(method_of):
 def test_only_the_tokens_vectors_are_inverted(method_of):
     method = method_of("textual_inversion")
     prefix = method.trained.manager.string_to_param_dict["alz"].clone()
-    optimizer = adam(method, settings := Settings(iterations=2, batch_size=2, lr=1e-2, weight_decay=1e-2))
+    optimizer = adam(method, settings := FinetuningSettings(iterations=2, batch_size=2, lr=1e-2, weight_decay=1e-2))
     start = method.trained.vectors.detach().clone()
     training_step(OneDevice(), method, optimizer, settings, 1)
     assert torch.equal(method.trained.manager.string_to_param_dict["alz"], prefix)

@@ -7,7 +7,7 @@ import yaml
 
 from args import test_fid_clip_score_args, train_args
 from ldm.paper.config import COLUMNS, COSTS, of_preset, read_table, slug
-from ldm.paper.results.tables import Rows
+from ldm.paper.results.tables import MeasuredTable
 from ldm.paper.runner.trainings import Training, Transfer
 from ldm.util import UserError
 from tests import test_layers
@@ -119,7 +119,7 @@ def test_every_row_of_the_shipped_tables_is_understood(path, preset, monkeypatch
         for parser in (train_args, test_fid_clip_score_args):
             monkeypatch.setattr(parser, "check_paths", lambda *_: None)
     table = read_table(path, preset)
-    rows = Rows(table, preset, 1, Path("out"))
+    rows = MeasuredTable(table, preset, 1, Path("out"))
     assert table.title != path.stem and table.section in ("1", "4.2", "4.3", "4.5") and table.columns
     kinds = {name: type(measured[0].result) for name, measured in rows.measured.items()}
     assert all((kinds[row.name] in (Training, Transfer)) == (row.train is not None) for row in table.rows)
@@ -183,7 +183,8 @@ def test_the_shipped_columns_are_measured():
 
 def test_the_same_flags_in_two_tables_are_one_training_and_one_set_of_pictures(table):
     def folders(name, seed, row, **score):
-        measured = Rows(table(BASE, row, name=name, score={"n_names": 2} | score), "mini", 2, Path("out")).measured[row["name"]][seed]
+        asked = table(BASE, row, name=name, score={"n_names": 2} | score)
+        measured = MeasuredTable(asked, "mini", 2, Path("out")).measured[row["name"]][seed]
         return {"training": measured.result.folder} | {part: piece.folder for part, piece in measured.parts.items()}
 
     mine = folders("one", 1, OURS)

@@ -19,7 +19,7 @@ from ldm.paper import __main__ as paper
 from ldm.paper.config import COLUMNS, read_table
 from ldm.paper.results import figures, tables
 from ldm.paper.results.cells import Cell, read_cells
-from ldm.paper.results.tables import Rows, in_words
+from ldm.paper.results.tables import MeasuredTable, in_words
 from ldm.paper.runner import trainings
 from ldm.pictures import read_image, write_image
 from ldm.util import UserError
@@ -329,7 +329,7 @@ def as_list(argv):
 
 def test_a_transferred_row_is_made_by_its_training_and_the_transfer(tmp_path):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"rows": [{"name": "xl", "train": {}, "transfer": "ridge", "model": "mini-xl"}]}))
-    rows = Rows(read_table(tmp_path / "own.yaml", "mini"), "mini", 1, tmp_path)
+    rows = MeasuredTable(read_table(tmp_path / "own.yaml", "mini"), "mini", 1, tmp_path)
     made = rows.measured["xl"][0].result
     made.source.folder.mkdir(parents=True)
     for file in ("cost.json", "apl-700.pt"):

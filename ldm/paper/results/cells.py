@@ -4,14 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy.special import stdtrit
 
+from ldm.evaluation.tables import Row
 from ldm.run_folder import read_json
 from ldm.util import UserError
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

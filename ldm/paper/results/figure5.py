@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from args.paths import ROOT
-from ldm.evaluation.id_acc import Row, bootstrap_interval, id_acc, identity_scores
-from ldm.evaluation.tables import write_csv
+from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
+from ldm.evaluation.tables import Row, write_csv
 from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import Panel, draw_panels

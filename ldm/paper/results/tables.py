@@ -34,7 +34,7 @@ class Measured:
     result: Result
 
 
-class Rows:
+class MeasuredTable:
     """A table's rows on a preset, each with its seeds.
 
     Args:

@@ -20,14 +20,16 @@ import yaml
 from args.common import options_of
 from args.figure5_flags import portrait_arguments
 from args.train_args import parse_train_args
-from ldm.evaluation.id_acc import Row, image_scores, observations
+from ldm.evaluation.id_acc import image_scores, observations
 from ldm.evaluation.quality import score_files
+from ldm.evaluation.tables import Row
 from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import ImageSettings, load_variants
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
+from ldm.paper.runner.evaluations import named_as_before
 from ldm.paper.runner.new_people import NewPerson, read_new_people, true_face
 from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, digest_of, run_script
@@ -80,7 +82,7 @@ def read_plan(config: Path, **given: int | None) -> AttackPlan:
 
 
 @dataclass(frozen=True)
-class Portraits:
+class PortraitFlags:
     """How people are generated and recognised, from the flags of test_id.py of a preset."""
 
     files: ModelFiles
@@ -102,7 +104,7 @@ class Attack:
     person: NewPerson
     preset: str
     attacked: Training | Path
-    portraits: Portraits
+    portraits: PortraitFlags
     seed: int
     keep_checkpoints: bool = False
 
@@ -239,10 +241,10 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
     for attack in plan.attacks:
         learned = vars(parse_train_args(train_flags(plan, attack, options.preset, seed, options.photos)))
         settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in (*BESIDE, "photos", "seed")}
-    settings |= {f"portraits.{flag}": value for flag, value in vars(portraits).items() if flag not in BESIDE}
+    settings |= {f"portraits.{flag}": value for flag, value in named_as_before(vars(portraits)).items() if flag not in BESIDE}
     settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
     place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
-    how = Portraits(ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
+    how = PortraitFlags(ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
     return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, name, person, options.preset, attacked, how, seed,
                    options.keep_checkpoints) for name, person in people.items()]
 

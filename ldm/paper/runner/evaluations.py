@@ -142,7 +142,12 @@ def part_flags(preset: str, score: Mapping[str, Any], source: str) -> PartFlags:
     """
     typed = ["--preset", preset, *as_flags(build_parser(), score, source, TAKEN)]
     args = parse_test_fid_clip_score_args([*typed, "--half", "both", "--group", "all", "--count_faces", "--no-anonymize"])
-    return options_of(PartFlags, args, files=ModelFiles.of(args), options=options_of(QualityOptions, args), all=vars(args))
+    return options_of(PartFlags, args, files=ModelFiles.of(args), options=options_of(QualityOptions, args), all=named_as_before(vars(args)))
+
+
+def named_as_before(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags by the names under which folders know them."""
+    return {"prompt" if flag == "prompt_template" else flag: value for flag, value in flags.items()}
 
 
 def part(out_dir: Path, name: str, model: str, flags: PartFlags, result: Result = None, step: int | None = None,
