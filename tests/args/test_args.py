@@ -87,8 +87,8 @@ def test_defaults_are_the_papers():
 
 def test_the_template_has_a_flag_of_its_own_and_its_old_name_works_once_more(capsys, tmp_path):
     assert test_id("--prompt_template", "{name}!").prompt_template == test_id("--prompt", "{name}!").prompt_template == "{name}!"
-    (tmp_path / "own.yaml").write_text("like: mini\ntest_id.prompt: Portrait of {name}\n")
-    assert test_id("--preset", tmp_path / "own.yaml").prompt_template == "Portrait of {name}"
+    (tmp_path / "own.yaml").write_text("like: preset.yaml\ntest_id.prompt: Portrait of {name}\n")
+    assert test_id("--preset", "own.yaml").prompt_template == "Portrait of {name}"
     with pytest.raises(SystemExit):
         test_id("--help")
     assert "--prompt_template TEXT" in (shown := capsys.readouterr().out) and "--prompt " not in shown

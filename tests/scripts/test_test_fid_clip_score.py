@@ -418,5 +418,5 @@ def test_defaults_are_the_papers(tmp_path, monkeypatch):
     (tmp_path / "empty.yaml").write_text("")
     args = parse_test_fid_clip_score_args(["--preset", str(tmp_path / "empty.yaml")])
     assert vars(args).items() >= {
-        "n_prompts": 30_000, "n_samples": 40, "group": "test", "prompt_template": "A close-up portrait of {name}", "ddim_steps": 20, "scale": 7.5,
-        "fid_protocol": "clean", "attribute_features": "farl", "apl_compat": False, "half": ["non_id", "id"]}.items()
+        "n_prompts": 30_000, "n_samples": 40, "group": "test", "prompt_template": "A close-up portrait of {name}", "ddim_steps": 20,
+        "scale": 7.5, "fid_protocol": "clean", "attribute_features": "farl", "apl_compat": False, "half": ["non_id", "id"]}.items()
