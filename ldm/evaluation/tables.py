@@ -42,8 +42,13 @@ def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) 
     columns = _columns(rows)
     numeric = [column for column in columns if _numeric(rows, column)] if numeric is None else numeric
     cells = [[" ".join(_cell(row.get(column)).replace("|", "\\|").split()) for column in columns] for row in rows]
-    rule = ["---:" if column in numeric else "---" for column in columns]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *cells]) + "\n"
+    return markdown_lines(columns, [column in numeric for column in columns], cells) + "\n"
+
+
+def markdown_lines(titles: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are Markdown already; `right` says which columns are right-aligned."""
+    rule = ["---:" if aligned else "---" for aligned in right]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *rows))
 
 
 def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:

@@ -16,6 +16,7 @@ from args.paper_args import TABLES
 from ldm.apl.launch import set_precision
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments import identity_table, pipeline
+from ldm.experiments.new_people import read_new_people
 from ldm.generation import generate
 from ldm.loading import ModelFiles, file_hash
 from ldm.modules.embedding_file import write_embedding_file
@@ -26,7 +27,6 @@ from ldm.paper.results.cells import read_cells
 from ldm.paper.results.figure5 import CONFIG, Figure5
 from ldm.paper.runner import attacks
 from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_plan
-from ldm.paper.runner.new_people import read_new_people
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import Place, Training, digest_of

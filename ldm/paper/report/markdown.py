@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 
+from ldm.evaluation.tables import markdown_lines
 from ldm.paper.report.blocks import Block, Claims, Commands, Facts, Folded, Heading, Numbers, Paragraph, Picture, Value
 
 
@@ -15,9 +16,8 @@ def markdown(blocks: Sequence[Block]) -> str:
 def markdown_numbers(table: Numbers) -> str:
     """A table of numbers; a column with halves is two columns."""
     titles = [f"{column.title} {half}".strip() for column in table.columns for half in column.halves or ("",)]
-    lines = [[table.first, *titles], ["---", *["---:"] * len(titles)]]
-    lines += [[escaped(name), *map(_value, values)] for name, values in table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_lines([table.first, *titles], [False, *[True] * len(titles)],
+                          [[escaped(name), *map(_value, values)] for name, values in table.rows])
 
 
 def escaped(text: str) -> str:
@@ -45,12 +45,11 @@ def _block(block: Block, all_blocks: Sequence[Block]) -> str:
         case Picture():
             return f"![{escaped(block.alt)}]({block.name})\n\n{escaped(block.caption)}"
         case Claims():
-            lines = ["| | claim | verdict | measured |", "| ---: | --- | --- | --- |"]
-            for claim in block.claims:
-                why = f"<br>*{escaped(claim['why'])}*" if claim["why"] else ""
-                lines.append(f"| {escaped(claim['number'])} | {escaped(claim['claim'])} ({escaped(claim['section'])}) "
-                             f"| **{escaped(claim['verdict'])}** | {'<br>'.join(map(escaped, claim['figures']))}{why} |")
-            return "\n".join(lines)
+            rows = [[escaped(claim["number"]), f"{escaped(claim['claim'])} ({escaped(claim['section'])})",
+                     f"**{escaped(claim['verdict'])}**",
+                     "<br>".join(map(escaped, claim["figures"])) + (f"<br>*{escaped(claim['why'])}*" if claim["why"] else "")]
+                    for claim in block.claims]
+            return markdown_lines(["", "claim", "verdict", "measured"], [True, False, False, False], rows)
         case Folded():
             inner = "\n\n".join(_block(each, all_blocks) for each in block.blocks)
             return f"<details><summary>{html.escape(block.summary)}</summary>\n\n{inner}\n\n</details>"

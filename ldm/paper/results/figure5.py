@@ -19,12 +19,12 @@ from PIL import Image
 from args.paths import ROOT
 from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
 from ldm.evaluation.tables import Row, write_csv
+from ldm.experiments.new_people import NewPerson
 from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import Panel, draw_panels
 from ldm.paper.results.tables import write_table
 from ldm.paper.runner.attacks import WITHOUT, Attack, AttackOptions, AttackPlan, attacks
-from ldm.paper.runner.new_people import NewPerson
 from ldm.paper.runner.trainings import Training
 from ldm.pictures import picture_grid, read_image
 from ldm.util import UserError, write_atomically

@@ -25,12 +25,12 @@ from ldm.evaluation.quality import score_files
 from ldm.evaluation.tables import Row
 from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
+from ldm.experiments.new_people import NewPerson, read_new_people, true_face
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import ImageSettings, load_variants
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
-from ldm.paper.runner.new_people import NewPerson, read_new_people, true_face
 from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, digest_of, run_script
 from ldm.run_folder import read_json, safe_name, write_json
