@@ -4,12 +4,15 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ldm.image_files import ImageSource
+from args.paths import ROOT
+from ldm.image_files import ImageSource, files_below
+from ldm.left_out import LeftOut
 from ldm.run_folder import write_json
 
 MANY = 1000  # files, from which hashes are worth keeping
@@ -47,6 +50,32 @@ def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list
 def digest(*values: object) -> str:
     """16 hexadecimal digits that stand for values with a plain `repr`."""
     return hashlib.sha256(repr(values).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def digest_of(flags: Mapping[str, Any]) -> str:
+    """8 hexadecimal digits that stand for resolved flags, and for the content of the files and folders among them."""
+    known = {flag: str(_known(value)) for flag, value in flags.items()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _known(value: Any) -> Any:
+    """A file or folder by its content, each of a list; a missing one by its path, seen from the repository; else the value itself."""
+    if isinstance(value, list):
+        return [*map(_known, value)]
+    if not isinstance(value, Path):
+        return value
+    if value.is_file():
+        return file_hash(value)
+    if value.is_dir():
+        return _content_of(value)
+    path = Path(os.path.abspath(value))
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+@functools.cache  # once per command, whose flags name the same folders again and again
+def _content_of(folder: Path) -> str:
+    files = files_below(folder, LeftOut())
+    return digest([path.relative_to(folder).as_posix() for path in files], hashes_of(map(ImageSource, files)))
 
 
 def _state(path: str | Path) -> tuple[str, int, int, int]:

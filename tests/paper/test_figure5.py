@@ -14,6 +14,7 @@ import yaml
 from args.common import ROOT
 from args.paper_args import TABLES
 from ldm.apl.launch import set_precision
+from ldm.contents import digest_of
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments import identity_table, pipeline
 from ldm.experiments.new_people import read_new_people
@@ -29,7 +30,7 @@ from ldm.paper.runner import attacks
 from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_plan
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import Place, Training, digest_of
+from ldm.paper.runner.trainings import Place, Training
 from ldm.pictures import read_image, write_image
 from ldm.util import UserError
 

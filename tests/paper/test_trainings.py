@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from ldm import contents
 from ldm.apl.workers import STARTED_BY
 from ldm.paper.runner import trainings
 from ldm.paper.runner.trainings import Place, last_words, places, run_script, training, transfer
@@ -99,7 +100,7 @@ def test_a_folder_counts_by_what_is_in_it_and_not_by_where_it_is(preset, tmp_pat
     assert folder_of(one).name[-8:] == folder_of(other).name[-8:]
     before = folder_of(one)
     (tmp_path / "one/a.png").write_bytes(b"b")
-    trainings._content_of.cache_clear()
+    contents._content_of.cache_clear()
     assert folder_of(one) != before
 
 

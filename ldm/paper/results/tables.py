@@ -16,9 +16,9 @@ from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.results.figures import Panel, draw_panels, picture_sheet
-from ldm.paper.runner.evaluations import Part, PartFlags, Result, part, part_flags
+from ldm.paper.runner.evaluations import Part, PartFlags, part, part_flags
 from ldm.paper.runner.queue import whole
-from ldm.paper.runner.trainings import Training, Transfer, training, transfer
+from ldm.paper.runner.trainings import Source, Training, Transfer, training, transfer
 from ldm.run_folder import versions, write_json
 from ldm.util import write_atomically, write_text
 
@@ -31,7 +31,7 @@ class Measured:
 
     seed: int
     parts: Mapping[str, Part]
-    result: Result
+    result: Source
 
 
 class MeasuredTable:
@@ -103,7 +103,7 @@ class MeasuredTable:
     def _measured(self, row: TableRow, seed: int) -> Measured:
         source = f"{self.name}.yaml, row '{row.name}',"
         model = row.model or self.preset
-        result: Result = row.result
+        result: Source = row.result
         if row.train is not None:
             result = training(self.out_dir, self.preset, row.train, seed, source, row.step)
         if row.transfer:

@@ -20,6 +20,7 @@ import yaml
 from args.common import options_of
 from args.figure5_flags import portrait_arguments
 from args.train_args import parse_train_args
+from ldm.contents import digest_of
 from ldm.evaluation.id_acc import image_scores, observations
 from ldm.evaluation.quality import score_files
 from ldm.evaluation.tables import Row
@@ -32,7 +33,7 @@ from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, digest_of, run_script
+from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, file_of, made_for, run_script
 from ldm.run_folder import read_json, safe_name, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
@@ -110,7 +111,7 @@ class Attack:
 
     @property
     def needs(self) -> Sequence[Training]:
-        return [] if isinstance(self.attacked, Path) else [self.attacked]
+        return made_for(self.attacked)
 
     @property
     def size(self) -> float:
@@ -122,7 +123,7 @@ class Attack:
     def make(self, tools: Tools) -> None:
         """Trains, generates and recognises what is missing."""
         began = time.monotonic()
-        prefix = self.attacked if isinstance(self.attacked, Path) else self.attacked.result()
+        prefix = file_of(self.attacked)
         analyzer = self.portraits.options.analyzer(tools.device)
         gallery = true_face(self.name, self.person, analyzer, self.folder)
         scorer = identity_scorer(analyzer, gallery)

@@ -15,6 +15,7 @@ from typing import Any
 
 from args.common import as_flags, options_of
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
+from ldm.contents import digest_of, file_hash
 from ldm.data.benchmarks import read_benchmark
 from ldm.data.identities import read_people
 from ldm.evaluation.quality import Scores
@@ -22,10 +23,10 @@ from ldm.experiments.identity_table import people_asked_for
 from ldm.experiments.quality import HalfFolder
 from ldm.experiments.quality_table import QualityOptions, portraits_of
 from ldm.experiments.variants import BASE, Variant, load_variants
-from ldm.loading import ModelFiles, file_hash
+from ldm.loading import ModelFiles
 from ldm.paper.config import COLUMNS, slug
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import Training, Transfer, digest_of
+from ldm.paper.runner.trainings import Source, file_of, made_for
 from ldm.run_folder import image_path, read_json, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError
@@ -36,8 +37,6 @@ TAKEN = {*BESIDE, "count_faces"} - {"keep_images"}  # not a table's to set
 NOT_OF_PEOPLE = ("benchmark", "n_prompts", "apl_compat", "count_faces", "clip_model")
 NOT_OF_PROMPTS = ("prompt", "n_names", "n_samples", "people", "gallery", "attribute_features", "farl_weights", "threshold")
 CALLS = 2  # of the U-Net for a step of a picture, with guidance
-
-Result = Training | Transfer | Path | None  # what makes a prefix or edited weights, or their file; None: the model as it is
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,13 @@ class Part:
     folder: Path
     name: str
     flags: PartFlags
-    result: Result
+    result: Source
     step: int | None
     base: "Part | None"
 
     @property
     def needs(self) -> Sequence[Any]:
-        made = [] if self.result is None or isinstance(self.result, Path) else [self.result]
-        return [*made, *([self.base] if self.base else [])]
+        return [*made_for(self.result), *([self.base] if self.base else [])]
 
     @property
     def size(self) -> float:
@@ -84,7 +82,7 @@ class Part:
     def make(self, tools: Tools) -> None:
         """Generates and scores what is missing."""
         began, flags = time.monotonic(), self.flags
-        model, table, file = tools.model(flags.files, flags.precision), tools.quality(flags.options), self.file()
+        model, table, file = tools.model(flags.files, flags.precision), tools.quality(flags.options), file_of(self.result, self.step)
         variant = load_variants(model, [file], flags.files, ["result"])[1] if file else BASE
         folder = self._half_folder(tools, variant)
         folder.generate_and_score(model, flags.options.batch_size)
@@ -99,10 +97,6 @@ class Part:
     @property
     def half(self) -> str:
         return "non_id" if self.name == "prompts" else "id"
-
-    def file(self) -> Path | None:
-        """The prefix or the edited weights, once they are made."""
-        return self.result if self.result is None or isinstance(self.result, Path) else self.result.result(self.step)
 
     @cached_property
     def texts(self) -> list[tuple[str, int]]:
@@ -150,7 +144,7 @@ def named_as_before(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt" if flag == "prompt_template" else flag: value for flag, value in flags.items()}
 
 
-def part(out_dir: Path, name: str, model: str, flags: PartFlags, result: Result = None, step: int | None = None,
+def part(out_dir: Path, name: str, model: str, flags: PartFlags, result: Source = None, step: int | None = None,
          base: Part | None = None) -> Part:
     """The part of a row; equal ones have one folder, whatever table asks for them. `model` is the preset's name."""
     others = BESIDE + (NOT_OF_PROMPTS if name == "prompts" else NOT_OF_PEOPLE)

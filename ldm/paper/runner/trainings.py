@@ -7,8 +7,6 @@
 Other flags are another training: nothing is taken for what it is not.
 """
 
-import hashlib
-import json
 import os
 import re
 import shlex
@@ -16,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,7 @@ from args.paths import ROOT
 from args.train_args import build_parser, parse_train_args
 from args.train_methods import APL
 from ldm.apl.workers import STARTED_BY
-from ldm.contents import digest, file_hash, hashes_of
-from ldm.image_files import ImageSource, files_below
-from ldm.left_out import LeftOut
+from ldm.contents import digest_of, file_hash
 from ldm.paper.config import slug
 from ldm.run_folder import read_json
 from ldm.util import UserError
@@ -104,13 +100,13 @@ class Transfer:
 
     @property
     def needs(self) -> Sequence[Training]:
-        return [] if isinstance(self.source, Path) else [self.source]
+        return made_for(self.source)
 
     def is_done(self) -> bool:
         return self.result().exists()
 
     def make(self, tools: Any) -> None:
-        source = self.source if isinstance(self.source, Path) else self.source.result()
+        source = file_of(self.source)
         run_script(self._script(source), self.folder / "transfer.log", tools.place, f"the transfer of {source}")
 
     def result(self, step: int | None = None) -> Path:
@@ -118,11 +114,13 @@ class Transfer:
 
     def command(self) -> str:
         """What a user types to make it, once its source is there."""
-        source = self.source if isinstance(self.source, Path) else self.source.result()
-        return shlex.join(["python", *self._script(source)])
+        return shlex.join(["python", *self._script(file_of(self.source))])
 
     def _script(self, source: Path) -> list[str]:
         return ["-m", "ldm.apl.transfer", str(source), str(self.result()), "--to", self.model, "--route", self.route]
+
+
+Source = Training | Transfer | Path | None  # what makes a prefix or edited weights, or their file; None: the model as it is
 
 
 def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, source: str, step: int | None = None) -> Training:
@@ -166,30 +164,14 @@ def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> 
     return Transfer(out_dir / "training" / f"{name}-to-{slug(model)}-{route}", source, model, route)
 
 
-def digest_of(flags: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits that stand for resolved flags, and for the content of the files and folders among them."""
-    known = {flag: str(_known(value)) for flag, value in flags.items()}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+def file_of(source: Source, step: int | None = None) -> Path | None:
+    """The file that is given, or that has been made; None for the model as it is."""
+    return source if source is None or isinstance(source, Path) else source.result(step)
 
 
-def _known(value: Any) -> Any:
-    """A file or folder by its content, each of a list; what is not there by its path, seen from the repository; else itself."""
-    if isinstance(value, list):
-        return [*map(_known, value)]
-    if not isinstance(value, Path):
-        return value
-    if value.is_file():
-        return file_hash(value)
-    if value.is_dir():
-        return _content_of(value)
-    path = Path(os.path.abspath(value))
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-
-@cache  # once per command, whose rows have the same folders
-def _content_of(folder: Path) -> str:
-    files = files_below(folder, LeftOut())
-    return digest([path.relative_to(folder).as_posix() for path in files], hashes_of(map(ImageSource, files)))
+def made_for(source: Source) -> list[Training | Transfer]:
+    """What must be made before the file is there."""
+    return [] if source is None or isinstance(source, Path) else [source]
 
 
 def places(devices: str) -> list[Place]:
