@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ldm.data.images import write_metadata
 from ldm.evaluation.quality import Scorer, Scores, joined
 from ldm.experiments.pipeline import Pipeline, Shot
+from ldm.experiments.sheet import LABEL
 from ldm.experiments.variants import BASE, ImageSettings, Variant
 from ldm.generation import warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -38,7 +39,6 @@ from ldm.util import UserError, first_line, write_atomically
 
 CHUNK = 64      # pictures that are scored, and let go, together
 PAIRS = 8       # columns of the sheet
-LABEL = 90      # characters of a prompt above its column
 
 
 @dataclass(frozen=True)

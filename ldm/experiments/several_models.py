@@ -1,5 +1,6 @@
 """The same prefix on several models, in the layout of the paper's Table 1, and its Figure 3 (section 4.2)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from ldm.data.identities import GROUPS, Person
 from ldm.edited_weights import is_edited_weights
 from ldm.evaluation.tables import Row, write_results
 from ldm.experiments.identity_table import IdentityOptions, table_of_model
+from ldm.experiments.sheet import sheet_of_files
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
-from ldm.pictures import picture_grid, read_image
 from ldm.run_folder import image_path, write_json
 from ldm.sharing import Devices
 from ldm.util import UserError, warn, write_atomically
@@ -107,14 +108,10 @@ def figure3(models: Sequence[tuple[str, Sequence[Path | None]]], people: Mapping
     """
     names = [name for group in people.values() for name in group[:max(1, PEOPLE_SHOWN // len(people))]][:PEOPLE_SHOWN]
     depth = max(len(prefixes) for _, prefixes in models)
-    rows = []
-    for number in range(depth):
-        row = []
-        for name in names:
-            for model, prefixes in models:
-                label = "none" if number == 0 else prefixes[number].stem if number < len(prefixes) else None
-                path = None if label is None else image_path(out_dir / model, label, name, 0)
-                row.append(read_image(path) if path else None)
-        rows.append(row)
-    return picture_grid(rows, ["base", *[f"+ APL {number}" if depth > 2 else "+ APL" for number in range(1, depth)]],
-                        [f"{name}, {model}" for name in names for model, _ in models])
+    labels = ["base", *[f"+ APL {number}" if depth > 2 else "+ APL" for number in range(1, depth)]]
+    rows: dict[str, list[Path | None]] = {label: [] for label in labels}
+    for number, label in enumerate(labels):
+        for name, (model, prefixes) in itertools.product(names, models):
+            folder = "none" if number == 0 else prefixes[number].stem if number < len(prefixes) else None
+            rows[label].append(folder and image_path(out_dir / model, folder, name, 0))
+    return sheet_of_files(rows, [f"{name}, {model}" for name in names for model, _ in models])

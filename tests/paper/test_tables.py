@@ -14,10 +14,11 @@ import ldm.pictures
 from args.paper_args import TABLES, parse_paper_args
 from args.train_args import parse_train_args
 from ldm.evaluation.tables import markdown_table
+from ldm.experiments import sheet
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.paper import __main__ as paper
 from ldm.paper.config import COLUMNS, read_table
-from ldm.paper.results import figures, tables
+from ldm.paper.results import tables
 from ldm.paper.results.cells import Cell, read_cells
 from ldm.paper.results.tables import MeasuredTable, in_words
 from ldm.paper.runner import trainings
@@ -183,8 +184,8 @@ def test_what_was_asked_and_what_it_has_cost_is_noted(whole):
 
 
 def test_the_picture_has_a_row_a_shown_row_and_columns_of_each_part(finished, command, own, asked, monkeypatch):
-    grids, grid = [], figures.picture_grid
-    monkeypatch.setattr(figures, "picture_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
+    grids, grid = [], sheet.picture_grid
+    monkeypatch.setattr(sheet, "picture_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
     paper.main(command(finished, own))
     [(pictures, rows, columns)] = grids
     assert rows == ["base", "other noise", "half", "ours"]

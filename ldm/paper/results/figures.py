@@ -1,7 +1,6 @@
 """Figures: sheets of pictures of the same noise (Figures 1, 3, 4, 7), and curves with their intervals (Figures 5, 6 and 8)."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.experiments.quality import LABEL
+from ldm.experiments.sheet import sheet_of_files
 from ldm.paper.config import PARTS
 from ldm.paper.results.cells import Cell
 from ldm.paper.runner.evaluations import Part
-from ldm.pictures import picture_grid, read_image
 from ldm.util import UserError, write_atomically
 
 CELL = 160  # side of a picture in pixels
@@ -44,17 +42,17 @@ def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, A
     Raises:
         UserError: a picture is not there.
     """
-    labels, pictures = [], {row: [] for row in rows}
+    labels, files = [], {row: [] for row in rows}
     for name in PARTS:
         for text, sample in next(iter(rows.values()))[name].texts[:figure.get(name, 0)]:
-            labels.append(textwrap.shorten(text, LABEL) if name == "prompts" else f"{text} ({name})")
+            labels.append(text if name == "prompts" else f"{text} ({name})")
             for row, parts in rows.items():
                 path = parts[name].image(text, sample)
                 if not path.exists():
                     raise UserError(f"{path} is not there for the figure; delete {parts[name].folder}, and the same command draws it again "
                                     "(the table's 'keep_images' must be as large as the figure)")
-                pictures[row].append(read_image(path))
-    return picture_grid(list(pictures.values()), list(pictures), labels, cell=CELL)
+                files[row].append(path)
+    return sheet_of_files(files, labels, cell=CELL)
 
 
 def draw_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
