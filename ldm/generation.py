@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, warn
 
 Job = tuple[str, int]  # prompt, number of the sample
+Item = TypeVar("Item")
 
 
 def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Tensor:
@@ -70,7 +72,7 @@ def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, 
     return list(chain(*gather(fabric, drawn)))
 
 
-def batches_of(jobs: Sequence[Job], batch_size: int) -> list[Sequence[Job]]:
+def batches_of(jobs: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
     """The jobs, `batch_size` at a time."""
     return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
 

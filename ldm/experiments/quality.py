@@ -153,7 +153,7 @@ class HalfFolder:
 
     def _scores_path(self, variant: Variant, start: int) -> Path:
         """Named by its pictures and how they are drawn, so that scores never count for others, whatever is added or deleted."""
-        generated = json.dumps([asdict(self.half.drawing), variant.hash, self._chunk(start)], sort_keys=True)
+        generated = json.dumps([asdict(self.half.settings), variant.hash, self._chunk(start)], sort_keys=True)
         pictures = hashlib.sha256(generated.encode()).hexdigest()[:16]
         return self.scores / variant.label / f"{pictures}.npz"
 

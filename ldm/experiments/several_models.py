@@ -113,5 +113,5 @@ def figure3(models: Sequence[tuple[str, Sequence[Path | None]]], people: Mapping
     for number, label in enumerate(labels):
         for name, (model, prefixes) in itertools.product(names, models):
             folder = "none" if number == 0 else prefixes[number].stem if number < len(prefixes) else None
-            rows[label].append(folder and image_path(out_dir / model, folder, name, 0))
+            rows[label].append(None if folder is None else image_path(out_dir / model, folder, name, 0))
     return sheet_of_files(rows, [f"{name}, {model}" for name in names for model, _ in models])

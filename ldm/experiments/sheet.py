@@ -14,5 +14,5 @@ LABEL = 90  # characters above a column
 
 def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[str], cell: int = CELL) -> Image.Image:
     """A row per label, a column per person or prompt; None leaves its place empty. UserError if a file is no image."""
-    images = [[path and read_image(path) for path in paths] for paths in rows.values()]
+    images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
     return picture_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)
