@@ -1,7 +1,8 @@
-"""What a file holds, by its first bytes and never by its name: for every reader of weights, prefixes and face models."""
+"""What a file holds, by its first bytes and never by its name: for every reader of weights, prefixes, face models, images and texts."""
 
 import contextlib
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ TORCHSCRIPT, NPZ = "a TorchScript model", "a file of NumPy arrays (.npz)"
 BEGINNINGS = (
     (b"version https://git-lfs", POINTER), (b"/annex/objects/", POINTER),
     (b"\x1f\x8b", "a gzip archive"), (b"BZh", "a bzip2 archive"), (b"\xfd7zXZ", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a rar archive"), (b"\x89PNG", "an image"), (b"\xff\xd8\xff", "an image"),
-    (b"GIF8", "an image"), (b"\x93NUMPY", "a NumPy array"), (b"\x89HDF", "an HDF5 file"), (b"GGUF", "a GGUF model"), (b"%PDF", "a PDF"),
+    (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!\x1a", "a rar archive"), (b"\x93NUMPY", "a NumPy array"), (b"\x89HDF", "an HDF5 file"),
+    (b"GGUF", "a GGUF model"), (b"%PDF", "a PDF"), (b"PK\x03\x04", "a zip archive or an Excel workbook"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook"),
 )
+IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftyp(heic|heix|mif1|avif)", re.DOTALL)
+PAGE_BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 HEAD = 512  # bytes that tell the kind
 LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 UNFINISHED = (".part", ".crdownload", ".incomplete", ".download", ".aria2", ".tmp")
@@ -30,7 +34,6 @@ def kind_of(path: str | Path) -> str | None:
     """What the file is, such as SAFETENSORS or "an HTML page"; None if nothing known begins so. It reads a few bytes and runs nothing."""
     with open(path, "rb") as file:
         head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return EMPTY
     if head.startswith(b"PK\x03\x04"):
@@ -41,15 +44,22 @@ def kind_of(path: str | Path) -> str | None:
         return PICKLE
     if not any(head):
         return ZEROS
-    if (found := next((kind for mark, kind in BEGINNINGS if head.startswith(mark)), None)) is not None:
+    if (found := no_text(head)) is not None:
         return found
     if head[257:262] == b"ustar":
         return "a tar archive"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "an image"
     if len(head) > 2 and head[0] == 0x08 and head[1] < 32 and head[2] & 7 in (0, 2) and size > HEAD:  # protobuf: ir_version, next field
         return ONNX
-    return _kind_of_text(head, text)
+    return _kind_of_text(head)
+
+
+def no_text(content: bytes) -> str | None:
+    """What content is by its beginning where it is no text, such as "an image" or "an HTML page"; None where it may be text."""
+    if IMAGE.match(content):
+        return "an image"
+    if PAGE_BEGINS.match(content):
+        return PAGE
+    return next((kind for mark, kind in BEGINNINGS if content.startswith(mark)), None)
 
 
 def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] = ()) -> str:
@@ -135,9 +145,8 @@ def _kind_of_zip(path: str | Path) -> str:
     return f"a zip archive of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def _kind_of_text(head: bytes, text: bytes) -> str | None:
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return PAGE
+def _kind_of_text(head: bytes) -> str | None:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"<"):
         return XML
     try:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from ldm.containers import IMAGE
 from ldm.left_out import ARCHIVE, HIDDEN, MET_TWICE, NO_SUFFIX, OTHER_FORMAT, Report
 from ldm.util import UserError
 
@@ -27,7 +28,6 @@ NOT_OPENED = (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".svg"
 ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TEXTS = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle")
-MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftyp(heic|heix|mif1|avif)", re.DOTALL)
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
@@ -197,7 +197,7 @@ def is_image(path: PurePath, report: Report) -> bool:
         report(OTHER_FORMAT, f"{path} has a format that Pillow does not open here; convert it to .png or .jpg")
     elif suffix in ARCHIVES:
         report(ARCHIVE, f"{path} is an archive, which is not read here; unpack it")
-    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and MAGIC.match(_head(path)):
+    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and IMAGE.match(_head(path)):
         report(NO_SUFFIX, f"{path} holds an image but its name does not end as one, such as .jpg; rename it")
     return False
 

@@ -13,14 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm.containers import no_text
 from ldm.util import UserError, first_line
 
 TABLES = (".csv", ".tsv", ".jsonl")
 DELIMITERS = ",\t;|"  # Excel writes all three into .csv
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-OTHERS = {b"PK\x03\x04": "a zip file or an Excel workbook", b"\x1f\x8b": "compressed", b"%PDF": "a PDF",
-          b"\xd0\xcf\x11\xe0": "an Excel workbook", b"version https://git-lfs": "a Git LFS pointer"}
-PAGE = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can hold
 NUMBER_OR_FILE = re.compile(r"(\d+|[^\s,;|\t]+\.\w{2,5}(#\d+)?)\s*[,;|\t]|[^\s:]+\.(jpe?g|png|webp)\s*:", re.IGNORECASE)
 LIKE_A_ROW = re.compile(r"[^\s,;\t]+\.\w{2,5}\s*[,;\t]")  # begins with a file name
@@ -46,9 +44,8 @@ def decoded(content: bytes, where: object) -> str:
     Raises:
         UserError: it is something else.
     """
-    kind = next((kind for magic, kind in OTHERS.items() if content.startswith(magic)), "an HTML page" if PAGE.match(content) else None)
-    if kind is not None:
-        raise UserError(f"{where} is {kind} instead of text; save it as text in UTF-8, a table as CSV")
+    if (kind := no_text(content)) is not None:
+        raise UserError(f"{where} is {kind} instead of text; save it as uncompressed text in UTF-8, a table as CSV")
     encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -105,14 +102,28 @@ def refuse_rows(lines: Sequence[str], path: object, columns: Sequence[str]) -> N
                         f"stands before the texts, or write a first line that names the columns, one of them {' or '.join(columns)}")
 
 
-def json_list(text: str) -> list[Any] | None:
-    """The entries of a JSON list; None for content of another kind, such as texts that begin with a bracket."""
-    if not text.lstrip().startswith("["):
-        return None
+def json_value(text: str, where: object = None) -> Any:
+    """The JSON value that a whole text is; None for content of another kind, such as texts that begin with a bracket.
+
+    Args:
+        where: a file that must be JSON, or one JSON object per line; None accepts other content.
+
+    Raises:
+        UserError: the content of `where` is neither.
+    """
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError) as error:
+        first, _, rest = text.strip().partition("\n")
+        if where is None or (rest and first.startswith("{") and first.rstrip().endswith("}")):
+            return None
+        raise UserError(f"{where} is no valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
+
+
+def json_list(text: str) -> list[Any] | None:
+    """The entries of a JSON list; None for content of another kind."""
+    value = json_value(text) if text.lstrip().startswith("[") else None
+    return value if isinstance(value, list) else None
 
 
 def is_table(text: str, columns: Sequence[str]) -> bool:

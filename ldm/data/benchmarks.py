@@ -1,15 +1,13 @@
 """Prompts that the paper's quality table is measured on (section 4.1: COCO-30k), from any file that holds captions."""
 
 import itertools
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.data.captions import CAPTION_FIELDS
-from ldm.text_files import HALF_CHARACTER, read_text, texts_in
+from ldm.text_files import HALF_CHARACTER, json_value, read_text, texts_in
 from ldm.util import UserError, first_line
 
 
@@ -39,7 +37,7 @@ def different_prompts(path: Path) -> list[str]:
 
 def _prompts(path: Path) -> list[str]:
     text = read_text(path)
-    found = _json(text, path)
+    found = _coco(text, path)
     prompts = texts_in(text, path, CAPTION_FIELDS) if found is None else [" ".join(prompt.split()) for prompt in found if prompt.strip()]
     if broken := next((prompt for prompt in prompts if HALF_CHARACTER.search(prompt)), None):
         raise UserError(f"{path} has half a character (a lone surrogate) in the prompt {broken!a}; correct the file")
@@ -48,27 +46,12 @@ def _prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _is_jsonl(text: str) -> bool:
-    """Whether the first line is a JSON object, and there are more."""
-    first, _, rest = text.strip().partition("\n")
-    return bool(rest) and first.startswith("{") and first.rstrip().endswith("}")
-
-
-def _json(text: str, path: Path) -> list[str] | None:
-    """The prompts of one JSON value; None for content of another kind, such as jsonl, or prompts that begin with a bracket."""
-    is_named_so = Path(path).suffix.lower() == ".json"
-    if not is_named_so and not re.match(r'\s*(\[\s*["{]|\{\s*")', text):
+def _coco(text: str, path: Path) -> list[str] | None:
+    """The first caption of each image of COCO's captions JSON; None for content of another kind."""
+    is_named_so = path.suffix.lower() == ".json"
+    content = json_value(text, path if is_named_so else None)
+    if content is None or isinstance(content, list) or not is_named_so and not (isinstance(content, dict) and "annotations" in content):
         return None
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if is_named_so and not _is_jsonl(text):
-            raise UserError(f"{path} is no valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
-        return None
-    if isinstance(content, list):
-        return None
-    if not is_named_so and "annotations" not in content:
-        return None  # jsonl of one line
     first: dict[Any, str] = {}
     try:
         for annotation in content["annotations"]:
