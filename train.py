@@ -52,8 +52,8 @@ def train(args: argparse.Namespace) -> None:
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
 
-    plan = make_plan(args)
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
+    plan = make_plan(args)
     if fabric.is_global_zero:
         print(describe(args, plan), flush=True)
     precision = pick_precision(args.precision, fabric.device)
@@ -99,8 +99,8 @@ def train_another(args: argparse.Namespace) -> None:
     from ldm.logbook import Logbook
 
     options = options_of(MethodOptions, args, files=ModelFiles.of(args))
-    plan = MethodPlan(options, vars(args))
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
+    plan = MethodPlan(options, vars(args))
     if fabric.is_global_zero:
         print(plan.describe(), flush=True)
     precision = pick_precision(args.precision, fabric.device)

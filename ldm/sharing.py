@@ -1,7 +1,10 @@
 """Work that the devices of a run share: each takes every n-th piece, and the results come back in order."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 Piece, Result = TypeVar("Piece"), TypeVar("Result")
 
@@ -9,6 +12,7 @@ Piece, Result = TypeVar("Piece"), TypeVar("Result")
 class Devices(Protocol):
     """What is needed of lightning_fabric.Fabric, whose import alone takes seconds."""
 
+    device: "torch.device"
     global_rank: int
     world_size: int
     is_global_zero: bool
@@ -17,17 +21,33 @@ class Devices(Protocol):
 
     def broadcast(self, obj: Any) -> Any: ...
 
+    def all_reduce(self, data: Any, *, reduce_op: str) -> Any: ...
+
+    def backward(self, tensor: "torch.Tensor") -> None: ...
+
 
 class OneDevice:
-    """Stands for Fabric where one process does everything."""
+    """Stands for Fabric where one process does everything on the CPU."""
 
     global_rank, world_size, is_global_zero = 0, 1, True
+
+    @property
+    def device(self) -> "torch.device":
+        import torch
+
+        return torch.device("cpu")
 
     def barrier(self) -> None:
         pass
 
     def broadcast(self, obj: Any) -> Any:
         return obj
+
+    def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
+        return data
+
+    def backward(self, tensor: "torch.Tensor") -> None:
+        tensor.backward()
 
 
 def share(fabric: Devices, find: Callable[[], Sequence[Piece]]) -> Sequence[Piece]:

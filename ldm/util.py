@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ldm.public_names import absent_names
 
@@ -42,8 +42,9 @@ ONLY_VALUE: dict[str, Any] = {
     "per_image_tokens": False, "progressive_words": False,
 }
 
-WORD = "APL_WORD"  # environment variable of the processes of a run: the pipe that holds one byte, the right to say why the run ends
-PATIENCE = 3.0     # seconds in which a process that knows more has said why the run ends
+REASON = "APL_REASON"  # environment variable of the processes of a run: the pipe to which each writes why it ends, see `start_workers`
+PATIENCE = 3.0         # seconds in which a process that knows more has said why the run ends
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
 
 
 class UserError(ValueError):
@@ -180,27 +181,17 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda target: target.write_bytes(text.encode("utf-8", errors="backslashreplace")))
 
 
-def take_word() -> None:
-    """Returns in the one process of a run that says why it ends; in any other it blocks until the starter of the run ends the process.
-
-    torchrun and SLURM end the processes that they start; there, those with LOCAL_RANK 1 or more leave them PATIENCE to do so.
-    """
-    if WORD in os.environ:
-        if not os.read(int(os.environ[WORD]), 1):  # the starter, which alone could write, has ended
-            os._exit(2)
-    elif os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE)
+def ended_early(what: str) -> UserError:
+    """The sentence about a run that has lost one of its processes."""
+    return UserError(f"a process of this run has ended ({what}); the same command goes on from the last saved state")
 
 
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
 
-    One process of a run says it, see `take_word`.
+    One line per run: a process that `start_workers` has started gives its reason to the process that started it; those with LOCAL_RANK 1 or
+    more that torchrun and SLURM have started leave the others PATIENCE to speak.
     """
-    def say(sentence: str) -> None:
-        take_word()
-        print(sentence, file=sys.stderr, flush=True)
-
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -209,9 +200,22 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except (UserError, OSError) as error:
-            say(f"error: {' '.join(str(error).split())}")
-            raise SystemExit(2) from None
+            _exit(2, f"error: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
-            say("stopped by the user")
-            raise SystemExit(130) from None
+            _exit(130, "stopped by the user")
+        except RuntimeError as error:
+            if not any(words in str(error) for words in LOST):
+                raise
+            time.sleep(PATIENCE)  # the process that is lost, or the one that started it, may know why
+            _exit(2, f"error: {ended_early('the connection to another process was lost')}")
     return wrapped
+
+
+def _exit(status: int, sentence: str) -> NoReturn:
+    if REASON in os.environ:
+        os.write(int(os.environ[REASON]), f"{status} {sentence}\n".encode(errors="replace")[:4096])  # which a pipe takes as a whole
+    else:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE)
+        print(sentence, file=sys.stderr, flush=True)
+    raise SystemExit(status) from None

@@ -1,17 +1,20 @@
 """Where and how a command runs: devices, precision and repeatable arithmetic."""
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from ldm.apl.workers import end_with_starter, start_workers
 from ldm.device import DTYPES, devices_of
-from ldm.fabric import Fabric, SLURMEnvironment, TorchElasticEnvironment
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -> Fabric:
+
+def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -> "Fabric":
     """A launched Fabric on "auto" (a GPU, or else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
 
     With several devices this script is started again for each of them, unless torchrun or SLURM has done so.
@@ -24,6 +27,8 @@ def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -
         UserError: a GPU that is not there, a batch that the devices cannot share evenly, or torchrun or SLURM have started
             other processes.
     """
+    from lightning_fabric import Fabric  # here, for its import takes seconds
+
     end_with_starter()
     accelerator, chosen, count = devices_of(devices)
     if batch_size is not None and batch_size % (count * num_nodes):
@@ -56,6 +61,8 @@ def set_precision(model: LatentDiffusion, precision: str) -> None:
 
 def _are_started(count: int, num_nodes: int) -> bool:
     """Whether torchrun or SLURM have started `count` processes on each node; without them, whether we can do so."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
             try:

@@ -17,7 +17,6 @@ from ldm.data.identities import IdentityImage, Person, identity_images, read_peo
 from ldm.data.mixture import Mixture
 from ldm.data.templates import fill, read_templates
 from ldm.device import same_devices
-from ldm.fabric import Fabric
 from ldm.generation import warn_of_cut_texts
 from ldm.left_out import LeftOut
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
@@ -25,7 +24,7 @@ from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import INITIALIZATIONS, EmbeddingManager
 from ldm.run_folder import versions, write_json
-from ldm.sharing import gather
+from ldm.sharing import Devices, gather
 from ldm.util import UserError
 
 # Flags on which the learned vectors depend; the files behind the path flags enter by their content.
@@ -110,7 +109,7 @@ def target_key(plan: Plan, arguments: dict[str, Any], share: Share, device: torc
         "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
-def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Fabric, model: LatentDiffusion,
+def look_ahead(args: argparse.Namespace, plan: Plan, arguments: dict[str, Any], fabric: Devices, model: LatentDiffusion,
                prefix: EmbeddingManager, logbook: Logbook) -> LookAhead:
     """The batches of the steps that are left; their pictures are known to be good."""
     data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from ldm.apl.look_ahead import Batch
 from ldm.apl.losses import apl_loss, released_loss
-from ldm.fabric import Fabric
 from ldm.finite import check_training
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.sharing import Devices
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Settings:
 Step = Callable[[Batch], Tensor]  # one optimizer step on a batch; see `training_step`
 
 
-def train_prefix(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, batches: Iterator[Batch], *,
+def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, batches: Iterator[Batch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
                  draw: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
     """Trains the prefix in place, from where the logbook's state ends to the last iteration.
@@ -125,7 +125,7 @@ def learning_rate(step: int, settings: Settings) -> float:
     return settings.lr * min(1.0, left / settings.lr_decay if settings.lr_decay else 1.0)
 
 
-def training_step(fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,
+def training_step(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,
                   batch: Batch, settings: Settings) -> Tensor:
     """One optimizer step on the m vectors of the prefix (Eq. 6 and 7); the host never waits for the device in it.
 

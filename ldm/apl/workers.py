@@ -1,38 +1,55 @@
-"""The processes of a run, one a device: when one of them ends before its time, all of them end, with one sentence.
+"""The processes of a run on several devices: started, watched and ended by the command itself, as torchrun does.
 
-A collective of gloo raises where a process is missing, one of NCCL waits for ever: so threads watch, whatever the main thread does.
+The command starts itself again once per device and waits for these processes. When one of them fails it kills the others, which may wait in
+a collective of NCCL for ever, and says why in one sentence.
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from types import TracebackType
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from ldm.fabric import ClusterEnvironment
-from ldm.util import PATIENCE, WORD, take_word
+from ldm.util import PATIENCE, REASON, ended_early
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments import ClusterEnvironment
 
 STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that a command has started: the number of the command's
 LOOK_EVERY = 0.5               # seconds
-HAVE_SPOKEN = (2, 130)         # statuses of a process that had the word and has said why it ends, see `exit_with_sentence`
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
 
 
-def start_workers(environment: ClusterEnvironment, devices: int) -> None:
-    """Starts this command again for each further device of this machine, unless torchrun or SLURM have, and watches over the run."""
-    sys.excepthook = _without_traceback
-    if not environment.creates_processes_externally:
-        word, written = os.pipe()  # the workers inherit the end to read alone, and meet its end when this process has ended
-        os.write(written, b"!")
-        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port), "LOCAL_RANK": "0",
-                       WORD: str(word)}
-        own = os.environ | {STARTED_BY: str(os.getpid())}
-        workers = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own | {"LOCAL_RANK": str(rank)}, pass_fds=[word])
-                   for rank in range(1, devices)]
-        for number in range(len(workers)):
-            threading.Thread(target=_end_with_worker, args=(workers, number), daemon=True).start()
+def start_workers(environment: "ClusterEnvironment", devices: int) -> None:
+    """Run this command once per device of this machine; return in the processes that this function, torchrun or SLURM has started.
+
+    Raises:
+        SystemExit: in the command itself, when its processes have ended.
+        UserError: one of them has ended before its time, without a reason of its own.
+    """
+    if environment.creates_processes_externally:
+        return
+    reasons, given = os.pipe()
+    own = os.environ | {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port), REASON: str(given),
+                        STARTED_BY: str(os.getpid())}
+    workers = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own | {"LOCAL_RANK": str(rank)}, pass_fds=[given])
+               for rank in range(devices)]
+    os.close(given)
+    try:
+        status = _watch(workers, reasons)
+    except KeyboardInterrupt:  # a terminal sends it to all processes
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(PATIENCE)
+        raise
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    raise SystemExit(status)
 
 
 def end_with_starter() -> None:
@@ -41,42 +58,25 @@ def end_with_starter() -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_worker(workers: list[subprocess.Popen], number: int) -> None:
-    """Ends this process and the other workers when a worker ends with another status than 0."""
-    status = workers[number].wait()
-    if status == 0:
-        return
-    if status not in HAVE_SPOKEN:
-        take_word()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        _say(f"process {number + 2} of the {len(workers) + 1} on this machine {how}")
-    for worker in workers:
-        worker.kill()
-        worker.wait()
-    sys.stdout.flush()
-    os._exit(status if status in HAVE_SPOKEN else 2)
+def _watch(workers: list[subprocess.Popen], reasons: int) -> int:
+    """Wait until all workers have ended, or one has failed, and print its reason; returns the status."""
+    while True:
+        statuses = [worker.poll() for worker in workers]  # before the reasons, for a worker gives its own before it ends
+        failed = next((rank for rank, status in enumerate(statuses) if status), None)
+        patience = LOOK_EVERY if failed is None and None in statuses else 0
+        if select.select([reasons], [], [], patience)[0] and (reason := os.read(reasons, select.PIPE_BUF)):
+            status, _, sentence = reason.decode(errors="replace").partition("\n")[0].partition(" ")
+            print(f"\n{sentence}", file=sys.stderr, flush=True)
+            return int(status)
+        if failed is not None:
+            status = statuses[failed]
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise ended_early(f"process {failed + 1} of the {len(workers)} on this machine {how}")
+        if None not in statuses:
+            return 0
 
 
 def _end_with_parent() -> None:
-    """Ends this process, which has nothing to add, when the one that started it has ended."""
     while str(os.getppid()) == os.environ[STARTED_BY]:
         time.sleep(LOOK_EVERY)
-    os._exit(2)
-
-
-def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook: a lost process is no fault of this one; it leaves the word to the thread that knows more, if there is one."""
-    if not (isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)):
-        sys.__excepthook__(kind, error, trace)
-        return
-    time.sleep(PATIENCE)
-    take_word()
-    _say("the connection to another process was lost")
-    sys.stdout.flush()
-    os._exit(2)
-
-
-def _say(what: str) -> None:
-    # Not sys.stderr, which torch.distributed replaces by a buffer while sys.excepthook runs.
-    print(f"\nerror: a process of this run has ended ({what}); the same command goes on from the last saved state",
-          file=sys.__stderr__, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # ends the process also where the main thread waits for others

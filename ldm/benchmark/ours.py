@@ -10,9 +10,9 @@ from ldm.apl.launch import set_precision
 from ldm.apl.look_ahead import SAMPLES, Batch, frozen_predictions, training_batches
 from ldm.apl.trainer import Settings, adam, training_step
 from ldm.benchmark.subject import Example, twin
-from ldm.fabric import Fabric
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.sharing import Devices
 
 STEPS_TOGETHER = SAMPLES
 
@@ -26,7 +26,7 @@ class OurSteps:
         recorded: replay the step as one CUDA graph.
     """
 
-    def __init__(self, fabric: Fabric, model: LatentDiffusion, prefix: EmbeddingManager, kind: str, *, recorded: bool = False):
+    def __init__(self, fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, kind: str, *, recorded: bool = False):
         self.model, self.prefix, self.kind = model, prefix, kind
         self.texts = Texts(model, prefix)
         settings = Settings(iterations=1000, batch_size=1, grad_accum=1, lr=1e-3, lr_decay=0.0, alpha=1.0, log_every=50,

@@ -13,10 +13,10 @@ from ldm.experiments.attack_images import checkpoint_weights
 from ldm.experiments.methods import MethodPlan
 from ldm.experiments.training_report import NOISE_SEED, PORTRAIT, FinalTableOptions, TrainingReport, summary, write_before_after
 from ldm.experiments.variants import BASE, Variant, load_variants
-from ldm.fabric import Fabric
 from ldm.generation import generate, to_uint8
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pictures import picture_grid
+from ldm.sharing import Devices
 from ldm.util import warn, write_atomically
 
 PHOTOS_SHOWN = 4
@@ -24,7 +24,7 @@ PHOTOS_SHOWN = 4
 MethodReport = Callable[[LatentDiffusion, Path], str]  # (frozen model, result) -> what the console shows; files go to --out_dir
 
 
-def report_of(plan: MethodPlan, options: FinalTableOptions, fabric: Fabric, precision: str) -> MethodReport:
+def report_of(plan: MethodPlan, options: FinalTableOptions, fabric: Devices, precision: str) -> MethodReport:
     """The report on a method; its inputs are read now, so that a missing face or model is found out before the training."""
     if not plan.material.names:
         return lambda model, result: attack_report(plan, fabric, model, result)
@@ -54,7 +54,7 @@ def people_of(plan: MethodPlan) -> Mapping[str, Person]:
     return {name: replace(person, group="train" if name in erased else "test") for name, person in people.items()}
 
 
-def attack_report(plan: MethodPlan, fabric: Fabric, model: LatentDiffusion, result: Path) -> str:
+def attack_report(plan: MethodPlan, fabric: Devices, model: LatentDiffusion, result: Path) -> str:
     """pictures.png: photos, and the person as generated before the attack, after it, and behind the prefix of --embedding."""
     if not fabric.is_global_zero:
         return ""

@@ -18,7 +18,6 @@ from ldm.device import same_devices
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments.method_builders import BUILDERS, Material, edit_by_uce, images_of, photos_of
 from ldm.experiments.method_options import MethodOptions
-from ldm.fabric import Fabric
 from ldm.finetuning.samples import Work
 from ldm.finetuning.trainer import FinetuningSettings, train
 from ldm.finetuning.weights import Weights
@@ -26,6 +25,7 @@ from ldm.left_out import LeftOut
 from ldm.loading import file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.logbook import Logbook
 from ldm.run_folder import versions, write_json
+from ldm.sharing import Devices
 from ldm.util import UserError
 
 # Weight decay and largest gradient norm of AdamW, as published.
@@ -94,7 +94,7 @@ class MethodPlan:
         suffix = ".pt" if self.method == "textual_inversion" else ".safetensors"
         return self.options.out_dir / f"{self.options.prompt}{'' if step is None else f'-{step}'}{suffix}"
 
-    def run(self, fabric: Fabric, weights: Weights, logbook: Logbook) -> Path:
+    def run(self, fabric: Devices, weights: Weights, logbook: Logbook) -> Path:
         """Trains `weights`, or goes on, and returns the file of the result; the logbook notes the cost.
 
         Raises:

@@ -10,9 +10,9 @@ from ldm.evaluation.tables import Row, console_tables, markdown_table, write_res
 from ldm.experiments.before_after import BeforeAfter
 from ldm.experiments.identity_table import IdentityEvaluation, IdentityOptions
 from ldm.experiments.variants import Variant, load_variants
-from ldm.fabric import Fabric
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.sharing import Devices
 from ldm.util import write_atomically, write_text
 
 PORTRAIT = "A close-up portrait of {name}"
@@ -61,7 +61,7 @@ class TrainingReport:
         UserError: a file is not what it should be.
     """
 
-    def __init__(self, options: FinalTableOptions, people: Mapping[str, Person], fabric: Fabric):
+    def __init__(self, options: FinalTableOptions, people: Mapping[str, Person], fabric: Devices):
         self.options, self.fabric = options, fabric
         everybody = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
         self.shown = {group: names[:SHOWN] for group, names in everybody.items()}

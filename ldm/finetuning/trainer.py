@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.fabric import Fabric
 from ldm.finite import check_training
 from ldm.logbook import Logbook, Trained
 from ldm.sharing import Devices
@@ -43,7 +42,7 @@ class FinetuningSettings:
     save_every: int = 1000
 
 
-def train(fabric: Fabric, method: Method, settings: FinetuningSettings, logbook: Logbook, save: Callable[[int], None]) -> None:
+def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook: Logbook, save: Callable[[int], None]) -> None:
     """Trains what the method trains, from where the logbook's state ends to the last iteration.
 
     Args:

@@ -1,7 +1,7 @@
 """Pieces of work that several take from one folder: who gets one, when a claim is void, and that each piece is made once, in its order."""
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from filelock import SoftFileLease
 
 from ldm.paper.runner import queue
 from ldm.paper.runner.queue import CLAIM, VOID_AFTER, claimed, holder, make_all, whole
@@ -38,6 +39,17 @@ class Writing:
         (self.folder / "done").touch()
 
 make_all([Writing(number) for number in range(10)], sys.argv[2])
+"""
+
+HOLDING = """
+import pathlib, socket, sys, time
+from ldm.paper.runner import queue
+
+queue.VOID_AFTER, queue.TOUCH_EVERY = map(float, sys.argv[3:])
+socket.gethostname = lambda: sys.argv[2]
+with queue.claimed(pathlib.Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
 """
 
 
@@ -73,20 +85,22 @@ def quick(monkeypatch):
     monkeypatch.setattr(queue, "LOOK_EVERY", 0.01)
 
 
-@pytest.fixture(scope="module")
-def ended() -> int:
-    """The number of a process that is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+@pytest.fixture
+def another():
+    """Starts a process that holds a folder, as if on a machine of this name."""
+    started = []
 
+    def start(folder: Path, machine: str = HERE) -> subprocess.Popen:
+        given = [str(folder), machine, str(queue.VOID_AFTER), str(queue.TOUCH_EVERY)]
+        started.append(subprocess.Popen([sys.executable, "-c", HOLDING, *given], cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "True\n"
+        return started[-1]
 
-def claim_of(folder: Path, age: float = 0.0, **says) -> Path:
-    """The claim of another, who touched it `age` seconds ago."""
-    path = folder / CLAIM
-    path.write_text(json.dumps({"machine": "elsewhere", "system": queue._system(), "process": 1, "token": "another's"} | says))
-    os.utime(path, times=(time.time() - age,) * 2)
-    return path
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_one_of_two_gets_a_piece_and_the_other_after_it_is_given_back(tmp_path):
@@ -103,32 +117,34 @@ def test_a_claim_is_given_back_when_the_work_fails(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_claim_is_void_when_its_process_is_gone_from_this_machine(tmp_path, ended):
-    claim_of(tmp_path, machine=HERE, process=ended)
+def test_a_claim_is_void_when_its_process_is_gone_from_this_machine(tmp_path, another):
+    process = another(tmp_path)
+    process.kill()
+    process.wait()
     assert holder(tmp_path) is None
     with claimed(tmp_path) as mine:
-        assert mine and json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
+        assert mine and SoftFileLease(tmp_path / CLAIM).pid == os.getpid()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("says", [{"machine": HERE, "process": os.getpid()}, {"machine": HERE, "system": "another container"}, {},
-                                  {"process": "?"}])
-def test_a_claim_whose_process_runs_or_is_elsewhere_is_void_by_its_age_alone(tmp_path, ended, says):
-    says = {"process": ended} | says
-    claim_of(tmp_path, age=VOID_AFTER - 5, **says)
-    assert holder(tmp_path) == says.get("machine", "elsewhere")
-    with claimed(tmp_path) as mine:
-        assert not mine
-    claim_of(tmp_path, age=VOID_AFTER + 5, **says)
-    assert holder(tmp_path) is None
-    with claimed(tmp_path) as mine:
-        assert mine
+@pytest.mark.parametrize(("machine", "sign"), [(HERE, signal.SIGSTOP), ("elsewhere", signal.SIGKILL)])
+def test_a_claim_whose_process_runs_or_is_elsewhere_is_void_by_its_age_alone(tmp_path, monkeypatch, another, machine, sign):
+    monkeypatch.setattr(queue, "VOID_AFTER", 2.0)
+    monkeypatch.setattr(queue, "TOUCH_EVERY", 0.5)
+    process = another(tmp_path, machine)
+    process.send_signal(sign)
+    assert holder(tmp_path) == machine
+    began, mine = time.monotonic(), False
+    while not mine and time.monotonic() < began + 120:
+        with claimed(tmp_path) as mine:
+            time.sleep(0.01)
+    assert mine and time.monotonic() - began > 1.5
 
 
 @pytest.mark.parametrize(("age", "free"), [(0, False), (VOID_AFTER + 5, True)])
 def test_a_claim_that_says_nothing_is_being_written_until_it_is_old(tmp_path, age, free):
-    path = claim_of(tmp_path)
-    path.write_text("")
+    path = tmp_path / CLAIM
+    path.touch()
     os.utime(path, times=(time.time() - age,) * 2)
     with claimed(tmp_path) as mine:
         assert mine == free
@@ -144,25 +160,10 @@ def test_a_claim_is_touched_while_the_work_lasts(tmp_path, monkeypatch):
         assert holder(tmp_path) == HERE
 
 
-def test_a_fresh_claim_that_was_moved_aside_by_mistake_is_given_back(tmp_path, monkeypatch, ended):
-    claim_of(tmp_path, machine=HERE, process=ended)
-    is_void = queue._is_void
-
-    def another_is_faster(path: Path, claim) -> bool:
-        void = is_void(path, claim)
-        claim_of(tmp_path, token="the faster one's")
-        return void
-
-    monkeypatch.setattr(queue, "_is_void", another_is_faster)
-    with claimed(tmp_path) as mine:
-        assert not mine
-    assert json.loads((tmp_path / CLAIM).read_text())["token"] == "the faster one's" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_claim_of_another_who_took_over_stays(tmp_path):
+def test_the_claim_of_another_who_took_over_stays(tmp_path, another):
     with claimed(tmp_path):
         (tmp_path / CLAIM).unlink()
-        claim_of(tmp_path)
+        another(tmp_path, "elsewhere")
     assert holder(tmp_path) == "elsewhere"
 
 
@@ -230,12 +231,10 @@ def test_processes_make_each_piece_once(tmp_path):
     assert all(len(Writing(tmp_path / str(number)).makers) == 1 for number in range(10))
 
 
-def test_what_a_killed_process_has_begun_is_taken_up_at_once(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from ldm.paper.runner.queue import claimed\n"
-            "with claimed(Path(sys.argv[1])):\n print('begun', flush=True); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begun\n" and holder(tmp_path) == HERE
+def test_what_a_killed_process_has_begun_is_taken_up_at_once(tmp_path, another):
+    process = another(tmp_path)
+    assert holder(tmp_path) == HERE
     process.kill()
-    process.communicate()
+    process.wait()
     make_all([Writing(tmp_path)], "me")
     assert Writing(tmp_path).makers == ["me"] and not list(tmp_path.glob(f"{CLAIM}*"))
