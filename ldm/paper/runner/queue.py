@@ -1,8 +1,8 @@
 """The work behind tables and figures in pieces, which any number of processes and machines take from one folder.
 
-A piece has a folder of its own and says whether it is done. The process that makes it holds a lease, `<folder>/claim`, which filelock renews
-every few seconds. A lease is void when its process has ended on this machine, or when nobody has renewed it for a minute. So two machines
-that share the folder take different pieces, and what a killed run has left is taken up at once.
+A piece has a folder of its own and says whether it is done. The process that makes it holds a lease, `<folder>/claim`, which filelock
+renews every few seconds. A lease is void when its process has ended on this machine, or when nobody has renewed it for a minute. So two
+machines that share the folder take different pieces, and what a killed run has left is taken up at once.
 """
 
 import time
