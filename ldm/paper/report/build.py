@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from ldm.paper.config import slug
-from ldm.paper.report.blocks import Block, Claims, Column, Commands, Facts, Folded, Heading, Numbers, Paragraph, Picture, Value
 from ldm.paper.report.files import NAMES, Finished, read_claims, read_finished
-from ldm.paper.report.html import html_page
-from ldm.paper.report.markdown import markdown, markdown_numbers
-from ldm.paper.report.numbers import duration, ends, meanings, numbers, summary
+from ldm.paper.report.numbers import Column, Numbers, Value, duration, ends, meanings, numbers, summary
+from ldm.paper.report.render import Picture, markdown_numbers, render
 from ldm.util import UserError, write_atomically, write_text
 
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
@@ -38,10 +37,10 @@ def write_report(out_dir: Path, preset: str) -> list[Path]:
     finished, claims = read_finished(out_dir), read_claims(out_dir)
     if not finished:
         raise UserError(f"nothing is finished in {out_dir}; make something first, as with python -m ldm.paper table1 --preset {preset}")
-    blocks = report(finished, claims, preset)
-    pictures = [block for block in blocks if isinstance(block, Picture)]
-    for name, text in {"report.html": html_page(blocks), "report.md": markdown(blocks)}.items():
-        write_text(out_dir / name, text)
+    shown = report(finished, claims, preset)
+    for name, form in {"report.html": "html", "report.md": "markdown"}.items():
+        write_text(out_dir / name, render(form, shown))
+    pictures = [picture for part in [shown["before_after"] or {"images": []}, *shown["parts"]] for picture in part["images"]]
     for picture in pictures:
         _, data, _ = picture.encoded
         write_atomically(out_dir / picture.name, lambda path, data=data: path.write_bytes(data))
@@ -55,7 +54,7 @@ def publish(out_dir: Path, folder: Path) -> list[Path]:
     names = ["report.html", "report.md", *linked]
     for name in names:
         _refuse_unwritten(out_dir / name)
-        _copy(out_dir / name, folder / name)
+        write_atomically(folder / name, lambda target, name=name: shutil.copyfile(out_dir / name, target))
     return [folder / name for name in names]
 
 
@@ -77,27 +76,22 @@ def update_readme(readme: Path, out_dir: Path) -> None:
     write_text(readme, "\n\n".join([f"{before}{BEGIN}", markdown_numbers(summary(table2)), said, f"{END}{behind}"]))
 
 
-def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]], preset: str) -> list[Block]:
-    """What the report says, in its order: pictures, claims, summary, each table and figure, how all of it was made."""
-    parts = list(finished.values())
+def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]], preset: str) -> dict[str, Any]:
+    """What report.jinja shows."""
+    parts, table2, figure1 = list(finished.values()), finished.get("table2"), finished.get("figure1")
+    before_after = {"title": figure1.title, "images": _pictures(figure1)} if figure1 and figure1.pictures else None
     missing = [name for name in NAMES if name not in finished]
-    blocks: list[Block] = [Heading(1, "Anonymization Prompt Learning: published and measured", "top"), Paragraph(WHAT)]
-    blocks += [Paragraph(MINIATURE)] if preset.startswith("mini") else []
-    blocks.append(Facts(_ran_on(parts, preset)))
-    if missing:
-        blocks.append(Commands("Not made yet", [f"python -m ldm.paper {' '.join(missing)} --preset {preset}"]))
-    if "figure1" in finished and finished["figure1"].pictures:
-        blocks += [Heading(2, finished["figure1"].title, "before-after", "Pictures"), *_pictures(finished["figure1"])]
-    blocks.append(Heading(2, "The paper's claims", "claims", "Claims"))
-    blocks += [Paragraph(_count(claims)), Claims(claims)] if claims else [
-        Commands("Not checked yet", [f"python -m ldm.paper report --preset {preset}"])]
-    if "table2" in finished:
-        blocks += [Heading(2, "What the prefix does", "summary", "Summary"), summary(finished["table2"])]
-    blocks += [Heading(2, "How to read the tables", "reading", "Reading"), Paragraph(READING),
-               Folded("What each column is", [Facts(meanings(parts))])]
-    for part in parts:
-        blocks += _section(part)
-    return blocks + _made_by(parts)
+    links = [*[("Pictures", "before-after")] * bool(before_after), ("Claims", "claims"), *[("Summary", "summary")] * bool(table2),
+             ("Reading", "reading"), *((part.label, slug(part.name)) for part in parts), ("Settings", "settings")]
+    times = [(part.label, [Value(duration(sum(part.spent.values())))]) for part in parts]
+    times.append(("all, what several share counted once", [Value(duration(_total(parts)))]))
+    return {
+        "title": "Anonymization Prompt Learning: published and measured", "links": links,
+        "introduction": [WHAT, MINIATURE] if preset.startswith("mini") else [WHAT], "ran_on": _ran_on(parts, preset),
+        "missing": missing and f"python -m ldm.paper {' '.join(missing)} --preset {preset}", "before_after": before_after,
+        "claims": claims, "count": _count(claims), "check": f"python -m ldm.paper report --preset {preset}",
+        "summary": table2 and summary(table2), "reading": READING, "meanings": meanings(parts), "parts": [*map(_section, parts)],
+        "settings": _settings(parts), "versions": _versions(parts), "times": Numbers("Times", "", [Column("computed for")], times)}
 
 
 def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
@@ -108,24 +102,18 @@ def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
             ("versions", _versions(parts))]
 
 
-def _section(part: Finished) -> list[Block]:
-    """A table or figure: numbers, picture, remark, and how to make it again."""
-    blocks: list[Block] = [Heading(2, f"{part.label}: {part.title}", slug(part.name), part.label)]
-    blocks += [Paragraph(f"The paper's {part.section}.")] if part.section else []
+def _section(part: Finished) -> dict[str, Any]:
+    """A table or figure: numbers, images, remark, and how to make it again."""
     shown = ends(part)
-    blocks.append(numbers(part, shown))
-    if shown is not None:
-        blocks.append(Folded(f"All {len(part.rows)} rows", [numbers(part)]))
-    if part.name != "figure1":  # whose pictures stand at the top
-        blocks += _pictures(part)
-    blocks += [Paragraph(part.remark)] if part.remark else []
-    again = [Commands("All of it", [f"python -m ldm.paper {part.source} --preset {part.preset} --seeds {part.seeds}"])]
+    again = [("All of it", [f"python -m ldm.paper {part.source} --preset {part.preset} --seeds {part.seeds}"])]
     for (commands, seconds), rows in groupby(part.rows, key=lambda row: (row["commands"], row["seconds"])):
         first, *_, last = [row["name"] for row in rows] * 2
         name = first if first == last else f"{first} to {last}"
         took = f", {duration(seconds)}" if seconds else ""
-        again.append(Commands(f"{name}{took}", commands) if commands else Paragraph(f"{name}: nothing is trained"))
-    return [*blocks, Folded("How to make it again, row by row", again)]
+        again.append((f"{name}{took}", commands) if commands else (f"{name}: nothing is trained", []))
+    return {"label": part.label, "title": part.title, "anchor": slug(part.name), "section": part.section, "remark": part.remark,
+            "numbers": numbers(part, shown), "all_numbers": shown and numbers(part), "again": again,
+            "images": [] if part.name == "figure1" else _pictures(part)}  # those of Figure 1 stand at the top
 
 
 def _pictures(part: Finished) -> list[Picture]:
@@ -143,17 +131,12 @@ def _pictures(part: Finished) -> list[Picture]:
     return found
 
 
-def _made_by(parts: Sequence[Finished]) -> list[Block]:
-    """Settings, versions and times, at the end."""
+def _settings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
+    """The tables and figures that share settings, and these as flags."""
     settings: dict[str, list[str]] = {}
     for part in parts:
         settings.setdefault(" ".join(f"--{key} {value}" for key, value in part.settings.items()), []).append(part.label)
-    times = [(part.label, [Value(duration(sum(part.spent.values())))]) for part in parts]
-    times.append(("all, what several share counted once", [Value(duration(_total(parts)))]))
-    return [Heading(2, "Settings, versions, times", "settings", "Settings"),
-            Paragraph("Settings of drawing and scoring, beside those of the preset:"),
-            Facts([(", ".join(labels), flags) for flags, labels in settings.items() if flags]),
-            Paragraph(f"Versions: {_versions(parts)}."), Numbers("Times", "", [Column("computed for")], times)]
+    return [(", ".join(labels), flags) for flags, labels in settings.items() if flags]
 
 
 def _total(parts: Sequence[Finished]) -> float:
@@ -184,8 +167,3 @@ def _trainings(seeds: int) -> str:
 def _refuse_unwritten(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is not there; write the report first with python -m ldm.paper report")
-
-
-
-def _copy(source: Path, path: Path) -> None:
-    write_atomically(path, lambda target: shutil.copyfile(source, target))

@@ -2,10 +2,44 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ldm.paper.report.blocks import Column, Numbers, Value
 from ldm.paper.report.files import Finished
 from ldm.paper.results.cells import Cell, published_in_words
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number as it is shown; all in words. `best`: of its column."""
+
+    text: str
+    spread: str = ""
+    interval: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """`halves` are the columns under it, none where it is one itself."""
+
+    title: str
+    halves: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table of numbers: of each row its name, and one value for each column or half of a column."""
+
+    caption: str
+    first: str  # what the rows are
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Value]]]
+
+    @property
+    def titles(self) -> list[str]:
+        """A column with halves is two."""
+        return [f"{column.title} {half}".strip() for column in self.columns for half in column.halves or ("",)]
+
 
 # Whether less is better (-1), more is (1), or neither; the decimals; and what it is.
 MEANING = {

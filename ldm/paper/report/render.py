@@ -1,0 +1,78 @@
+"""The report's templates, filled: report.jinja with as_html.jinja or as_markdown.jinja, and the images that they show."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ldm.image_files import ImageSource, rgb_image
+from ldm.paper.config import slug
+from ldm.paper.report.numbers import Numbers, Value
+
+WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of images
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`is_grid`: of images, which may be compressed; else of lines, which may not."""
+
+    path: Path
+    alt: str
+    caption: str
+    is_grid: bool
+
+    @property
+    def name(self) -> str:
+        """Of its file beside report.md."""
+        return f"{slug(self.path.stem)}{'.webp' if self.is_grid else self.path.suffix}"
+
+    @cached_property
+    def encoded(self) -> tuple[str, bytes, tuple[int, int]]:
+        """Kind, bytes and size: a grid as WebP of at most WIDEST pixels, lines as they are; UserError if it cannot be read."""
+        image = rgb_image(ImageSource(self.path).read, self.path)
+        if not self.is_grid:
+            return "png", self.path.read_bytes(), image.size
+        image.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=QUALITY, method=6)
+        return "webp", buffer.getvalue(), image.size
+
+
+def render(form: str, report: Mapping[str, Any]) -> str:
+    """The report as "html", with every value escaped, or "markdown"; UserError if an image cannot be read."""
+    templates = _templates(form)
+    return templates.get_template("report.jinja").render(report, form=templates.get_template(f"as_{form}.jinja")).strip() + "\n"
+
+
+def markdown_numbers(table: Numbers) -> str:
+    """A table of numbers; a column with halves is two columns."""
+    return _templates("markdown").get_template("as_markdown.jinja").module.numbers(table).strip()
+
+
+def _templates(form: str) -> Environment:
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=form == "html", undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"md": _escaped, "cell": _cell, "fence": _fence, "base64": lambda data: base64.b64encode(data).decode()}
+    return templates
+
+
+def _escaped(text: str) -> str:
+    """Any text as Markdown that shows it as it is, in one line."""
+    return re.sub(r"([\\`*_\[\]|<>&#~$])", r"\\\1", " ".join(text.split()))
+
+
+def _cell(value: Value) -> str:
+    text = f"**{value.text}**" if value.best else value.text
+    return " ".join(filter(None, [text, value.spread, _escaped(value.interval)]))
+
+
+def _fence(lines: Sequence[str]) -> str:
+    """More backticks than the lines have in one place."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(lines))), default=0))
