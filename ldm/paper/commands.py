@@ -55,7 +55,7 @@ def list_tables(tables: Sequence[AnyTable]) -> str:
 
 def claims_table(out_dir: Path, preset: str) -> str:
     """claims.json of all that is finished in `out_dir`; the verdicts as the console shows them."""
-    verdicts = check_claims(CONFIGS / "claims.yaml", read_cells(out_dir, TABLES), Path(preset).stem)
+    verdicts = check_claims(read_cells(out_dir, TABLES), Path(preset).stem)
     write_json(out_dir / "claims.json", verdicts)
     return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])
 

@@ -1,0 +1,129 @@
+"""What a claim may say of measured cells, and whether it holds: below, above, about, falls, balances.
+
+A place is (table, row, column). The noise of a difference: `ldm.paper.results.cells.difference`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from scipy.stats import spearmanr
+
+from ldm.paper.results.cells import Cell, cell_of, difference
+
+HOLDS, WITHIN_NOISE, NOT_MEASURED, DOES_NOT_HOLD = VERDICTS = ("holds", "within noise", "not measured", "does not hold")  # the worst last
+STEADY = -0.8  # rank correlation of place and value up to which a curve falls steadily
+
+Place = tuple[str, str, str]
+Cells = Mapping[Place, Cell]
+
+
+class Finding(NamedTuple):
+    """A verdict, and the line that says what was compared with what."""
+
+    verdict: str
+    line: str
+
+
+def below(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
+    """A cell is below `times` another, or a number."""
+    return _compared(cells, place, other, "below", lambda found: found, times)
+
+
+def above(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
+    """A cell is above `times` another, or a number."""
+    return _compared(cells, place, other, "above", lambda found: -found, times)
+
+
+def about(cells: Cells, place: Place, other: Place | float, *, within: float) -> Finding:
+    """A cell differs from another, or a number, by less than `within`."""
+    return _compared(cells, place, other, f"within {within:g} of", lambda found: abs(found) - within)
+
+
+def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding:
+    """No value is above the one before it, the last is below the first, and they fall steadily."""
+    values = {row: _value(cells, (table, row, column)) for row in rows}
+    line = (f"{table}, {column}: {', '.join(_named(row, value) for row, value in values.items())} "
+            "falling, none above the one before it, the last below the first")
+    curve = [value for value in values.values() if value is not None]
+    if len(curve) < len(values):
+        return _finding(NOT_MEASURED, line)
+    correlation = round(spearmanr(range(len(curve)), [value.mean for value in curve]).statistic, 6)
+    verdict = _below(curve[-1], curve[0])
+    if any(_below(later, earlier) == DOES_NOT_HOLD for earlier, later in pairwise(curve)):
+        verdict = DOES_NOT_HOLD
+    elif verdict == HOLDS and correlation > STEADY:
+        verdict = WITHIN_NOISE
+    return _finding(verdict, f"{line}, rank correlation {correlation:.2f} at most {STEADY:g}")
+
+
+def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less: str, more: str) -> Finding:
+    """The share of `less` that is left minus the share of `more` that is kept is lower than another row's; shares of the row `base`."""
+    mine, its = (_balance(*(_value(cells, (table, name, column)) for name in (each, base) for column in (less, more)))
+                 for each in (row, other))
+    line = f"{table}, {less} left less {more} kept, as shares of '{base}': {_named(row, mine)} below {_named(other, its)}"
+    if mine is None or its is None:
+        return _finding(NOT_MEASURED, line)
+    found, noise = difference(mine, its)
+    return _finding(_verdict(found, noise, mine.has_noise or its.has_noise), f"{line}{_by(found, noise)}")
+
+
+def _compared(cells: Cells, place: Place, other: Place | float, words: str, excess: Callable[[float], float], times: float = 1) -> Finding:
+    """`excess` of the difference is below zero where the claim holds."""
+    left = _value(cells, place)
+    if isinstance(other, tuple):
+        right, alike = _value(cells, other), place[2] == other[2]
+        bound = _named(" ".join(part for part, same in zip(other, place, strict=True) if part != same), right)
+    else:
+        right, alike, bound = Cell(other), True, f"{other:g}"
+    line = f"{place[0]}, {place[2]}: {_named(place[1], left)} {words} {f'{times:g} of ' if times != 1 else ''}{bound}"
+    if left is None or right is None:
+        return _finding(NOT_MEASURED, line)
+    found, noise = difference(left, right, times, alike=alike)
+    return _finding(_verdict(excess(found), noise, left.has_noise or right.has_noise), f"{line}{_by(found, noise)}")
+
+
+def _balance(less: Cell | None, more: Cell | None, less_base: Cell | None, more_base: Cell | None) -> Cell | None:
+    """None where something is not measured, or the trainings of both columns do not pair."""
+    if less is None or more is None or less_base is None or more_base is None or 0 in (less_base.mean, more_base.mean):
+        return None
+    if not less.values or len(less.values) != len(more.values):
+        return None
+    shares = [left / less_base.mean - kept / more_base.mean for left, kept in zip(less.values, more.values, strict=True)]
+    noise = math.hypot(less.noise / less_base.mean, more.noise / more_base.mean)
+    return cell_of(shares, [noise] if len(shares) == 1 and (less.has_noise or more.has_noise) else [])
+
+
+def _finding(verdict: str, line: str) -> Finding:
+    return Finding(verdict, f"{line}: {verdict}")
+
+
+def _below(left: Cell, right: Cell) -> str:
+    return _verdict(*difference(left, right), left.has_noise or right.has_noise)
+
+
+def _verdict(excess: float, noise: float, is_known: bool) -> str:
+    """Of the claim that `excess` is below zero; single values whose noise nobody knows decide nothing."""
+    if not is_known:
+        return WITHIN_NOISE
+    return HOLDS if excess < -noise else DOES_NOT_HOLD if excess > noise else WITHIN_NOISE
+
+
+def _value(cells: Cells, place: Place) -> Cell | None:
+    """None where nothing was measured."""
+    cell = cells.get(place)
+    return None if cell is None or cell.mean is None else cell
+
+
+def _said(cell: Cell | None) -> str:
+    """The mean, and its 95 % interval, if it has one."""
+    return "not measured" if cell is None else f"{cell.mean:.3f}{cell.interval}"
+
+
+def _named(name: str, cell: Cell | None) -> str:
+    return f"'{name}' {_said(cell)}"
+
+
+def _by(found: float, noise: float) -> str:
+    return f", difference {_said(Cell(found, low=found - noise, high=found + noise) if noise else Cell(found))}"
