@@ -189,3 +189,23 @@ def test_one_of_three_processes_with_the_same_mistake_speaks_however_slow_it_is(
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env=test_train_script.environment() | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and len(sentences(done.stderr)) == 1 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("how", "status", "words"), [
+    ("os.kill(os.getpid(), signal.SIGKILL)", 2, "process 2 of the 2 on this machine was killed by SIGKILL"),
+    ("sys.exit(7)", 2, "process 2 of the 2 on this machine ended with status 7"),
+    ("raise RuntimeError('Connection closed by peer')", 2, "the connection to another process was lost"), ("sys.exit(0)", 0, "")])
+def test_a_command_says_why_its_processes_have_ended(tmp_path, how, status, words):
+    code = ("import os, signal, sys, time, types\n"
+            "from ldm.apl.workers import start_workers\n"
+            "from ldm.util import exit_with_sentence\n"
+            "@exit_with_sentence\n"
+            "def main():\n"
+            "    is_started = 'LOCAL_RANK' in os.environ\n"
+            "    start_workers(types.SimpleNamespace(creates_processes_externally=is_started, main_address='', main_port=0), 2)\n"
+            f"    if os.environ['LOCAL_RANK'] == '1': {how}\n"
+            f"    time.sleep({600 * bool(status)})\n"
+            "main()")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=test_train_script.environment() | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == status and [words in said for said in sentences(done.stderr)] == [True] * bool(status), done.stderr
