@@ -42,8 +42,8 @@ ONLY_VALUE: dict[str, Any] = {
     "per_image_tokens": False, "progressive_words": False,
 }
 
-REASON = "APL_REASON"  # environment variable of the processes of a run: the pipe to which each writes why it ends, see `start_workers`
-PATIENCE = 3.0         # seconds in which a process that knows more has said why the run ends
+REASON = "APL_REASON"  # environment variable of a worker of `start_workers`: the pipe for its reason to end
+PATIENCE = 3.0         # seconds for another process of the run to print the reason first
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
 
 
@@ -182,15 +182,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def ended_early(what: str) -> UserError:
-    """The sentence about a run that has lost one of its processes."""
+    """Error of a run that has lost one of its processes."""
     return UserError(f"a process of this run has ended ({what}); the same command goes on from the last saved state")
 
 
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
 
-    One line per run: a process that `start_workers` has started gives its reason to the process that started it; those with LOCAL_RANK 1 or
-    more that torchrun and SLURM have started leave the others PATIENCE to speak.
+    A run prints one line: a worker of `start_workers` sends it to the command that started it; a worker of torchrun or SLURM whose
+    LOCAL_RANK is not 0 waits PATIENCE first.
     """
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -206,14 +206,14 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             if not any(words in str(error) for words in LOST):
                 raise
-            time.sleep(PATIENCE)  # the process that is lost, or the one that started it, may know why
+            time.sleep(PATIENCE)  # the lost process, or the command that started it, may know the reason
             _exit(2, f"error: {ended_early('the connection to another process was lost')}")
     return wrapped
 
 
 def _exit(status: int, sentence: str) -> NoReturn:
     if REASON in os.environ:
-        os.write(int(os.environ[REASON]), f"{status} {sentence}\n".encode(errors="replace")[:4096])  # which a pipe takes as a whole
+        os.write(int(os.environ[REASON]), f"{status} {sentence}\n".encode(errors="replace")[:4096])  # a pipe takes so many bytes atomically
     else:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE)

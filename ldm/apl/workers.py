@@ -1,7 +1,7 @@
-"""The processes of a run on several devices: started, watched and ended by the command itself, as torchrun does.
+"""Start, watch and end the workers of a run on several devices, as torchrun does.
 
-The command starts itself again once per device and waits for these processes. When one of them fails it kills the others, which may wait in
-a collective of NCCL for ever, and says why in one sentence.
+The command starts itself again once per device and waits. When a worker fails, the command kills the others, which may wait in a collective
+of NCCL for ever, and prints the reason in one sentence.
 """
 
 import os
@@ -19,16 +19,16 @@ from ldm.util import PATIENCE, REASON, ended_early
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
-STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that a command has started: the number of the command's
+STARTED_BY = "APL_STARTED_BY"  # environment variable of a process that a command has started: the command's process number
 LOOK_EVERY = 0.5               # seconds
 
 
 def start_workers(environment: "ClusterEnvironment", devices: int) -> None:
-    """Run this command once per device of this machine; return in the processes that this function, torchrun or SLURM has started.
+    """Run this command once per device of this machine; returns at once in a worker of this function, torchrun or SLURM.
 
     Raises:
-        SystemExit: in the command itself, when its processes have ended.
-        UserError: one of them has ended before its time, without a reason of its own.
+        SystemExit: in the command itself, after all workers have ended.
+        UserError: a worker has failed without giving a reason.
     """
     if environment.creates_processes_externally:
         return
@@ -40,7 +40,7 @@ def start_workers(environment: "ClusterEnvironment", devices: int) -> None:
     os.close(given)
     try:
         status = _watch(workers, reasons)
-    except KeyboardInterrupt:  # a terminal sends it to all processes
+    except KeyboardInterrupt:  # the terminal interrupts the workers as well
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(PATIENCE)
@@ -53,15 +53,15 @@ def start_workers(environment: "ClusterEnvironment", devices: int) -> None:
 
 
 def end_with_starter() -> None:
-    """From now on this process ends with the one that started it, if that is a command of ours: nobody would look after it."""
+    """End this process when the command that started it ends, if it was started by one of our commands."""
     if STARTED_BY in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _watch(workers: list[subprocess.Popen], reasons: int) -> int:
-    """Wait until all workers have ended, or one has failed, and print its reason; returns the status."""
+    """Wait until all workers have ended or one has failed, and print its reason; returns the exit status."""
     while True:
-        statuses = [worker.poll() for worker in workers]  # before the reasons, for a worker gives its own before it ends
+        statuses = [worker.poll() for worker in workers]  # before the reasons: a worker writes its reason before it ends
         failed = next((rank for rank, status in enumerate(statuses) if status), None)
         patience = LOOK_EVERY if failed is None and None in statuses else 0
         if select.select([reasons], [], [], patience)[0] and (reason := os.read(reasons, select.PIPE_BUF)):
@@ -79,4 +79,4 @@ def _watch(workers: list[subprocess.Popen], reasons: int) -> int:
 def _end_with_parent() -> None:
     while str(os.getppid()) == os.environ[STARTED_BY]:
         time.sleep(LOOK_EVERY)
-    os.kill(os.getpid(), signal.SIGTERM)  # ends the process also where the main thread waits for others
+    os.kill(os.getpid(), signal.SIGTERM)  # also if the main thread waits in a collective

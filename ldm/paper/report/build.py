@@ -1,9 +1,9 @@
-"""The report: every finished table and figure, the paper's first, published beside measured, and the claims, as HTML page and as Markdown.
+"""The report: all finished tables and figures with published and measured values, and the claims, as HTML and Markdown.
 
     python -m ldm.paper report --preset mini
 
-    <out_dir>/report.html    one file, which refers to nothing outside itself
-    <out_dir>/report.md      the same; <out_dir>/figure1.webp and so on are the pictures that it links
+    <out_dir>/report.html    one self-contained file
+    <out_dir>/report.md      the same; it links the images <out_dir>/figure1.webp and so on
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any
 from ldm.paper.config import slug
 from ldm.paper.report.files import NAMES, Finished, read_claims, read_finished
 from ldm.paper.report.numbers import Column, Numbers, Value, duration, ends, meanings, numbers, summary
-from ldm.paper.report.render import Picture, markdown_numbers, render
+from ldm.paper.report.render import ReportImage, markdown_numbers, render
 from ldm.util import UserError, write_atomically, write_text
 
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
@@ -33,22 +33,22 @@ READING = ("A measured value is the mean over trainings with different seeds ± 
 
 
 def write_report(out_dir: Path, preset: str) -> list[Path]:
-    """Writes report.html, report.md and the pictures that it links, and returns them; UserError where nothing is finished."""
+    """Write report.html, report.md and the images that it links, and return them; UserError if nothing is finished."""
     finished, claims = read_finished(out_dir), read_claims(out_dir)
     if not finished:
         raise UserError(f"nothing is finished in {out_dir}; make something first, as with python -m ldm.paper table1 --preset {preset}")
     shown = report(finished, claims, preset)
     for name, form in {"report.html": "html", "report.md": "markdown"}.items():
         write_text(out_dir / name, render(form, shown))
-    pictures = [picture for part in [shown["before_after"] or {"images": []}, *shown["parts"]] for picture in part["images"]]
-    for picture in pictures:
-        _, data, _ = picture.encoded
-        write_atomically(out_dir / picture.name, lambda path, data=data: path.write_bytes(data))
-    return [out_dir / name for name in ("report.html", "report.md", *(picture.name for picture in pictures))]
+    images = [image for part in [shown["before_after"] or {"images": []}, *shown["parts"]] for image in part["images"]]
+    for image in images:
+        _, data, _ = image.encoded
+        write_atomically(out_dir / image.name, lambda path, data=data: path.write_bytes(data))
+    return [out_dir / name for name in ("report.html", "report.md", *(image.name for image in images))]
 
 
 def publish(out_dir: Path, folder: Path) -> list[Path]:
-    """Copies the report that is written in `out_dir`, with the pictures that it links, into a folder; UserError if there is none."""
+    """Copy the report of `out_dir` and the images that it links into a folder; UserError if there is no report."""
     _refuse_unwritten(out_dir / "report.md")
     linked = re.findall(r"^!\[.*\]\(([\w-]+\.(?:png|webp))\)$", (out_dir / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
     names = ["report.html", "report.md", *linked]
@@ -59,10 +59,10 @@ def publish(out_dir: Path, folder: Path) -> list[Path]:
 
 
 def update_readme(readme: Path, out_dir: Path) -> None:
-    """Writes Table 2's summary and the count of verdicts between the two lines of `readme` that are there for them.
+    """Write the summary of Table 2 and the count of verdicts between the lines BEGIN and END of `readme`.
 
     Raises:
-        UserError: the lines are not there, or Table 2 is not finished.
+        UserError: the lines are missing, or Table 2 is not finished.
     """
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -77,9 +77,9 @@ def update_readme(readme: Path, out_dir: Path) -> None:
 
 
 def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]], preset: str) -> dict[str, Any]:
-    """What report.jinja shows."""
+    """Variables of report.jinja."""
     parts, table2, figure1 = list(finished.values()), finished.get("table2"), finished.get("figure1")
-    before_after = {"title": figure1.title, "images": _pictures(figure1)} if figure1 and figure1.pictures else None
+    before_after = {"title": figure1.title, "images": _images(figure1)} if figure1 and figure1.images else None
     missing = [name for name in NAMES if name not in finished]
     links = [*[("Pictures", "before-after")] * bool(before_after), ("Claims", "claims"), *[("Summary", "summary")] * bool(table2),
              ("Reading", "reading"), *((part.label, slug(part.name)) for part in parts), ("Settings", "settings")]
@@ -103,7 +103,7 @@ def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
 
 
 def _section(part: Finished) -> dict[str, Any]:
-    """A table or figure: numbers, images, remark, and how to make it again."""
+    """A table or figure: numbers, images, remark, and the commands that make it again."""
     shown = ends(part)
     again = [("All of it", [f"python -m ldm.paper {part.source} --preset {part.preset} --seeds {part.seeds}"])]
     for (commands, seconds), rows in groupby(part.rows, key=lambda row: (row["commands"], row["seconds"])):
@@ -113,13 +113,13 @@ def _section(part: Finished) -> dict[str, Any]:
         again.append((f"{name}{took}", commands) if commands else (f"{name}: nothing is trained", []))
     return {"label": part.label, "title": part.title, "anchor": slug(part.name), "section": part.section, "remark": part.remark,
             "numbers": numbers(part, shown), "all_numbers": shown and numbers(part), "again": again,
-            "images": [] if part.name == "figure1" else _pictures(part)}  # those of Figure 1 stand at the top
+            "images": [] if part.name == "figure1" else _images(part)}  # those of Figure 1 are at the top
 
 
-def _pictures(part: Finished) -> list[Picture]:
+def _images(part: Finished) -> list[ReportImage]:
     rows = ", ".join(row["name"] for row in part.rows)
     found = []
-    for path in part.pictures:
+    for path in part.images:
         is_curve = part.kind == "curve" or path.name == "figure5.png"
         if is_curve:
             shows, caption = f"curves of {', '.join(part.columns)}", part.title
@@ -127,12 +127,12 @@ def _pictures(part: Finished) -> list[Picture]:
             shows, caption = "photos of each person, and what the attacked model draws", "a column for each person whom the attacks teach"
         else:
             shows, caption = f"pictures, a row for each of: {rows}", "the same prompts with the same noise in each row"
-        found.append(Picture(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", not is_curve))
+        found.append(ReportImage(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", not is_curve))
     return found
 
 
 def _settings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
-    """The tables and figures that share settings, and these as flags."""
+    """Tables and figures that share settings, and the settings as flags."""
     settings: dict[str, list[str]] = {}
     for part in parts:
         settings.setdefault(" ".join(f"--{key} {value}" for key, value in part.settings.items()), []).append(part.label)
@@ -140,12 +140,12 @@ def _settings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
 
 
 def _total(parts: Sequence[Finished]) -> float:
-    """Seconds of all tables and figures, what several share counted once."""
+    """Seconds of all tables and figures; shared pieces count once."""
     return sum({piece: seconds for part in parts for piece, seconds in part.spent.items()}.values())
 
 
 def _versions(parts: Sequence[Finished]) -> str:
-    """Each library once, with all its versions where the tables were made with several."""
+    """Each library with its versions, several if the tables were made with several."""
     found: dict[str, set[str]] = {}
     for part in parts:
         for library, version in part.versions.items():

@@ -1,4 +1,4 @@
-"""What the report is made from: the tables and figures that are finished in --out_dir, and the claims that were checked on them."""
+"""Input of the report: the finished tables and figures in --out_dir, and the checked claims."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ class Finished:
     """A finished table or figure.
 
     Args:
-        section: said in full, "section 4.2"; empty where none is.
-        source: its name, or the YAML file of one that is not the paper's.
-        kind: of its figure, as in the YAML file; None without one.
-        rows: of each its name, the commands that train it, and their seconds.
+        section: in full, "section 4.2"; empty if there is none.
+        source: its name, or the YAML file of a table that is not the paper's.
+        kind: of its figure, as in the YAML file; None if there is no figure.
+        rows: name, training commands and their seconds per row.
         cells: by row and column.
-        pictures: the figure's files.
-        spent: seconds by piece of work, which other tables may share.
+        images: files of the figure.
+        spent: seconds per piece of work; tables can share pieces.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Finished:
     columns: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     cells: Mapping[tuple[str, str], Cell]
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     seeds: int
     devices: str
     settings: Mapping[str, Any]
@@ -48,17 +48,17 @@ class Finished:
 
     @property
     def label(self) -> str:
-        """As the paper calls it, "Table 2"; the name of one that is not the paper's."""
+        """The paper's name, "Table 2"; its own name for another table."""
         return f"{self.name[:-1].capitalize()} {self.name[-1]}" if self.name in NAMES else self.name
 
     def cell(self, row: str, column: str) -> Cell | None:
-        """What a row has measured or the paper has published, None where there is nothing."""
+        """The measured or published value of a row, None if there is neither."""
         found = self.cells.get((row, column))
         return None if found is None or found.mean is found.published is None else found
 
 
 def read_finished(out_dir: Path) -> dict[str, Finished]:
-    """All finished tables and figures by name, in the order of NAMES, then others; UserError if a file of theirs is damaged."""
+    """All finished tables and figures by name, in the order of NAMES, then others; UserError if a file is damaged."""
     finished = {}
     others = sorted({path.parent.name for path in out_dir.glob("*/about.json")} - {*NAMES})
     for name in (*NAMES, *others):
@@ -73,7 +73,7 @@ def read_finished(out_dir: Path) -> dict[str, Finished]:
 
 
 def read_claims(out_dir: Path) -> list[Mapping[str, Any]]:
-    """The claims with their verdicts, none where they have not been checked; UserError if the file is damaged."""
+    """The claims with their verdicts, none if they have not been checked; UserError if the file is damaged."""
     path = out_dir / "claims.json"
     if not path.exists():
         return []
@@ -96,12 +96,12 @@ def _finished(out_dir: Path, name: str, about: Mapping[str, Any]) -> Finished:
         name=name, source=source, kind=about["kind"],
         title=str(about["title"]), section=_place(about["section"]), remark=str(about["remark"]), preset=str(about["preset"]),
         columns=list(about["columns"]), rows=rows, cells=cells, seeds=int(about["seeds"]),
-        pictures=sorted(folder.glob(f"{name}*.png"), key=lambda path: path.stem),
+        images=sorted(folder.glob(f"{name}*.png"), key=lambda path: path.stem),
         devices=str(about["arguments"]["devices"]), settings=dict(about["settings"]), versions=dict(about["versions"]),
         spent={piece: float(seconds) for piece, seconds in about["spent"].items()},
         day=date.fromtimestamp((folder / "about.json").stat().st_mtime))
 
 
 def _place(section: Any) -> str:
-    """A section by its number or its name."""
+    """Text for a section number or name."""
     return f"section {section}" if str(section)[:1].isdigit() else str(section)

@@ -1,4 +1,4 @@
-"""Measured values as a reader sees them: published | measured, mean and standard deviation over trainings, the 95 % interval."""
+"""Measured values as text: published | measured, mean and standard deviation over trainings, 95 % interval."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ldm.paper.results.cells import Cell, published_in_words
 
 @dataclass(frozen=True)
 class Value:
-    """A number as it is shown; all in words. `best`: of its column."""
+    """A formatted number; `best` marks the best of its column."""
 
     text: str
     spread: str = ""
@@ -20,7 +20,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Column:
-    """`halves` are the columns under it, none where it is one itself."""
+    """`halves` are the two columns below its title, none for a single column."""
 
     title: str
     halves: Sequence[str] = ()
@@ -28,10 +28,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of numbers: of each row its name, and one value for each column or half of a column."""
+    """A table of numbers: name and values per row, one value per column or half of a column."""
 
     caption: str
-    first: str  # what the rows are
+    first: str  # title of the names
     columns: Sequence[Column]
     rows: Sequence[tuple[str, Sequence[Value]]]
 
@@ -41,7 +41,7 @@ class Numbers:
         return [f"{column.title} {half}".strip() for column in self.columns for half in column.halves or ("",)]
 
 
-# Whether less is better (-1), more is (1), or neither; the decimals; and what it is.
+# Whether lower (-1), higher (1) or neither is better; decimals; meaning.
 MEANING = {
     "ID-ACC, S_test": (-1, 3, "cosine of the generated face to the person's true face, for people of S_test, whom no training has named"),
     "max, S_test": (-1, 3, "the same, of each person's image that comes nearest"),
@@ -72,7 +72,7 @@ SUMMARY_ROWS = {"base": "without the prefix", "ours": "with the prefix"}
 
 
 def numbers(part: Finished, rows: Sequence[str] | None = None) -> Numbers:
-    """All rows of a table or figure, or those named, with its shown columns."""
+    """All rows of a table or figure, or the given ones, with the table's columns."""
     names = [row["name"] for row in part.rows] if rows is None else rows
     columns = [column for column in part.columns if any(part.cell(name, column) for name in names)]
     halves = {column: any(cell.published is not None for name in names if (cell := part.cell(name, column))) for column in columns}
@@ -91,14 +91,14 @@ def numbers(part: Finished, rows: Sequence[str] | None = None) -> Numbers:
 
 
 def ends(part: Finished) -> list[str] | None:
-    """The rows at the end of each curve, where every row is a point of one, "dreambooth, with, 100"; None of other tables."""
+    """The last row of each curve if every row is a point of a curve, "dreambooth, with, 100"; None for other tables."""
     names = [row["name"] for row in part.rows]
     last = names[-1].rpartition(", ")[2]
     return [name for name in names if name.endswith(f", {last}")] if all(re.search(r", \d+$", name) for name in names) else None
 
 
 def summary(table2: Finished) -> Numbers:
-    """What the prefix does, in two rows of Table 2, which stand here side by side."""
+    """Effect of the prefix: two rows of Table 2, side by side."""
     lines = []
     for column, title in SUMMARY.items():
         cells = [table2.cell(row, column) for row in SUMMARY_ROWS]
@@ -108,7 +108,7 @@ def summary(table2: Finished) -> Numbers:
 
 
 def meanings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
-    """What each column is that any of the tables shows."""
+    """Meaning of each column of these tables."""
     shown = {column for part in parts for column in part.columns}
     return [(_title(column), text) for column, (_, _, text) in MEANING.items() if column in shown]
 
@@ -129,7 +129,7 @@ def _measured(cell: Cell | None, column: str, best: float | None) -> Value:
 
 
 def _best(means: Sequence[float], column: str) -> float | None:
-    """The best of a column, None where none is better than another."""
+    """The best value of a column, None if no value is better than another."""
     sense = MEANING.get(column, UNKNOWN)[0]
     return None if sense == 0 or not means or min(means) == max(means) else sense * max(sense * mean for mean in means)
 

@@ -1,4 +1,4 @@
-"""The report's templates, filled: report.jinja with as_html.jinja or as_markdown.jinja, and the images that they show."""
+"""Render the report from its templates: report.jinja with as_html.jinja or as_markdown.jinja."""
 
 import base64
 import io
@@ -20,8 +20,8 @@ WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of images
 
 
 @dataclass(frozen=True)
-class Picture:
-    """`is_grid`: of images, which may be compressed; else of lines, which may not."""
+class ReportImage:
+    """An image of the report; a grid of images is compressed, a plot of curves is not."""
 
     path: Path
     alt: str
@@ -30,12 +30,12 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """Of its file beside report.md."""
+        """File name next to report.md."""
         return f"{slug(self.path.stem)}{'.webp' if self.is_grid else self.path.suffix}"
 
     @cached_property
     def encoded(self) -> tuple[str, bytes, tuple[int, int]]:
-        """Kind, bytes and size: a grid as WebP of at most WIDEST pixels, lines as they are; UserError if it cannot be read."""
+        """Format, bytes and size: a grid as WebP of at most WIDEST pixels, a plot as it is; UserError if it cannot be read."""
         image = rgb_image(ImageSource(self.path).read, self.path)
         if not self.is_grid:
             return "png", self.path.read_bytes(), image.size
@@ -46,13 +46,13 @@ class Picture:
 
 
 def render(form: str, report: Mapping[str, Any]) -> str:
-    """The report as "html", with every value escaped, or "markdown"; UserError if an image cannot be read."""
+    """The report as "html" with escaped values, or as "markdown"; UserError if an image cannot be read."""
     templates = _templates(form)
     return templates.get_template("report.jinja").render(report, form=templates.get_template(f"as_{form}.jinja")).strip() + "\n"
 
 
 def markdown_numbers(table: Numbers) -> str:
-    """A table of numbers; a column with halves is two columns."""
+    """A table of numbers as Markdown."""
     return _templates("markdown").get_template("as_markdown.jinja").module.numbers(table).strip()
 
 
@@ -64,7 +64,7 @@ def _templates(form: str) -> Environment:
 
 
 def _escaped(text: str) -> str:
-    """Any text as Markdown that shows it as it is, in one line."""
+    """Escape any text for Markdown, in one line."""
     return re.sub(r"([\\`*_\[\]|<>&#~$])", r"\\\1", " ".join(text.split()))
 
 
@@ -74,5 +74,5 @@ def _cell(value: Value) -> str:
 
 
 def _fence(lines: Sequence[str]) -> str:
-    """More backticks than the lines have in one place."""
+    """A fence longer than any run of backticks in the lines."""
     return "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(lines))), default=0))

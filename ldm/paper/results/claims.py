@@ -1,8 +1,8 @@
-"""What the paper claims, in our words: one function per claim, whose docstring is its sentence, over the cells of tables and figures.
+"""The paper's claims in our words: one function per claim over the measured cells; its docstring is the sentence of the claim.
 
-Each claim is checked on the people of whom the paper reports it: S_test, whom no training has named, and S_ID as well where the paper has
-both (Tables 1, 3 and 4). Thresholds that the paper does not give (.15 for "about a tenth", half, a third, .95, .05) are ours; every one is
-among the figures of the report. Claims that are ours say so. The text beside a preset says what was found out about a failure on it.
+Each claim is checked on the people for whom the paper reports it: S_test, never seen in training, and S_ID as well if the paper has both
+(Tables 1, 3 and 4). Thresholds that the paper does not state (.15 for "about a tenth", half, a third, .95, .05) are ours; the report shows
+every one. Claims of our own are marked. The text of a preset states the known reasons for a failure on it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ STRENGTHS = ("alpha = 0", "alpha = 0.5", "alpha = 2", "alpha = 5")   # of Table 
 
 
 class Claim(NamedTuple):
-    """`section` of the paper; `why` by preset."""
+    """`section` is the paper's; `why` holds the reasons for a failure by preset."""
 
     check: Callable[[Cells], Iterator[Finding]]
     section: str
@@ -29,7 +29,7 @@ CLAIMS: list[Claim] = []
 
 
 def claim(section: str, **why: str) -> Callable:
-    """Decorator: the next of CLAIMS."""
+    """Decorator that appends a function to CLAIMS."""
     def add(check: Callable[[Cells], Iterator[Finding]]) -> Callable[[Cells], Iterator[Finding]]:
         CLAIMS.append(Claim(check, section, why))
         return check
@@ -39,7 +39,7 @@ def claim(section: str, **why: str) -> Callable:
 def check_claims(cells: Cells, preset: str) -> list[dict[str, Any]]:
     """A row per claim: number, claim, section, verdict (the worst of its checks), figures (a line per check), why.
 
-    `why` is empty where the claim holds, and where nothing is known.
+    `why` is empty if the claim holds or no reason is known.
     """
     return [_judged(number, claim, cells, preset) for number, claim in enumerate(CLAIMS, start=1)]
 
@@ -97,7 +97,7 @@ def sdxl(cells: Cells) -> Iterator[Finding]:
     "'ours, 20 000 steps'), but still more than another noise does: people without a name are drawn less cleanly."))
 def images_of_nobody(cells: Cells) -> Iterator[Finding]:
     """Pictures that name nobody stay as they are: their FID is small, and their CLIP score is kept."""
-    # What another noise alone does to the model's images is the measure of "small".
+    # "Small" means below the effect of other initial noise alone.
     yield below(cells, ("table2", "ours", "FID (non-id)"), ("table2", "base, other noise", "FID (non-id)"))
     yield above(cells, ("table2", "ours", "CLIP"), ("table2", "base", "CLIP"), times=0.95)
 

@@ -1,6 +1,6 @@
-"""What a claim may say of measured cells, and whether it holds: below, above, about, falls, balances.
+"""Relations between measured cells that a claim can check: below, above, about, falls, balances.
 
-A place is (table, row, column). The noise of a difference: `ldm.paper.results.cells.difference`.
+A place is (table, row, column). `ldm.paper.results.cells.difference` computes differences and their half-widths.
 """
 
 import math
@@ -20,29 +20,29 @@ Cells = Mapping[Place, Cell]
 
 
 class Finding(NamedTuple):
-    """A verdict, and the line that says what was compared with what."""
+    """A verdict, and a line with the compared values."""
 
     verdict: str
     line: str
 
 
 def below(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
-    """A cell is below `times` another, or a number."""
+    """The cell is below `times` the other cell or number."""
     return _compared(cells, place, other, "below", lambda found: found, times)
 
 
 def above(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
-    """A cell is above `times` another, or a number."""
+    """The cell is above `times` the other cell or number."""
     return _compared(cells, place, other, "above", lambda found: -found, times)
 
 
 def about(cells: Cells, place: Place, other: Place | float, *, within: float) -> Finding:
-    """A cell differs from another, or a number, by less than `within`."""
+    """The cell differs from the other cell or number by less than `within`."""
     return _compared(cells, place, other, f"within {within:g} of", lambda found: abs(found) - within)
 
 
 def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding:
-    """No value is above the one before it, the last is below the first, and they fall steadily."""
+    """The values fall steadily along the rows: none is above the previous one, and the last is below the first."""
     values = {row: _value(cells, (table, row, column)) for row in rows}
     line = (f"{table}, {column}: {', '.join(_named(row, value) for row, value in values.items())} "
             "falling, none above the one before it, the last below the first")
@@ -59,7 +59,7 @@ def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding
 
 
 def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less: str, more: str) -> Finding:
-    """The share of `less` that is left minus the share of `more` that is kept is lower than another row's; shares of the row `base`."""
+    """The share of `less` that is left minus the share of `more` that is kept, relative to the row `base`, is below that of `other`."""
     mine, its = (_balance(*(_value(cells, (table, name, column)) for name in (each, base) for column in (less, more)))
                  for each in (row, other))
     line = f"{table}, {less} left less {more} kept, as shares of '{base}': {_named(row, mine)} below {_named(other, its)}"
@@ -70,7 +70,7 @@ def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less:
 
 
 def _compared(cells: Cells, place: Place, other: Place | float, words: str, excess: Callable[[float], float], times: float = 1) -> Finding:
-    """`excess` of the difference is below zero where the claim holds."""
+    """The claim holds if `excess` of the difference is below zero."""
     left = _value(cells, place)
     if isinstance(other, tuple):
         right, alike = _value(cells, other), place[2] == other[2]
@@ -85,7 +85,7 @@ def _compared(cells: Cells, place: Place, other: Place | float, words: str, exce
 
 
 def _balance(less: Cell | None, more: Cell | None, less_base: Cell | None, more_base: Cell | None) -> Cell | None:
-    """None where something is not measured, or the trainings of both columns do not pair."""
+    """None if a value is not measured, or the columns have different numbers of trainings."""
     if less is None or more is None or less_base is None or more_base is None or 0 in (less_base.mean, more_base.mean):
         return None
     if not less.values or len(less.values) != len(more.values):
@@ -104,20 +104,20 @@ def _below(left: Cell, right: Cell) -> str:
 
 
 def _verdict(excess: float, noise: float, is_known: bool) -> str:
-    """Of the claim that `excess` is below zero; single values whose noise nobody knows decide nothing."""
+    """Verdict on `excess` < 0; single values without an interval decide nothing."""
     if not is_known:
         return WITHIN_NOISE
     return HOLDS if excess < -noise else DOES_NOT_HOLD if excess > noise else WITHIN_NOISE
 
 
 def _value(cells: Cells, place: Place) -> Cell | None:
-    """None where nothing was measured."""
+    """None if nothing was measured."""
     cell = cells.get(place)
     return None if cell is None or cell.mean is None else cell
 
 
 def _said(cell: Cell | None) -> str:
-    """The mean, and its 95 % interval, if it has one."""
+    """The mean, and its 95 % interval if there is one."""
     return "not measured" if cell is None else f"{cell.mean:.3f}{cell.interval}"
 
 

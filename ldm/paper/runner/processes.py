@@ -1,4 +1,4 @@
-"""The processes that make a command's pieces, one for each of its devices, and how far they are."""
+"""Workers of a command, one per device, and their progress."""
 
 import os
 import subprocess
@@ -15,20 +15,20 @@ from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import Place, last_words
 from ldm.util import UserError
 
-PLACE = "APL_PAPER_PLACE"  # environment variable of a process of the crew: the number of its place
+PLACE = "APL_PAPER_PLACE"  # environment variable of a worker: the index of its place
 
 
 def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label: str) -> None:
-    """Makes what is not done, on all places at once; a process of the crew, which this command has started, makes its share.
+    """Make all unfinished pieces with one worker per place; in a worker that this command has started, take part.
 
     Args:
         pieces: see `ldm.paper.runner.queue.whole`.
-        label: of the progress bar, whose total is in calls of the U-Net.
+        label: of the progress bar, whose unit is a U-Net call.
 
     Raises:
-        UserError: a piece has failed; what is done stays, and the others go on when the same is asked for again.
+        UserError: a piece has failed. Finished pieces stay, and the same command resumes.
     """
-    os.environ.pop("SLURM_NTASKS", None)  # each process works alone, however many of them srun has started
+    os.environ.pop("SLURM_NTASKS", None)  # each worker is independent, even if srun has started several
     if PLACE in os.environ:
         end_with_starter()
         return make_all(pieces, Tools(places[int(os.environ[PLACE])]))
@@ -37,7 +37,7 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
     with tqdm(total=round(sum(piece.size for piece in pieces)), initial=round(done), desc=label, unit="call", unit_scale=True, smoothing=0,
               disable=not left) as bar:
         def look() -> None:
-            """Moves the bar by what has been done since, whoever did it."""
+            """Advance the bar by the pieces that any worker has finished since."""
             for piece in [piece for piece in left if piece.is_done()]:
                 left.remove(piece)
                 bar.update(round(piece.size))
@@ -50,7 +50,7 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
 
 
 def who_works(pieces: Sequence[Piece]) -> dict[str, int]:
-    """How many of the pieces each machine is making now."""
+    """Number of pieces that each machine is making now."""
     found: dict[str, int] = {}
     for piece in pieces:
         if machine := holder(piece.folder):
@@ -59,31 +59,32 @@ def who_works(pieces: Sequence[Piece]) -> dict[str, int]:
 
 
 def _start(places: Sequence[Place], out_dir: Path) -> dict[Path, subprocess.Popen]:
-    """This command again, for each place; by the log that says what it said."""
-    crew = {}
+    """Start this command again for each place; returns the processes by their logs."""
+    workers = {}
     for number, place in enumerate(places):
         log = out_dir / f"process-{os.getpid()}-{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             own = os.environ | place.environment | {PLACE: str(number), STARTED_BY: str(os.getpid())}
-            crew[log] = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=own)
-    return crew
+            command = [sys.executable, *sys.orig_argv[1:]]
+            workers[log] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=own)
+    return workers
 
 
-def _watch(crew: dict[Path, subprocess.Popen], look: Callable[[], None], left: Sequence[Piece]) -> None:
-    """Waits until all processes have ended; all of them end with this one, or with the first that fails."""
+def _watch(workers: dict[Path, subprocess.Popen], look: Callable[[], None], left: Sequence[Piece]) -> None:
+    """Wait until all workers have ended; terminate all of them when one fails, or this process is interrupted."""
     try:
-        while any(process.poll() is None for process in crew.values()) and not any(process.poll() for process in crew.values()):
+        while any(process.poll() is None for process in workers.values()) and not any(process.poll() for process in workers.values()):
             time.sleep(LOOK_EVERY)
             look()
         look()
     finally:
-        for process in crew.values():
+        for process in workers.values():
             process.terminate()
             process.wait()
-    failed = next((log for log, process in crew.items() if process.returncode not in (0, -15)), None)
+    failed = next((log for log, process in workers.items() if process.returncode not in (0, -15)), None)
     if failed or left:
         raise UserError(f"{last_words(failed) if failed else 'the processes have ended too early'}; what is done stays, correct that, and "
-                        f"the same command goes on (the whole is in {failed or next(iter(crew))})")
-    for log in crew:
+                        f"the same command goes on (the whole is in {failed or next(iter(workers))})")
+    for log in workers:
         log.unlink()

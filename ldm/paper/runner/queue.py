@@ -1,8 +1,8 @@
-"""The work behind tables and figures in pieces, which any number of processes and machines take from one folder.
+"""Queue of the work behind tables and figures, shared by any number of processes and machines through one folder.
 
-A piece has a folder of its own and says whether it is done. The process that makes it holds a lease, `<folder>/claim`, which filelock
-renews every few seconds. A lease is void when its process has ended on this machine, or when nobody has renewed it for a minute. So two
-machines that share the folder take different pieces, and what a killed run has left is taken up at once.
+Each piece of work has its own folder. The worker that makes it holds a lease there, `<folder>/claim`, which filelock renews every few
+seconds. A lease expires when its process has ended on this machine, or has not renewed it for a minute. So machines that share the folder
+make different pieces, and another worker takes over what a killed run had begun.
 """
 
 import time
@@ -17,19 +17,24 @@ from ldm.util import UserError
 
 CLAIM = "claim"
 TOUCH_EVERY, VOID_AFTER = 5.0, 60.0  # seconds
-LOOK_EVERY = 0.5                     # seconds between looks at what others do
-_refused: dict[Path, SoftFileLease] = {}  # a lease must be seen unchanged by the same object for VOID_AFTER to be void
+LOOK_EVERY = 0.5                     # seconds between two looks at pieces of other workers
+_refused: dict[Path, SoftFileLease] = {}  # leases of others: an object must see the file unchanged for VOID_AFTER before it takes over
 
 
 class Piece(Protocol):
-    """Something to be made, once.
+    """A piece of work, made once.
 
-    `folder` is its own; `needs` must be done before; `size` says about how many calls of the U-Net it takes.
+    `needs` must be done first; `size` is its approximate number of U-Net calls.
     """
 
-    folder: Path
-    needs: Sequence["Piece"]
-    size: float
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def needs(self) -> Sequence["Piece"]: ...
+
+    @property
+    def size(self) -> float: ...
 
     def is_done(self) -> bool: ...
 
@@ -37,7 +42,7 @@ class Piece(Protocol):
 
 
 def whole(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces and all that they need, each once, by its folder, and after what it needs."""
+    """The pieces and everything that they need, each folder once, dependencies first."""
     found: dict[Path, Piece] = {}
 
     def add(piece: Piece) -> None:
@@ -51,15 +56,15 @@ def whole(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def make_all(pieces: Sequence[Piece], tools: Any, after: Callable[[], None] = lambda: None) -> None:
-    """Makes what is not done, and waits for what others are making; every piece is done at the end.
+    """Make all unfinished pieces and wait for those of other workers; every piece is done at the end.
 
     Args:
-        pieces: in the order in which they are to be taken; see `whole`.
-        tools: what `Piece.make` is given.
+        pieces: in the order of the work; see `whole`.
+        tools: argument of `Piece.make`.
         after: called after each piece, and while this process waits.
 
     Raises:
-        UserError: a piece has ended without being done.
+        UserError: a piece is not done after its `make`.
     """
     left = list(pieces)
     while left := [piece for piece in left if not piece.is_done()]:
@@ -71,7 +76,7 @@ def make_all(pieces: Sequence[Piece], tools: Any, after: Callable[[], None] = la
 
 
 def _made(piece: Piece, tools: Any) -> bool:
-    """Whether the piece was free, and has been made now."""
+    """Make the piece unless another worker holds it; returns whether it was free."""
     with claimed(piece.folder) as mine:
         if mine and not piece.is_done():  # another may just have finished it
             piece.make(tools)
@@ -82,13 +87,13 @@ def _made(piece: Piece, tools: Any) -> bool:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold the folder until the context ends; False where another holds it."""
+    """Hold the folder's lease until the context exits; False if another worker holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CLAIM
     lease = _refused.pop(path, None) or SoftFileLease(path, lease_duration=VOID_AFTER, heartbeat_interval=TOUCH_EVERY)
     with suppress(FileNotFoundError):
         if not path.stat().st_size and time.time() - path.stat().st_mtime > VOID_AFTER:
-            path.unlink()  # of a process that was killed before it wrote; filelock keeps such a file
+            path.unlink()  # its process was killed before it wrote; filelock never removes such a file
     try:
         lease.acquire(timeout=0)
     except Timeout:
@@ -102,10 +107,10 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def holder(folder: Path) -> str | None:
-    """The machine that works in a folder, None if none does."""
+    """The machine whose worker holds the folder, None if none does."""
     path = folder / CLAIM
     if not path.exists():
         return None
     with claimed(folder) as mine:
         owner = None if mine else SoftFileLease(path).owner
-    return owner and owner.hostname.partition("?")[0]  # a container's name has a suffix
+    return owner and owner.hostname.partition("?")[0]  # filelock adds a suffix in a container
