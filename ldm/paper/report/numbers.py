@@ -35,11 +35,6 @@ class Numbers:
     columns: Sequence[Column]
     rows: Sequence[tuple[str, Sequence[Value]]]
 
-    @property
-    def titles(self) -> list[str]:
-        """A column with halves is two."""
-        return [f"{column.title} {half}".strip() for column in self.columns for half in column.halves or ("",)]
-
 
 # Whether lower (-1), higher (1) or neither is better; decimals; meaning.
 MEANING = {

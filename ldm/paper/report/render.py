@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from ldm.evaluation.tables import markdown_lines
 from ldm.image_files import ImageSource, rgb_image
 from ldm.paper.config import slug
 from ldm.paper.report.numbers import Numbers, Value
@@ -52,14 +53,17 @@ def render(form: str, report: Mapping[str, Any]) -> str:
 
 
 def markdown_numbers(table: Numbers) -> str:
-    """A table of numbers as Markdown."""
-    return _templates("markdown").get_template("as_markdown.jinja").module.numbers(table).strip()
+    """A table of numbers as Markdown; a column with halves is two columns."""
+    titles = [f"{column.title} {half}".strip() for column in table.columns for half in column.halves or ("",)]
+    return markdown_lines([table.first, *titles], [False, *[True] * len(titles)],
+                          [[_escaped(name), *map(_cell, values)] for name, values in table.rows])
 
 
 def _templates(form: str) -> Environment:
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=form == "html", undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"md": _escaped, "cell": _cell, "fence": _fence, "base64": lambda data: base64.b64encode(data).decode()}
+    templates.filters |= {"md": _escaped, "table": markdown_numbers, "fence": _fence,
+                          "base64": lambda data: base64.b64encode(data).decode()}
     return templates
 
 
