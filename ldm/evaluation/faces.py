@@ -31,11 +31,6 @@ class Face:
     score: float             # of the detector, 0 .. 1
     n_faces: int = 1         # in the picture, see FaceAnalyzer.count
 
-    @property
-    def area(self) -> float:
-        """Pixels of the box."""
-        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
-
 
 class FaceAnalyzer:
     """Finds the largest face of a picture and embeds it.
