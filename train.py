@@ -1,4 +1,4 @@
-"""Learns an anonymization prompt for a frozen text-to-image model (arXiv 2405.16895), and shows what it does.
+"""Learn an anonymization prompt for a frozen text-to-image model (arXiv 2405.16895), and measure its effect.
 
     python train.py --preset mini
     python train.py --prompt apl --train_method apl --iterations 20000 --lr 1e-3 --devices 0 \
@@ -6,8 +6,8 @@
     python train.py --preset mini --train_method esd                                       # a competing method
     python train.py --preset mini --train_method dreambooth --photos data/mini/photos/n000001    # an attack
 
-Writes the prefix to embeddings/<prompt>-<step>.pt (edited weights to --out_dir), and log, pictures and the final table to --out_dir.
-The same command again goes on where it stopped.
+Writes the prefix to embeddings/<prompt>-<step>.pt (edited weights to --out_dir), and log, images and the final table to --out_dir.
+The same command again resumes an interrupted run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show_plan(args: argparse.Namespace) -> None:
-    """One page on what the training needs and takes; status 2 where something is missing."""
+    """Print one page with the inputs and the cost of the training; status 2 if an input is missing."""
     from ldm.apl.dry_run import missing_inputs, page
 
     inputs = train_inputs(args)
@@ -40,12 +40,12 @@ def show_plan(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """The paper's procedure, from the data to the final table."""
-    # Imported here so that --help and a mistyped flag are answered at once.
+    # Imported here so that --help and mistyped flags are answered at once.
     from ldm.apl.acceleration import accelerate
     from ldm.apl.launch import launch, set_precision
-    from ldm.apl.plan import arguments_of, describe, look_ahead, make_plan, prefix_path, write_arguments
     from ldm.apl.prefix import build_prefix
     from ldm.apl.trainer import train_prefix
+    from ldm.apl.training_run import arguments_of, describe, look_ahead, prefix_path, prepare_run, write_arguments
     from ldm.device import pick_precision
     from ldm.experiments.training_report import FinalTableOptions, TrainingReport, summary, write_before_after
     from ldm.experiments.variants import Variant
@@ -53,16 +53,16 @@ def train(args: argparse.Namespace) -> None:
     from ldm.logbook import Logbook
 
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
-    plan = make_plan(args)
+    run = prepare_run(args)
     if fabric.is_global_zero:
-        print(describe(args, plan), flush=True)
+        print(describe(args, run), flush=True)
     precision = pick_precision(args.precision, fabric.device)
-    arguments = arguments_of(args, plan, precision, args.out_dir / "hashes.json")
+    arguments = arguments_of(args, run, precision, args.out_dir / "hashes.json")
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
-    report = TrainingReport(options_of(FinalTableOptions, args), plan.people, fabric)
+    report = TrainingReport(options_of(FinalTableOptions, args), run.people, fabric)
     if fabric.is_global_zero:
         write_arguments(args, arguments)
-        plan.left_out.announce(args.out_dir)
+        run.left_out.announce(args.out_dir)
 
     files = ModelFiles.of(args)
     model = files.load(fabric.device)
@@ -71,9 +71,9 @@ def train(args: argparse.Namespace) -> None:
                           initializer_words=args.initializer_words, seed=args.seed)
     recorded = accelerate(model, checkpointing=args.checkpointing, compile=args.compile, cuda_graphs=args.cuda_graphs,
                           batch_size=args.batch_size // fabric.world_size, world_size=fabric.world_size)
-    batches = look_ahead(args, plan, arguments, fabric, model, prefix, logbook)
+    batches = look_ahead(args, run, arguments, fabric, model, prefix, logbook)
     before_after = report.before_after(model)
-    train_prefix(fabric, model, prefix, batches, settings=plan.settings, logbook=logbook,
+    train_prefix(fabric, model, prefix, batches, settings=run.settings, logbook=logbook,
                  save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
                  draw=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded)
 
@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
     rows = report.measure(model, files, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
         write_before_after(args.out_dir / "before-after.png", before_after, Variant(manager=prefix))
-        print(f"{summary(rows)}\n\nprefix {final}, tables and pictures {args.out_dir}")
+        print(f"{summary(rows)}\n\nprefix {final}, tables and images {args.out_dir}")
 
 
 def train_another(args: argparse.Namespace) -> None:
@@ -112,7 +112,7 @@ def train_another(args: argparse.Namespace) -> None:
     result = plan.run(fabric, weights, logbook)
     said = report(model, result)
     if fabric.is_global_zero:
-        print(f"{said}\n\nresult {result}, tables and pictures {args.out_dir}")
+        print(f"{said}\n\nresult {result}, tables and images {args.out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,22 @@
-"""Anonymization Prompt Learning (arXiv 2405.16895); read prefix, losses, trainer, transfer_routes, enforcement, in this order."""
+"""Anonymization Prompt Learning (arXiv 2405.16895).
+
+Read `step.py` first: the training step as the paper defines it. Then, in this order:
+
+    prefix.py            [AP], the vectors that are learned (Eq. 2)
+    losses.py            L_ID and L_Reg (Eq. 5 to 7)
+    fast_step.py         the same step in less time
+    trainer.py           the training loop (section 3.5)
+    look_ahead.py        batches with frozen predictions, from examples.py (S_ID and S_Reg) or target_cache.py
+    training_run.py      from the flags of train.py to data, settings and batches; launch.py, workers.py and acceleration.py run it
+    transfer_routes.py   transfer to SDXL (section 4.2); transfer.py is its command
+    enforcement.py       the prefix in a service
+"""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`AnonymizationPrompt`, imported when it is asked for: whoever imports another part of the package waits for nothing else."""
+    """Import `AnonymizationPrompt` on first use: other parts of the package need not wait for it."""
     if name == "AnonymizationPrompt":
         from ldm.apl.enforcement import AnonymizationPrompt
         return AnonymizationPrompt

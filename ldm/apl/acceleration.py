@@ -1,4 +1,4 @@
-"""What makes the same step faster on a GPU, each part optional: compiled blocks, and the whole step as one CUDA graph."""
+"""Optional accelerations of the same step: compiled blocks, and one CUDA graph for the whole step."""
 
 import copy
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.apl.look_ahead import Batch
+from ldm.apl.fast_step import Batch
 from ldm.apl.trainer import Step
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import ResBlock
 from ldm.util import first_line, warn
 
-SHAPES = 64          # compiled versions of one block: a U-Net has up to 13 sizes of it, with and without gradient
-WARM_UP = 3          # steps before a recording, in which libraries choose their algorithms
-SMALL_BATCH = 4      # samples; from 8 on the device is busy for longer than Python needs to give it the next work
+SHAPES = 64          # compiled versions per block: a U-Net has up to 13 sizes of it, with and without gradient
+WARM_UP = 3          # steps before recording, in which libraries choose their algorithms
+SMALL_BATCH = 4      # samples; from 8 on the device takes longer per step than Python
 
 
 def accelerate(model: LatentDiffusion, *, checkpointing: bool, compile: bool, cuda_graphs: bool, batch_size: int,
                world_size: int) -> Callable[[Step, torch.optim.Optimizer], Step] | None:
-    """Sets the model up as the flags ask; RecordedStep where steps are to be recorded, else None.
+    """Prepare the model according to the flags; return RecordedStep if steps are to be recorded, else None.
 
     Args:
-        batch_size: samples of a step on this device.
+        batch_size: samples per step on this device.
     """
     model.model.diffusion_model.checkpointing = checkpointing
     if compile:
@@ -33,15 +33,15 @@ def accelerate(model: LatentDiffusion, *, checkpointing: bool, compile: bool, cu
 
 
 def compile_blocks(model: LatentDiffusion) -> None:
-    """Compiles residual and transformer blocks one by one, for fixed shapes: minutes where the whole U-Net would take an hour.
+    """Compile residual and transformer blocks one by one, for fixed shapes: minutes, where the whole U-Net would take an hour.
 
-    Without a working compiler it leaves the model as it is, with one line of warning.
+    Without a working compiler, leave the model unchanged and warn in one line.
     """
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.zeros(2, device=model.device))
-    except Exception as error:  # whatever the compiler's tool chain raises
+    except Exception as error:  # the compiler's tool chain may raise anything
         return warn(f"--compile has no effect, for torch.compile fails here ({first_line(error)})")
-    torch._dynamo.config.suppress_errors = True  # a block that cannot be compiled runs as it is
+    torch._dynamo.config.suppress_errors = True  # blocks that cannot be compiled run eagerly
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     for module in model.model.modules():
         if isinstance(module, ResBlock | BasicTransformerBlock):
@@ -49,7 +49,7 @@ def compile_blocks(model: LatentDiffusion) -> None:
 
 
 def graphs_are_possible(device: torch.device, *, batch_size: int, world_size: int) -> bool:
-    """Whether a step of `batch_size` samples on this device can be, and is worth being, one CUDA graph; one line of warning if not."""
+    """Whether a step of `batch_size` samples on this device can and should be one CUDA graph; warns in one line if not."""
     if device.type != "cuda":
         reason = "a CUDA graph needs a GPU"
     elif world_size > 1:
@@ -63,7 +63,7 @@ def graphs_are_possible(device: torch.device, *, batch_size: int, world_size: in
 
 
 def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A function that replays what `run` does on the device, without Python in between; `run` is called a few times first."""
+    """Record the work of `run` on the device, after a few calls for warm-up; return a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -82,14 +82,14 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 class RecordedStep:
-    """An optimizer step, recorded on its first batch and replayed on all of them, which must have the same shapes.
+    """An optimizer step that is recorded on the first batch and replayed on every batch; all batches have the same shapes.
 
-    Where it cannot be recorded, it is made as it is, with one line of warning.
+    If the step cannot be recorded, it runs as it is, and one line of warning says so.
 
     Args:
-        step: whose host never waits for the device.
+        step: must not synchronize host and device.
         optimizer: Adam with capturable=True and a learning rate in a tensor.
-        record: makes the replay of a function.
+        record: returns the replay of a function.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, record: Callable = cuda_graph):
@@ -99,19 +99,19 @@ class RecordedStep:
     def __call__(self, batch: Batch) -> Tensor:
         if self._batch is None:
             self._batch = Batch(*(tensor.clone() for tensor in vars(batch).values()))
-            self._replay = self._recorded()
+            self._replay = self._recorded(self._batch)
         for place, tensor in zip(vars(self._batch).values(), vars(batch).values(), strict=True):
             place.copy_(tensor)
         return self._replay()
 
-    def _recorded(self) -> Callable[[], Tensor]:
-        """The replay, or else the step itself; prefix and optimizer as they were before the steps that the recording makes."""
+    def _recorded(self, batch: Batch) -> Callable[[], Tensor]:
+        """The replay of a step on `batch`, or the step itself; restores prefix and optimizer after the warm-up of the recording."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         vectors = [parameter.detach().clone() for parameter in parameters]
         states = [copy.deepcopy(self.optimizer.state.get(parameter, {})) for parameter in parameters]
 
         def step() -> Tensor:
-            return self.step(self._batch)
+            return self.step(batch)
 
         try:
             replay = self.record(step)

@@ -1,14 +1,13 @@
-"""Enforcing the prefix in a service: once attached to a pipeline it stands in front of every prompt (paper section 3.3, Eq. 2).
+"""Enforce the prefix in a service: attached to a pipeline, it precedes every prompt (paper section 3.3, Eq. 2).
 
-Nobody writes a trigger word, and none works: the vectors enter behind the begin-of-text token, at the level of embeddings. What
-holds, and what does not:
+There is no trigger word: the vectors are inserted after the begin-of-text token, at the level of embeddings. Guarantees and limits:
 
-- Every text that `encode_prompt` takes for a prompt is prefixed; negative prompts, empty ones too, keep their bits. A pipeline
-  that was made of another's components is another pipeline: attach to each that the service calls.
-- Threads may encode at the same time, also through one shared text encoder, and are told apart. Give each a scheduler and a tokenizer
-  of its own, as without a prefix: both keep state. Attach and detach while nothing is being drawn.
-- It guards texts against their authors. Pictures given as prompts (IP-Adapter, img2img), phrases that a pipeline encodes elsewhere
-  (GLIGEN), and code in the service that calls the text encoder itself go around it.
+- Every prompt that `encode_prompt` encodes is prefixed; negative prompts, including empty ones, keep their bits. A pipeline built from
+  another's components is a different pipeline: attach to each one that the service calls.
+- Threads may encode at the same time, also through a shared text encoder. As without a prefix, each thread needs its own scheduler and
+  tokenizer, which keep state. Do not attach or detach during generation.
+- Only texts are protected. Image prompts (IP-Adapter, img2img), phrases that a pipeline encodes elsewhere (GLIGEN), and service code that
+  calls the text encoder itself bypass the prefix.
 """
 
 import functools
@@ -31,20 +30,20 @@ from ldm.modules.embedding_manager import longest_prefix
 from ldm.util import UserError
 
 GIVEN_EMBEDS = ("refuse", "allow", "prefix")
-# What a pipeline must have to be one of Stable Diffusion v1 or SDXL: names and classes of its parts, parameters of its encode_prompt.
+# Requirements for a pipeline of Stable Diffusion v1 or SDXL: names and classes of its parts, parameters of its encode_prompt.
 ENCODERS = {"text_encoder": ("tokenizer", CLIPTextModel), "text_encoder_2": ("tokenizer_2", CLIPTextModelWithProjection)}
 PARAMETERS = {"prompt", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds"}
 
 
 class AnonymizationPrompt:
-    """A learned prefix that `attach` puts in front of every prompt of a model.
+    """A learned prefix that `attach` inserts in front of every prompt of a model.
 
-    How strong the protection is, and how much of a prompt without names moves, is chosen among the checkpoints of a training, for
-    instance apl-2000.pt and apl-20000.pt; `interpolate` is the dial between two of them.
+    The checkpoints of a training, for instance apl-2000.pt and apl-20000.pt, differ in the strength of the protection and in the change of
+    prompts without names; `interpolate` gives prefixes between two of them.
     """
 
     def __init__(self, *vectors: Tensor, source: str = "the prefix"):
-        """The prefix (m, d) of one text encoder, or those of SDXL's first and second; `source` names it in refusals."""
+        """Create a prefix from vectors (m, d) for one text encoder, or for SDXL's first and second; `source` names it in error messages."""
         self.vectors = tuple(matrix.detach().clone() for matrix in vectors)
         self.source = source
         self._fronts: weakref.WeakKeyDictionary[Any, list[_EncoderFront]] = weakref.WeakKeyDictionary()
@@ -54,10 +53,10 @@ class AnonymizationPrompt:
 
     @classmethod
     def load(cls, path: str | Path) -> "AnonymizationPrompt":
-        """The prefix of a file of any form that `read_embedding_file` takes, with one entry or with clip_l and clip_g.
+        """Load the prefix from a file that `read_embedding_file` accepts, with one entry or with clip_l and clip_g.
 
         Raises:
-            UserError: the file cannot be read, or its entries leave open which of them is the prefix.
+            UserError: the file cannot be read, or its entries do not determine the prefix.
         """
         file = read_embedding_file(path)
         if file.pair is not None:
@@ -69,7 +68,7 @@ class AnonymizationPrompt:
         return cls(*entries.values(), source=str(path))
 
     def interpolate(self, other: "AnonymizationPrompt", weight: float) -> "AnonymizationPrompt":
-        """(1 - weight) of this prefix and weight of `other`; UserError where their shapes differ."""
+        """The prefix (1 - weight) * self + weight * other; UserError if their shapes differ."""
         shapes, others = ([tuple(matrix.shape) for matrix in prompt.vectors] for prompt in (self, other))
         if shapes != others:
             raise UserError(f"{self.source} has the shape {_listed(shapes)} and {other.source} {_listed(others)}; give two prefixes "
@@ -78,14 +77,14 @@ class AnonymizationPrompt:
         return AnonymizationPrompt(*mixed, source=f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}")
 
     def attach(self, target: Any, given_embeds: str = "refuse") -> "AnonymizationPrompt":
-        """From now on the vectors stand in front of every prompt of `target`; returns this prefix. Texts lose what no longer fits.
+        """Insert the vectors in front of every prompt of `target` from now on; long texts are truncated. Returns this prefix.
 
         Args:
             target: a diffusers pipeline of Stable Diffusion v1 or SDXL (text to image, img2img, inpainting, ControlNet, ...), or
-                LatentDiffusion, whose `get_learned_conditioning` then prefixes each text but the empty one, which scripts give for
-                guidance; negative prompts with words go through its `get_negative_conditioning`.
-            given_embeds: what a pipeline does with a caller's `prompt_embeds`, for which the prefix comes too late. The very tensors
-                that its own `encode_prompt` returned are prefixed already and pass. Others:
+                LatentDiffusion, whose `get_learned_conditioning` then prefixes every text except the empty one, which scripts use
+                for guidance; use its `get_negative_conditioning` for negative prompts with words.
+            given_embeds: treatment of a caller's `prompt_embeds`, which are already encoded. Tensors returned by the pipeline's own
+                `encode_prompt` are prefixed and pass. For others:
                 "refuse": UserError. "allow": pass as they are, unprotected.
                 "prefix": for one text encoder, the contexts of begin of text and the vectors come in front and as many at the end
                 are dropped. The text's own contexts have not seen the prefix, which protects less: on 16 people of the miniature
@@ -119,13 +118,13 @@ class AnonymizationPrompt:
             hooks = self._hooks(target, self.vectors, [embedder.get_input_embeddings() for embedder in embedders],
                                 [embedder.tokenizer for embedder in embedders])
             method = _prefixed_conditioning(original, hooks)
-        method.attached = (self, given_embeds)
+        method.attached = (self, given_embeds)  # type: ignore[attr-defined]
         setattr(target, name, method)
         self._fronts[target] = fronts
         return self
 
     def detach(self, target: Any = None) -> None:
-        """Leaves `target`, or everything that this prefix is attached to, as it was before; harmless where it is not attached."""
+        """Restore `target`, or everything that this prefix is attached to; does nothing if it is not attached."""
         for model in list(self._fronts) if target is None else [target]:
             if model not in self._fronts:
                 continue
@@ -134,11 +133,11 @@ class AnonymizationPrompt:
             name = _method_name(model)
             original = vars(model)[name].__wrapped__
             delattr(model, name)
-            if getattr(model, name) != original:  # the caller's own function stood there
+            if getattr(model, name) != original:  # an instance attribute of the caller
                 setattr(model, name, original)
 
     def _hooks(self, target: Any, vectors: Sequence[Tensor], tables: Sequence[nn.Embedding], tokenizers: Sequence[Any]) -> list[FrontHook]:
-        """The hook of each text encoder; UserError if the vectors are another model's."""
+        """The hook for each text encoder; UserError if the vectors belong to another model."""
         kind, widths = type(target).__name__, [table.weight.shape[1] for table in tables]
         if len(widths) > len(vectors):
             raise UserError(f"{self.source} is a prefix of one text encoder and {kind} has two; make the pair of prefixes that it needs "
@@ -158,23 +157,23 @@ class AnonymizationPrompt:
         return [FrontHook(matrix, tokenizer.eos_token_id) for matrix, tokenizer in zip(vectors, tokenizers, strict=True)]
 
 
-# Of this thread: the text encoders that a pipeline has at its prompt, and whether the vectors got into them.
+# Per thread: the text encoders that currently encode a prompt, and whether the vectors were inserted.
 _serving: ContextVar[dict["_EncoderFront", bool]] = ContextVar("_serving")
 
 
 class _EncoderFront:
-    """Puts the vectors into a pipeline's text encoder while, in this thread, that pipeline encodes a prompt.
+    """Insert the vectors into a pipeline's text encoder while that pipeline encodes a prompt in this thread.
 
-    The token ids make room first, so that positions, padding and the pooled output (at the end of text) are those of the longer text.
+    The token ids are shifted first, so that positions, padding and the pooled output (at the end of text) are those of the longer text.
     """
 
-    def __init__(self, encoder: nn.Module, hook: FrontHook):
+    def __init__(self, encoder: Any, hook: FrontHook):
         self.encoder, self.hook = encoder, hook
         self.table: nn.Module | None = None
         self.handles = [encoder.register_forward_pre_hook(self._make_room)]
 
     def follow_table(self) -> None:
-        """Hooks the table of token embeddings, which `load_textual_inversion` replaces."""
+        """Hook the table of token embeddings again if `load_textual_inversion` has replaced it."""
         table = self.encoder.get_input_embeddings()
         if table is not self.table:
             self.table = table
@@ -198,12 +197,12 @@ class _EncoderFront:
 
 
 def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront], given_embeds: str) -> Callable:
-    """A pipeline's `encode_prompt` that encodes the prompt alone, with the prefix, and hands the result to the original."""
+    """Wrap a pipeline's `encode_prompt`: encode the prompt alone, with the prefix, and pass the result to the original."""
     signature = inspect.signature(original)
-    own: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # id -> what this method returned
+    own: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # outputs of this method, by id
 
     def encode(call: inspect.BoundArguments, **changed: Any) -> Sequence[Tensor]:
-        """What the original returns for the prompt without guidance: whatever it encodes then is the prompt."""
+        """Call the original for the prompt without guidance, so that everything it encodes is the prompt."""
         for front in fronts:
             front.follow_table()
         alone = call.arguments | {"do_classifier_free_guidance": False, "num_images_per_prompt": 1} | changed
@@ -215,7 +214,7 @@ def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront],
             _serving.reset(token)
         if not all(served.values()):
             raise UserError("the anonymization prompt did not reach the text encoder, which was compiled or exchanged after attach, "
-                            "so nothing is drawn; call detach() and attach it again")
+                            "so nothing is generated; call detach() and attach it again")
         return encoded
 
     @functools.wraps(original)
@@ -242,7 +241,7 @@ def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront],
 
 
 def _prefixed_conditioning(original: Callable, hooks: Sequence[FrontHook]) -> Callable:
-    """LatentDiffusion's `get_learned_conditioning` that prefixes each text but the empty one."""
+    """Wrap LatentDiffusion's `get_learned_conditioning`: prefix every text except the empty one."""
     @functools.wraps(original)
     def get_learned_conditioning(texts: str | Sequence[str], embedding_manager: Any = None) -> Any:
         if embedding_manager is not None:
@@ -259,7 +258,7 @@ def _prefixed_conditioning(original: Callable, hooks: Sequence[FrontHook]) -> Ca
 
 
 def _method_name(target: Any) -> str:
-    """The method of a model through which prompts go."""
+    """Name of the method that encodes prompts."""
     for name in ("get_learned_conditioning", "encode_prompt"):
         if callable(getattr(target, name, None)):
             return name
@@ -267,8 +266,8 @@ def _method_name(target: Any) -> str:
                     "or a LatentDiffusion")
 
 
-def _text_encoders(pipeline: Any) -> list[tuple[nn.Module, Any]]:
-    """Text encoders, one or two, each with its tokenizer; UserError for a pipeline of another architecture."""
+def _text_encoders(pipeline: Any) -> list[tuple[Any, Any]]:
+    """One or two text encoders with their tokenizers; UserError for a pipeline of another architecture."""
     parts = {name: part for name, part in vars(pipeline).items() if "text_encoder" in name}
     found = {name: part for name, part in parts.items() if part is not None}
     missing = PARAMETERS - set(inspect.signature(pipeline.encode_prompt).parameters)

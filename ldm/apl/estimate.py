@@ -1,6 +1,6 @@
-"""What a training will take, before any weight is read: memory and time, from the architecture alone (train.py --dry_run).
+"""Estimate memory and time of a training from the architecture alone, before any weight is read (train.py --dry_run).
 
-Model and tensors are fakes, which have shapes and lifetimes and no numbers; operations and bytes are counted on them.
+Operations and bytes are counted on fake tensors, which have shapes and lifetimes but no data.
 """
 
 import math
@@ -25,12 +25,12 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.util import instantiate_from_config
 
-DRAWN_AT_ONCE = 16  # as the final table does
+DRAWN_AT_ONCE = 16  # images per batch of the final table
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of one sample or picture, and the most bytes that are held at once beside the weights."""
+    """Floating-point operations per sample or image, and peak memory beside the weights in bytes."""
 
     flops: float
     peak: float
@@ -38,28 +38,28 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a frozen model in one precision, on one device."""
+    """Cost of a frozen model in one precision, on one device."""
 
     weights: float  # bytes
-    frozen: Work    # eps without a gradient; the rows of all samples ahead together, or those of all pictures drawn, if they are more
-    step: Work      # eps with the prefix, and the gradient; the samples of a step, or of one of its parts, together
-    encode: Work    # a picture to a latent, alone
-    decode: Work    # a latent to a picture; DRAWN_AT_ONCE together
+    frozen: Work    # eps without gradients, on the rows of all samples ahead, or of a batch of generated images if that is larger
+    step: Work      # eps with the prefix, and its gradient, on the samples of a step or of one of its parts
+    encode: Work    # one image to a latent
+    decode: Work    # DRAWN_AT_ONCE latents to images
 
     @property
     def peak(self) -> float:
-        """Bytes that the device must have."""
+        """Required memory of the device, in bytes."""
         return self.weights + max(work.peak for work in (self.frozen, self.step, self.encode, self.decode))
 
 
 def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples_ahead: int = SAMPLES, checkpointing: bool = False) -> Cost:
-    """What the model of a config takes.
+    """Cost of the model of a config.
 
     Args:
         batch_size: samples whose gradient is computed together on this device.
         precision: "fp32" or "bf16".
-        samples_ahead: whose frozen predictions are made together.
-        checkpointing: inner results are computed again for the gradient.
+        samples_ahead: number of samples whose frozen predictions are computed together.
+        checkpointing: recompute activations in the backward pass.
 
     Raises:
         UserError: the config is not there, or of another architecture.
@@ -95,17 +95,17 @@ def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples
 
 
 def training_flops(cost: Cost, *, samples: int, names: float) -> float:
-    """Operations of the steps: the frozen prediction of c2, that of c1 for the share `names` of the samples, the prefix's, its gradient."""
+    """Operations of the steps: frozen predictions under c2, and c1 for the share `names` of the samples; prefixed ones and gradients."""
     return samples * ((1 + names) * cost.frozen.flops + cost.step.flops)
 
 
-def drawing_flops(cost: Cost, *, images: int, ddim_steps: int) -> float:
-    """Operations of so many images, with guidance."""
+def sampling_flops(cost: Cost, *, images: int, ddim_steps: int) -> float:
+    """Operations to generate `images` images with guidance."""
     return images * (2 * ddim_steps * cost.frozen.flops + cost.decode.flops)
 
 
 def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device: torch.device) -> float:
-    """Operations a second of the U-Net on this device: those of its first residual and attention blocks, on a sample that is run."""
+    """Operations per second of the U-Net on this device, measured on its first residual and attention blocks."""
     with torch.device("meta"):
         model: LatentDiffusion = instantiate_from_config(read_config(config_path))
     unet, downsampled = model.model.diffusion_model, 0
@@ -129,7 +129,7 @@ def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, with the attention of the CPU, which some versions leave out; the same operations whichever kernel computes it."""
+    """Torch's counter with the CPU attention that some versions leave out; counts alike for every attention kernel."""
     def forward(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
         return 4 * math.prod(query) * key[-2]  # q k^T and its product with v; (B, heads, n, d) and (B, heads, k, d)
 
@@ -142,21 +142,21 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _work(run: Callable[[], None], count: int, model: torch.nn.Module) -> Work:
-    """Of a run on `count` samples or pictures."""
+    """Work of `run`, which processes `count` samples or images."""
     with flop_counter() as flops:
         run()
-    with LiveBytes(model) as live:  # on its own, for the other counter keeps tensors alive
+    with LiveBytes(model) as live:  # separately: the other counter keeps tensors alive
         run()
     return Work(flops.get_total_flops() / count, live.peak)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, those of the model left out."""
+    """Count the bytes of live tensors, without those of the model."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.now = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata: None for tensor in [*model.parameters(), *model.buffers()]}
+        self.known: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -168,10 +168,10 @@ class LiveBytes(TorchDispatchMode):
     def _take(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
 
-        def let_go(_: object) -> None:
+        def released(_: object) -> None:
             self.now -= size
             del self.known[key]
 
-        self.known[key] = weakref.ref(storage, let_go)
+        self.known[key] = weakref.ref(storage, released)
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -1,4 +1,4 @@
-"""Training samples as the U-Net sees them: pictures and texts through the frozen encoders, each once (paper section 3.5)."""
+"""Training samples as the U-Net receives them: images and texts, each encoded once by the frozen encoders (paper section 3.5)."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ from ldm.data.mixture import Mixture, Sample, normal
 from ldm.data.templates import fill
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import Manager
 
-READERS = 8            # threads that decode pictures
+READERS = 8  # threads that decode images
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What B samples are, without their pictures; the first `n_identity` are from S_ID, the others from S_Reg with c1 = c2."""
+    """B samples without their images; the first `n_identity` are from S_ID, the others from S_Reg with c1 = c2."""
 
     numbers: list[int]            # in the mixture
     timesteps: list[int]          # t
@@ -34,13 +34,13 @@ class Samples:
 
 
 class TrainingSet:
-    """S_ID and S_Reg in the order that the mixture draws them.
+    """S_ID and S_Reg in the order of the mixture.
 
     Args:
-        model: frozen; its autoencoder encodes each picture once.
-        identities, captions: S_ID and S_Reg; a set that the mixture never draws from may be empty.
-        templates: filled alike into c1 and c2 of S_ID.
-        mixture: which sample is drawn when.
+        model: frozen; its autoencoder encodes each image once.
+        identities, captions: S_ID and S_Reg; a set that the mixture never samples from may be empty.
+        templates: prompt templates of S_ID; c1 and c2 of a sample use the same one.
+        mixture: maps sample numbers to samples.
     """
 
     def __init__(self, model: LatentDiffusion, identities: Sequence[IdentityImage], captions: Sequence[CaptionImage],
@@ -50,16 +50,16 @@ class TrainingSet:
         self._moments: dict[tuple[bool, int], Tensor] = {}  # mean and log-variance, (8, h, w), on the CPU
 
     def sources(self, numbers: Iterable[int]) -> dict[tuple[bool, int], ImageSource]:
-        """Where the different pictures lie that the samples of these numbers need, by set and index into it."""
+        """Sources of the distinct images of these samples, by (is S_ID, index into the set)."""
         drawn = (self.mixture.sample(i) for i in numbers)
         keys = sorted({(sample.is_identity, sample.item) for sample in drawn})
         return {key: self._item(*key).source for key in keys}
 
     def check(self, numbers: Iterable[int], *, show_progress: bool = False) -> None:
-        """Decodes every picture that the samples of these numbers need, so that a bad one is found before a long training.
+        """Decode every image of these samples, to find a broken one before a long training.
 
         Raises:
-            UserError: a picture cannot be decoded.
+            UserError: an image cannot be decoded.
         """
         sources, size = list(self.sources(numbers).values()), 8 * self.model.image_size
         with ThreadPoolExecutor(READERS) as readers:
@@ -68,20 +68,20 @@ class TrainingSet:
                 pass
 
     def encode(self, numbers: Iterable[int]) -> None:
-        """Posterior of every picture that the samples of these numbers need; each alone, so that its bits depend on no other."""
+        """Compute the posterior of every image of these samples, one image at a time, so that its bits depend on no other image."""
         for key, source in self.sources(numbers).items():
             if key not in self._moments:
                 self._moments[key] = picture_moments(self.model, source)
 
     def samples(self, numbers: Iterable[int]) -> Samples:
-        """The samples of these numbers, S_ID first."""
+        """The samples with these numbers, S_ID first."""
         drawn = sorted(((i, self.mixture.sample(i)) for i in numbers), key=lambda one: not one[1].is_identity)
         prompts = [self._prompts(sample) for _, sample in drawn]
         return Samples([i for i, _ in drawn], [sample.timestep for _, sample in drawn], [c1 for c1, _ in prompts],
                        [c2 for _, c2 in prompts], sum(sample.is_identity for _, sample in drawn))
 
     def noisy_latent(self, samples: Samples) -> Tensor:
-        """z_t of the samples, (B, 4, h, w) on the model's device; pictures that were not encoded yet are now."""
+        """z_t of the samples, (B, 4, h, w) on the model's device; encodes images that have not been encoded yet."""
         self.encode(samples.numbers)
         drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
         latent = torch.stack([posterior_draw(self.model, self._moments[sample.is_identity, sample.item], sample.posterior_seed)
@@ -102,12 +102,9 @@ class TrainingSet:
 
 
 class Texts:
-    """What never changes about a text: tau(c) without the prefix, and the token ids of [AP] + c.
+    """Cache of tau(c) without the prefix, and of the token ids of [AP] + c."""
 
-    Each text is looked up once.
-    """
-
-    def __init__(self, model: LatentDiffusion, prefix: EmbeddingManager):
+    def __init__(self, model: LatentDiffusion, prefix: Manager):
         def token_ids(text: str) -> Tensor:
             return model.cond_stage_model.tokenize(with_prefix([text], prefix), prefix.extra_length)[0]
 

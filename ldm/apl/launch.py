@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ldm.apl.workers import end_with_starter, start_workers
+from ldm.cpu_bf16 import use_fast_bf16
 from ldm.device import DTYPES, devices_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -> "Fabric":
-    """A launched Fabric on "auto" (a GPU, or else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
+    """Launch Fabric on "auto" (a GPU if there is one, else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
 
-    With several devices this script is started again for each of them, unless torchrun or SLURM has done so.
+    With several devices, start this script again for each further device, unless torchrun or SLURM has done so.
 
     Args:
-        batch_size: of a step that the devices share; None where each takes batches of its own.
-        num_nodes: machines, each with these devices.
+        batch_size: of a step that the devices share; None if each device takes batches of its own.
+        num_nodes: number of machines, each with these devices.
 
     Raises:
-        UserError: a GPU that is not there, a batch that the devices cannot share evenly, or torchrun or SLURM have started
-            other processes.
+        UserError: a GPU does not exist, the devices cannot share the batch evenly, or torchrun or SLURM started another number of
+            processes.
     """
     from lightning_fabric import Fabric  # here, for its import takes seconds
 
@@ -38,10 +39,10 @@ def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -
         raise UserError(f"--devices {devices} with --num_nodes {num_nodes} means {count} processes on each of {num_nodes} machines, and "
                         f"others were started; use torchrun --nnodes {num_nodes} --nproc_per_node {count}, or srun --nodes {num_nodes} "
                         f"--ntasks-per-node {count}")
-    # A killed run must end with the same bytes, so nothing may depend on the order in which threads finish.
+    # A resumed run must end with the same bytes, so no result may depend on the order in which threads finish.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if count * num_nodes == 1:
         fabric = Fabric(accelerator=accelerator, devices=chosen)
     else:
@@ -52,15 +53,17 @@ def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -
 
 
 def set_precision(model: LatentDiffusion, precision: str) -> None:
-    """The U-Net in bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32.
+    """Cast the U-Net to bfloat16 for "bf16"; text encoder, autoencoder, prefix and loss stay in float32.
 
-    Its weights lie channels last, as the convolutions want them, and as its transformers read pixels without a copy.
+    The weights are stored channels last: convolutions are faster, and transformers read pixels without a copy.
     """
-    model.model.to(DTYPES[precision], memory_format=torch.channels_last)
+    model.model.to(DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bf16" and model.device.type == "cpu":
+        use_fast_bf16(model.model)
 
 
 def _are_started(count: int, num_nodes: int) -> bool:
-    """Whether torchrun or SLURM have started `count` processes on each node; without them, whether we can do so."""
+    """Whether torchrun or SLURM started `count` processes per node; without them, whether this command can start them."""
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     for environment in (TorchElasticEnvironment, SLURMEnvironment):

@@ -1,7 +1,4 @@
-"""What the training steps ahead need of the frozen model: eps(x, tau(c1), t) and eps(x, tau(c2), t) (paper section 3.4, Eq. 5).
-
-They do not depend on the prefix. So those of the next steps come from one call of the U-Net, and can be kept on disk.
-"""
+"""The batches of a training, with frozen predictions computed some steps ahead or read from a cache (paper section 3.4, Eq. 5)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,47 +7,31 @@ import torch
 from torch import Tensor
 
 from ldm.apl.examples import Samples, Texts, TrainingSet
+from ldm.apl.fast_step import Batch, frozen_predictions, identity_rows, training_batches
 from ldm.apl.target_cache import TargetCache
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-SAMPLES = 16  # whose frozen predictions are made at once, unless memory is short; more were no faster on a CPU
-SHARE_OF_MEMORY = 0.5  # of what is free, at most, for these predictions
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A training step's samples on the device, with what the frozen model predicts for them; S_ID first."""
-
-    noisy_latent: Tensor    # z_t, (B, 4, h, w)
-    timestep: Tensor        # t, (B,)
-    token_ids: Tensor       # of [AP] + c1, (B, 77)
-    eps_name: Tensor        # as noisy_latent
-    eps_attributes: Tensor  # as noisy_latent
-    is_identity: Tensor     # 1 for S_ID, 0 for S_Reg; (B,) float32
-
-    def parts(self, count: int) -> Iterator["Batch"]:
-        """The samples in `count` parts of nearly equal size, in order; none is empty, so there may be fewer."""
-        pieces = [tensor.tensor_split(min(count, len(self.timestep))) for tensor in vars(self).values()]
-        return (Batch(*piece) for piece in zip(*pieces, strict=True))
+SAMPLES = 16  # per call of `frozen_predictions`, unless memory is short; more are no faster on a CPU
+SHARE_OF_MEMORY = 0.5  # largest part of the free memory that such a call may use
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which samples one device takes: its share of every step, and how many steps it looks ahead."""
+    """The samples of one rank: its shard of every step, and the number of steps that it looks ahead."""
 
     batch_size: int   # of all devices together
-    steps: int        # whose frozen predictions are made at once
-    rank: int = 0     # of the device, below world_size
+    steps: int        # whose frozen predictions are computed together
+    rank: int = 0
     world_size: int = 1
 
     def numbers(self, step: int) -> range:
-        """Numbers in the mixture of the samples that this device takes in one step (from 0)."""
+        """Sample numbers (in the mixture) of this rank in a step, counted from 0."""
         return range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
 
     def groups(self, first_step: int, iterations: int) -> Iterator[range]:
-        """The steps that look ahead together, from the group of `first_step` on.
+        """Groups of steps whose frozen predictions are computed together, from the group of `first_step` on.
 
-        Which steps belong together does not depend on `first_step`, so that a run that goes on computes the same bits.
+        The groups do not depend on `first_step`, so a resumed run computes the same bits.
         """
         first = first_step // self.steps * self.steps if first_step < iterations else iterations
         for start in range(first, iterations, self.steps):
@@ -58,13 +39,13 @@ class Share:
 
 
 class LookAhead:
-    """Iterates over the batch of each step that is left, and keeps the frozen predictions one group of steps ahead.
+    """Iterable over the batches of the remaining steps; computes frozen predictions one group of steps at a time.
 
     Args:
-        share: what this device takes.
-        first_step: number of steps that are done.
-        with_names: False where eps_name is never used; it is eps_attributes then.
-        cache: where frozen predictions are taken from, and kept.
+        share: the samples of this rank.
+        first_step: number of finished steps.
+        with_names: False for a method that does not use eps_name, which is then a copy of eps_attributes.
+        cache: frozen predictions on disk, read and written.
     """
 
     def __init__(self, model: LatentDiffusion, data: TrainingSet, texts: Texts, share: Share, *, first_step: int, iterations: int,
@@ -73,7 +54,7 @@ class LookAhead:
         self.first_step, self.iterations, self.with_names, self.cache = first_step, iterations, with_names, cache
 
     def check(self, *, show_progress: bool = False) -> None:
-        """Whether the pictures of all samples whose targets are not kept can be decoded; UserError if not."""
+        """Decode the images of all samples that are not in the cache; UserError if one cannot be decoded."""
         groups = self.share.groups(self.first_step, self.iterations)
         missing = (steps for steps in groups if self.cache is None or not self.cache.has(steps))
         self.data.check((number for steps in missing for step in steps for number in self.share.numbers(step)),
@@ -88,8 +69,8 @@ class LookAhead:
                     yield batch
 
     def _targets(self, steps: range, samples: Sequence[Samples]) -> dict[str, Tensor]:
-        """noisy_latent and what `frozen_predictions` returns, kept or computed."""
-        count, named = sum(len(one.numbers) for one in samples), len(_named(samples)) if self.with_names else 0
+        """noisy_latent and the result of `frozen_predictions`, from the cache or computed."""
+        count, named = sum(len(one.numbers) for one in samples), len(identity_rows(samples)) if self.with_names else 0
         rows = {"noisy_latent": count, "eps_attributes": count, "eps_name": named}
         targets = self.cache.load(steps, rows) if self.cache else None
         if targets is None:
@@ -102,63 +83,13 @@ class LookAhead:
 
 
 def steps_ahead(model: LatentDiffusion, batch_size: int, world_size: int) -> int:
-    """Steps of `batch_size` samples (of all devices together) whose frozen predictions fit into this device's memory at once."""
+    """Number of steps of `batch_size` samples (of all devices together) whose frozen predictions fit into the memory of this device."""
     return max(1, _samples_that_fit(model) * world_size // batch_size)
 
 
 @torch.no_grad()
-def frozen_predictions(model: LatentDiffusion, samples: Sequence[Samples], noisy_latent: Tensor, texts: Texts, *,
-                       with_names: bool = True) -> dict[str, Tensor]:
-    """The predictions of Eq. 5 without the prefix, from one call of the U-Net.
-
-    Args:
-        samples: of some steps, N in all.
-        noisy_latent: z_t of all of them, (N, 4, h, w).
-        with_names: False leaves out eps_name, for an objective that never uses it.
-
-    Returns:
-        eps_attributes (N, 4, h, w), and eps_name of the samples of S_ID alone, (M, 4, h, w): where c1 = c2 one serves for both.
-    """
-    timestep = torch.tensor([t for one in samples for t in one.timesteps], device=model.device)
-    prompts = [c2 for one in samples for c2 in one.attribute_prompts]
-    named = _named(samples) if with_names else []
-    names = [c1 for one in samples for c1 in one.name_prompts[:one.n_identity]] if with_names else []
-    eps = model.apply_model(torch.cat([noisy_latent, noisy_latent[named]]), torch.cat([timestep, timestep[named]]),
-                            texts.contexts(prompts + names))
-    return {"eps_attributes": eps[:len(prompts)], "eps_name": eps[len(prompts):]}
-
-
-def _named(samples: Sequence[Samples]) -> list[int]:
-    """Which of all the samples are from S_ID."""
-    rows, start = [], 0
-    for one in samples:
-        rows += range(start, start + one.n_identity)
-        start += len(one.numbers)
-    return rows
-
-
-def training_batches(samples: Sequence[Samples], targets: dict[str, Tensor], texts: Texts) -> Iterator[Batch]:
-    """The batch of each step.
-
-    Args:
-        samples: of each step.
-        targets: noisy_latent of all of them, and what `frozen_predictions` returns.
-    """
-    device = targets["noisy_latent"].device
-    eps_name = targets["eps_attributes"].clone()
-    if len(targets["eps_name"]):
-        eps_name[_named(samples)] = targets["eps_name"]
-    sizes = [len(one.numbers) for one in samples]
-    pieces = [tensor.split(sizes) for tensor in (targets["noisy_latent"], eps_name, targets["eps_attributes"])]
-    for one, noisy_latent, name, attributes in zip(samples, *pieces, strict=True):
-        is_identity = torch.arange(len(one.numbers), device=device) < one.n_identity
-        yield Batch(noisy_latent, torch.tensor(one.timesteps, device=device), texts.token_ids(one.name_prompts), name, attributes,
-                    is_identity.float())
-
-
-@torch.no_grad()
 def _samples_that_fit(model: LatentDiffusion) -> int:
-    """SAMPLES, or fewer on a GPU with little free memory; each may need two rows of the U-Net, for c1 and c2."""
+    """SAMPLES, or fewer on a GPU with little free memory; a sample may need two rows of the U-Net, for c1 and c2."""
     if model.device.type != "cuda":
         return SAMPLES
     side = model.image_size

@@ -1,23 +1,23 @@
 """The anonymization prompt [AP] = [V_1]..[V_m] of a frozen model (paper section 3.3, Eq. 2)."""
 
 import torch
-from torch import nn
 
-from ldm.modules.embedding_manager import INITIALIZATIONS, DualEmbeddingManager, EmbeddingManager, manager_for
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.embedding_manager import INITIALIZATIONS, Manager, manager_for
 from ldm.util import UserError
 
 
-def build_prefix(model: nn.Module, *, placeholder: str = "alz", num_vectors: int = 10, init: str = "uniform01",
-                 initializer_words: str | None = None, seed: int = 0) -> EmbeddingManager | DualEmbeddingManager:
-    """Prefix of (m, d) numbers for each text encoder that stands for `placeholder`; from here on nothing else has a gradient.
+def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vectors: int = 10, init: str = "uniform01",
+                 initializer_words: str | None = None, seed: int = 0) -> Manager:
+    """Build the prefix, (m, d) vectors for each text encoder, and freeze the model: only the vectors require gradients.
 
     Args:
-        model: LatentDiffusion or DiffusionEngine; its parameters stop requiring gradients.
-        placeholder: a word of one CLIP token.
+        model: LatentDiffusion or DiffusionEngine.
+        placeholder: word that stands for the prefix in a prompt; one CLIP token.
         num_vectors: m.
         init: "uniform01" or "vocab", see EmbeddingManager, or the file of a prefix with m vectors.
-        initializer_words: a text whose token embeddings start the vectors instead.
-        seed: of the initial draw.
+        initializer_words: a text whose token embeddings initialize the vectors instead.
+        seed: of the initial vectors.
 
     Raises:
         UserError: the placeholder is no single token, a value is out of range, or the file holds no prefix of this model.

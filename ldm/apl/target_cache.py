@@ -1,7 +1,7 @@
-"""Frozen predictions on disk (train.py --target_cache): sweeps over alpha, m, lr, init and seed compute them once.
+"""Cache of frozen predictions on disk (train.py --target_cache), shared by sweeps over alpha, m, lr, init and seed.
 
-    <folder>/<hash of the key>/key.json                    everything that the numbers depend on
-    <folder>/<hash of the key>/<first step>-<last>.safetensors   z_t, eps_attributes and eps_name of steps that look ahead together
+    <folder>/<hash of the key>/key.json                          the key: everything that determines the predictions
+    <folder>/<hash of the key>/<first step>-<last>.safetensors   z_t, eps_attributes and eps_name of a group of steps
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from ldm.util import warn, write_atomically
 
 
 class TargetCache:
-    """The targets of one training set, seed and frozen model, as one device computes them.
+    """The targets of one training set, seed and frozen model on one rank.
 
     Args:
-        folder: may hold those of other keys, and be used by several runs at the same time.
-        key: everything that the targets depend on, JSON values; runs with equal keys share them.
-        limit: bytes that all files of `folder` together may take; what does not fit is computed each time.
+        folder: cache folder; may contain the targets of other keys, and may be used by several runs at the same time.
+        key: everything that determines the targets, as JSON values; runs with equal keys share them.
+        limit: size limit of all files in `folder` together, in bytes; what does not fit is computed each time.
         shape: of a noisy latent without the batch, (4, h, w).
-        dtype: in which the U-Net computes. What it reads and predicts has no more digits, so nothing is lost.
-        device: of the tensors that come back.
+        dtype: of the U-Net. Its inputs and outputs have no more digits, so storing them in this dtype loses nothing.
+        device: of the loaded tensors.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], *, limit: float, shape: tuple[int, ...], dtype: torch.dtype,
@@ -37,30 +37,32 @@ class TargetCache:
         text = json.dumps(key, sort_keys=True, default=str)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._is_full = False
-        files = (path for path in folder.rglob("*.safetensors") if path.name[0] != ".")  # those with a dot are not finished
-        self._used = sum(path.stat().st_size for path in files)  # other runs may add to it; the limit is not exact
+        files = (path for path in folder.rglob("*.safetensors") if path.name[0] != ".")  # a leading dot marks unfinished files
+        self._used = sum(path.stat().st_size for path in files)  # other runs may add files, so the limit is approximate
         write_json(self.folder / "key.json", key)
 
     def has(self, steps: range) -> bool:
-        """Whether the targets of these steps are kept."""
+        """Whether the cache holds the targets of these steps."""
         return self._path(steps).exists()
 
     def load(self, steps: range, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-        """The targets of these steps, float32 (rows[name], 4, h, w) by name; None where there are none that can be used."""
+        """Load the targets of these steps, float32 (rows[name], 4, h, w) by name; None if there are no usable ones."""
         if not self.has(steps):
             return None
         path = self._path(steps)
         try:
             targets = load_file(path)
         except (OSError, SafetensorError) as error:
-            return warn(f"the stored targets {path} cannot be read ({error}) and are computed again")
+            warn(f"the stored targets {path} cannot be read ({error}) and are computed again")
+            return None
         expected = {name: (count, *self.shape) for name, count in rows.items()}
         if {name: tuple(tensor.shape) for name, tensor in targets.items()} != expected:
-            return warn(f"{path} holds no targets of this training, and they are computed again")
+            warn(f"{path} holds no targets of this training, and they are computed again")
+            return None
         return {name: tensor.to(self.device, torch.float32) for name, tensor in targets.items()}
 
     def save(self, steps: range, targets: Mapping[str, Tensor]) -> None:
-        """Keeps the targets of these steps, in a whole file, while there is room."""
+        """Write the targets of these steps to one file, unless the cache is full."""
         kept = {name: tensor.to("cpu", self.dtype).contiguous() for name, tensor in targets.items()}
         size = sum(tensor.nbytes for tensor in kept.values())
         if self._is_full or self._used + size > self.limit:

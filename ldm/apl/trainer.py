@@ -1,4 +1,4 @@
-"""Training of the anonymization prompt (paper section 3.5): one step after another on frozen predictions made ahead."""
+"""Training loop of the anonymization prompt (paper section 3.5)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,22 +8,21 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.apl.look_ahead import Batch
-from ldm.apl.losses import apl_loss, released_loss
+from ldm.apl.fast_step import Batch, training_step
 from ldm.finite import check_training
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import Manager
 from ldm.sharing import Devices
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the trainer needs to know beside model, prefix and data; named as the flags of train.py."""
+    """Hyperparameters of a training, named as the flags of train.py."""
 
     iterations: int
     batch_size: int  # of all devices together
-    grad_accum: int  # parts in which a device takes its samples of a step
+    grad_accum: int  # parts into which a device splits its samples of a step
     lr: float
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
     train_method: str  # "apl", "apl-released" or "apl-no-reg"; the last differs in the mixture alone
@@ -33,23 +32,23 @@ class Settings:
     val_every: int  # 0: never
 
 
-Step = Callable[[Batch], Tensor]  # one optimizer step on a batch; see `training_step`
+Step = Callable[[Batch], Tensor]  # an optimizer step, see `fast_step.training_step`
 
 
-def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, batches: Iterator[Batch], *,
+def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batches: Iterator[Batch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
                  draw: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
-    """Trains the prefix in place, from where the logbook's state ends to the last iteration.
+    """Train the prefix in place, from the state of the logbook to the last iteration.
 
     Args:
-        prefix: the same vectors on every device.
-        batches: of each step that is left.
-        save: writes the prefix of a step to its file.
-        draw: pictures with and without the prefix, for the logbook.
-        recorded: makes a step that replays another on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
+        prefix: equal vectors on every device.
+        batches: of the remaining steps.
+        save: writes the prefix file of a step.
+        draw: generates images with and without the prefix, for the logbook.
+        recorded: wraps a step into one that replays it on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
 
     Raises:
-        UserError: the loss or a vector is no longer finite; found at this step on a CPU, before the next log, file or image on a GPU.
+        UserError: the loss or a vector is not finite; detected at this step on a CPU, before the next log, file or image on a GPU.
     """
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     if logbook.state:
@@ -57,14 +56,15 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManag
         prefix.load_state_dict(logbook.state["trained"])
         optimizer.load_state_dict(logbook.state["optimizer"])
         optimizer.param_groups[0]["lr"] = lr  # on its device
-        logbook.let_go()
+        logbook.release_state()
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
-            save(settings.iterations)  # again, for the file of a finished run may have been moved away
+            save(settings.iterations)  # the file of a finished run may have been moved
 
     def one_step(batch: Batch) -> Tensor:
-        return training_step(fabric, model, prefix, optimizer, batch, settings)
+        return training_step(fabric, model, prefix, optimizer, batch, train_method=settings.train_method, alpha=settings.alpha,
+                             grad_accum=settings.grad_accum)
 
     run = one_step if recorded is None else recorded(one_step, optimizer)
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
@@ -79,8 +79,8 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManag
             logged = step % settings.log_every == 0 or last
             saved = step % settings.save_every == 0 or last
             shown = settings.val_every and step % settings.val_every == 0
-            if on_cpu or logged or saved or shown:  # a GPU is not waited for at every step
-                # Equal on all devices: the vectors at every step, the losses where there is one device or where they are summed up.
+            if on_cpu or logged or saved or shown:  # checking every step would synchronize the GPU
+                # All ranks must decide alike: they have equal vectors, but equal losses only after all_reduce.
                 check_training(step, [*prefix.embedding_parameters(), *[losses] * (fabric.world_size == 1)], settings.lr)
             if logged:
                 reduced = fabric.all_reduce(losses, reduce_op="sum")
@@ -97,21 +97,21 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManag
                 logbook.picture(step, draw())
             if saved:
                 save(step)
-            if logged and (saved or logbook.state_is_due()):  # last, for it says: all is done
+            if logged and (saved or logbook.state_is_due()):  # last: a state marks everything before it as done
                 logbook.save_state(step, prefix, optimizer)
     if fabric.is_global_zero:
         logbook.close()
 
 
-def adam(prefix: EmbeddingManager, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:
-    """Adam on the vectors, in float32; for steps that are `recorded`, all that it reads lies on the device."""
+def adam(prefix: Manager, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:
+    """Adam on the vectors, in float32; with `recorded`, learning rate and state are on the device."""
     device = next(prefix.embedding_parameters()).device
     rate = torch.tensor(lr, device=device) if recorded else lr
     return torch.optim.Adam(prefix.embedding_parameters(), lr=rate, capturable=recorded and device.type == "cuda")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Of the next step; a recorded step reads it from a tensor."""
+    """Set the learning rate of the next step; a recorded step reads it from a tensor."""
     group, = optimizer.param_groups
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
@@ -120,39 +120,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Learning rate of a step, 1 .. iterations: constant, then on a straight line that reaches 0 after the last step."""
+    """Learning rate of a step, 1 .. iterations: constant, then linear to 0 after the last step."""
     left = (settings.iterations - step + 1) / settings.iterations
     return settings.lr * min(1.0, left / settings.lr_decay if settings.lr_decay else 1.0)
-
-
-def training_step(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,
-                  batch: Batch, settings: Settings) -> Tensor:
-    """One optimizer step on the m vectors of the prefix (Eq. 6 and 7); the host never waits for the device in it.
-
-    Returns:
-        (4,), detached: the sum of the samples' losses over S_ID and over S_Reg, and the number of samples of each.
-    """
-    optimizer.zero_grad()
-    losses = []
-    for part in batch.parts(settings.grad_accum):
-        context = model.cond_stage_model.context(part.token_ids, prefix)  # tau_AP(c1)
-        eps_prefixed = model.apply_model(part.noisy_latent, part.timestep, context)
-        loss = objective(eps_prefixed, part.eps_name, part.eps_attributes, settings)  # (B,)
-        fabric.backward(loss.sum() / len(batch.timestep))
-        losses.append(loss.detach())
-    for vectors in prefix.embedding_parameters():
-        vectors.grad = fabric.all_reduce(vectors.grad, reduce_op="mean")
-    optimizer.step()
-    of_identity, of_caption = batch.is_identity, 1.0 - batch.is_identity
-    loss = torch.cat(losses)
-    return torch.stack([(loss * of_identity).sum(), (loss * of_caption).sum(), of_identity.sum(), of_caption.sum()])
-
-
-def objective(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, settings: Settings) -> Tensor:
-    """L_ID or L_Reg of each sample, (B,), as the training method has it."""
-    if settings.train_method == "apl-released":
-        return released_loss(eps_prefixed, eps_attributes, settings.alpha, reduction="none")
-    return apl_loss(eps_prefixed, eps_name, eps_attributes, settings.alpha, reduction="none")
 
 
 def _means(identity: float, regular: float, n_identity: float, n_regular: float) -> dict[str, float]:
@@ -163,6 +133,6 @@ def _means(identity: float, regular: float, n_identity: float, n_regular: float)
             "samples_id": n_identity, "samples_reg": n_regular}
 
 
-def _mean_norm(prefix: EmbeddingManager) -> float:
+def _mean_norm(prefix: Manager) -> float:
     """Mean Euclidean norm of the vectors."""
     return torch.cat([vectors.detach().norm(dim=1) for vectors in prefix.embedding_parameters()]).mean().item()

@@ -3,8 +3,8 @@
     python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl.safetensors --to sdxl
     python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl-ridge.safetensors --to sdxl --route ridge
 
-SDXL's first text encoder is that of Stable Diffusion v1, and gets the prefix as it is. Its second one, OpenCLIP bigG, gets vectors that
-lie among its tokens as the prefix lies among the first one's; transfer_routes.py says how. From the checkpoint two token tables are read.
+SDXL's first text encoder is that of Stable Diffusion v1 and takes the prefix unchanged. The vectors for its second one, OpenCLIP bigG, are
+computed from the token tables of both encoders, see transfer_routes.py. Nothing else is read from the checkpoint.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_transfer_args(argv)
     # Imported here so that --help and a mistyped flag are answered at once.
     from ldm.apl.transfer_files import anchor_tokens, check_place, read_prefix, read_token_tables
-    from ldm.apl.transfer_routes import code_figures
+    from ldm.apl.transfer_routes import code_metrics
     from ldm.loading import file_hash
     from ldm.modules.embedding_file import carried_metadata, write_sdxl_file
 
@@ -36,18 +36,18 @@ def main(argv: list[str] | None = None) -> None:
         tokens = anchor_tokens(args.anchors)
         if tokens[-1] >= len(tables[0]):
             raise UserError(f"{args.ckpt_path} has {len(tables[0])} tokens, not those of CLIP; leave out --anchors")
-        tables = [table[tokens] for table in tables]
-    vectors, figures = transferred(args, prefix, *tables)
-    figures |= code_figures(prefix, vectors, *tables, centred=args.centred)
+        tables = tables[0][tokens], tables[1][tokens]
+    vectors, metrics = transferred(args, prefix, *tables)
+    metrics |= code_metrics(prefix, vectors, *tables, centred=args.centred)
     settings = {"route": args.route, "centred": args.centred, "anchors": args.anchors and [file_hash(path) for path in args.anchors]}
     settings |= {flag: getattr(args, flag) for flag in USED[args.route]}
     write_sdxl_file(args.target, prefix, vectors, step=carried["step"], metadata=settings | {
-        "figures": figures, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": carried["metadata"]})
-    print(report(settings, figures, prefix, vectors, args.target))
+        "figures": metrics, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": carried["metadata"]})
+    print(report(settings, metrics, prefix, vectors, args.target))
 
 
 def transferred(args: argparse.Namespace, prefix: "Tensor", source: "Tensor", target: "Tensor") -> "tuple[Tensor, dict[str, float]]":
-    """The vectors (m, d_t) of the route that the flags name, and its figures; see transfer_routes.py."""
+    """Vectors (m, d_t) and metrics of the route given by the flags; see transfer_routes.py."""
     from ldm.apl.transfer_routes import PUBLISHED_TOP_K, linear, mean_row, penalty_by_validation, procrustes, relative, ridge
 
     if args.route == "relative":
@@ -59,29 +59,29 @@ def transferred(args: argparse.Namespace, prefix: "Tensor", source: "Tensor", ta
     if args.route == "procrustes":
         return linear(prefix, source, target, procrustes, scale=args.scale)
     penalty, held_out = (args.penalty, None) if args.penalty else penalty_by_validation(source, target)
-    vectors, figures = linear(prefix, source, target, lambda rows, wanted: ridge(rows, wanted, penalty), scale=args.scale)
-    return vectors, figures | {"penalty": penalty} | ({} if held_out is None else {"held_out": held_out})
+    vectors, metrics = linear(prefix, source, target, lambda rows, wanted: ridge(rows, wanted, penalty), scale=args.scale)
+    return vectors, metrics | {"penalty": penalty} | ({} if held_out is None else {"held_out": held_out})
 
 
 def check_width(args: argparse.Namespace, prefix: "Tensor", source: "Tensor") -> None:
-    """Raises UserError unless the prefix is as wide as the first encoder's tokens."""
+    """Raise UserError unless the prefix is as wide as the token embeddings of the first encoder."""
     if prefix.shape[1] != source.shape[1]:
         raise UserError(f"the vectors of {args.source} are {prefix.shape[1]} wide, but the tokens of the first encoder of {args.ckpt_path} "
                         f"{source.shape[1]}; give a prefix learned with that encoder, or another target")
 
 
-def report(settings: dict, figures: dict[str, float], prefix: "Tensor", vectors: "Tensor", target: Path) -> str:
-    """What the command says in the end."""
+def report(settings: dict, metrics: dict[str, float], prefix: "Tensor", vectors: "Tensor", target: Path) -> str:
+    """The final message of the command."""
     origin = "the tables' mean rows" if settings["centred"] else "the origin"
     lines = [f"{len(prefix)} vectors, {prefix.shape[1]} -> {vectors.shape[1]} wide, by route {settings['route']}",
-             f"codes, seen from {origin}: mean cosine of two of the prefix {figures['likeness']:.4f}, of two of the transferred "
-             f"{figures['likeness_transferred']:.4f}, of each with its own {figures['agreement']:.4f}"]
-    if "loss" in figures:
-        lines.append(f"loss of the search {figures['loss']:.6f}; the least possible {figures['least_loss']:.6f}")
-    if "explained" in figures:
-        lines.append(f"the map explains {figures['explained']:.4f} of the target table's variance")
-    if "held_out" in figures:
-        lines.append(f"penalty {figures['penalty']:g} by five-fold cross-validation, where the map explains {figures['held_out']:.4f} of "
+             f"codes, seen from {origin}: mean cosine of two of the prefix {metrics['likeness']:.4f}, of two of the transferred "
+             f"{metrics['likeness_transferred']:.4f}, of each with its own {metrics['agreement']:.4f}"]
+    if "loss" in metrics:
+        lines.append(f"loss of the search {metrics['loss']:.6f}; the least possible {metrics['least_loss']:.6f}")
+    if "explained" in metrics:
+        lines.append(f"the map explains {metrics['explained']:.4f} of the target table's variance")
+    if "held_out" in metrics:
+        lines.append(f"penalty {metrics['penalty']:g} by five-fold cross-validation, where the map explains {metrics['held_out']:.4f} of "
                      "the tokens held out")
     return "\n".join([*lines, f"written to {target}", "Nothing says yet that it anonymizes: measure it with test_id.py "
                       "on the target model, or learn both parts there with train.py."])

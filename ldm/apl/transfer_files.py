@@ -1,4 +1,4 @@
-"""What a transfer reads: a prefix of one encoder, and the token tables of SDXL's two encoders, without the rest of the checkpoint."""
+"""Inputs of a transfer: a prefix of one encoder, and the token tables of SDXL's two encoders, without the rest of the checkpoint."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from ldm.util import UserError, first_line
 
 TABLES = ("conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",  # CLIP-L, that of Stable Diffusion v1
           "conditioner.embedders.1.model.token_embedding.weight")  # OpenCLIP bigG
-MARKS = 2  # the last rows of a table: begin and end of text, which are no words
+MARKS = 2  # last rows of a table: begin and end of text
 
 
 def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
-    """The only vectors of a prefix file, (m, d) float32, and the file.
+    """The vectors of a prefix file with one entry, (m, d) float32, and the file.
 
     Raises:
-        UserError: the file cannot be read, holds several entries, or the parts of both encoders already.
+        UserError: the file cannot be read, holds several entries, or already the parts of both encoders.
     """
     file = read_embedding_file(path)
     if file.pair is not None:
@@ -58,7 +58,7 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def anchor_tokens(paths: Sequence[Path]) -> list[int]:
-    """Ids of the different tokens of some text files, ascending; UserError if one is no text, or there is only one token."""
+    """Ids of the distinct tokens in text files, ascending; UserError for a file that is not text, or if there is only one token."""
     from ldm.modules.encoders.modules import clip_tokenizer  # transformers takes seconds
 
     try:
@@ -74,7 +74,7 @@ def anchor_tokens(paths: Sequence[Path]) -> list[int]:
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError unless `path` can be written without a loss: it is free, or holds vectors for SDXL."""
+    """Raise UserError unless `path` is writable, and does not exist or holds vectors for SDXL."""
     if path.is_file() and not set(SDXL_KEYS) <= _keys(path):
         raise UserError(f"OUT {path} is there and holds no {' and '.join(SDXL_KEYS)}, so that it was left; give another OUT")
     try:

@@ -1,7 +1,7 @@
-"""Routes for a prefix from one text encoder to another that shares its vocabulary, from their two token tables alone.
+"""Transfer of a prefix between two text encoders with a common vocabulary, from their token tables alone.
 
-The paper (section 4.1) moves the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`. Beside it
-are two linear maps between the tables, `ridge` and `procrustes`, and `mean_row`, the control. Row i of both tables is the same token:
+The paper (section 4.1) transfers the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`. Two linear
+maps between the tables, `ridge` and `procrustes`, and a control, `mean_row`, are added. Row i of both tables is the same token:
 
     prefix (m, d_s) or (m, d_t);  source, `A_s` (N, d_s);  target, `A_t` (N, d_t);  code, `r` (m, N): cosines with the N tokens
 """
@@ -17,26 +17,26 @@ from ldm.finite import is_finite
 from ldm.util import UserError
 
 PUBLISHED_TOP_K = 8192
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of `ridge`, to choose from
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates for `ridge`
 FOLDS = 5
 
-Figures = dict[str, float]  # what is known about a transfer, by name
+Metrics = dict[str, float]  # of a transfer, by name
 
 
 def relative(prefix: Tensor, source: Tensor, target: Tensor, *, top_k: int = 8192, centred: bool = False, scale: str = "target",
-             steps: int = 2000, lr: float = 5e-3, seed: int = 0) -> tuple[Tensor, Figures]:
-    """Vectors (m, d_t) whose cosines with the target's tokens are those of the prefix with the source's (arXiv 2310.01691).
+             steps: int = 2000, lr: float = 5e-3, seed: int = 0) -> tuple[Tensor, Metrics]:
+    """Vectors (m, d_t) whose cosines with the target's tokens match those of the prefix with the source's (arXiv 2310.01691).
 
-    The publication keeps the candidate that does best on a validation set of its task. There is none here, so that the one of the lowest
-    loss is kept, and nothing but the tables is used.
+    The publication selects the candidate with the best result on a validation set of its task. Only the tables are used here, so the
+    candidate with the lowest loss is selected.
 
     Args:
-        top_k: highest entries kept of each code; 0 keeps all.
-        centred: cosines are taken from the mean row of each table instead of from the origin.
-        scale: "target" leaves the mean and standard deviation of the target table, as published; "ratio" see `keep_ratio`.
+        top_k: number of highest entries used of each code; 0 uses all.
+        centred: subtract the mean row of each table before taking cosines.
+        scale: "target" sets the mean and standard deviation of the target table, as published; "ratio", see `keep_ratio`.
 
     Returns:
-        The vectors, and "loss", beside the "least_loss" of `least_squares`, which no candidate beats: far above it, give more steps.
+        The vectors, and "loss" with its lower bound "least_loss" from `least_squares`; if they are far apart, give more steps.
 
     Raises:
         UserError: top_k is larger than N.
@@ -59,18 +59,17 @@ def relative(prefix: Tensor, source: Tensor, target: Tensor, *, top_k: int = 819
 
 
 def linear(prefix: Tensor, source: Tensor, target: Tensor, fit: Callable[[Tensor, Tensor], Tensor], *,
-           scale: str | None = None) -> tuple[Tensor, Figures]:
+           scale: str | None = None) -> tuple[Tensor, Metrics]:
     """(v - mean A_s) W + mean A_t for each vector v, (m, d_t), where `fit` finds W (d_s, d_t) from the centred tables.
 
-    Both tables are centred, which is an intercept without penalty: the mean rows say nothing about any word, and a map through the
-    origin would spend itself on taking one to the other.
+    Both tables are centred, which amounts to an intercept without penalty: the mean rows carry no information about single words.
 
     Args:
         fit: `ridge` with its penalty, or `procrustes`.
-        scale: None leaves the map's own; otherwise as in `relative`.
+        scale: None keeps the scale of the map; otherwise as in `relative`.
 
     Returns:
-        The vectors, and "explained": the part of the target table's variance that the map gives, 0 .. 1.
+        The vectors, and "explained": the share of the target table's variance that the map explains, 0 .. 1.
     """
     from_source, from_target = source.mean(0), target.mean(0)
     rows, wanted = source - from_source, target - from_target
@@ -85,8 +84,8 @@ def linear(prefix: Tensor, source: Tensor, target: Tensor, fit: Callable[[Tensor
     return vectors, {"explained": explained.item()}
 
 
-def mean_row(prefix: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
-    """The mean row of the target table in place of each vector, (m, d_t): a control that says what the source encoder does alone."""
+def mean_row(prefix: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
+    """The mean row of the target table for each vector, (m, d_t): a control that shows the effect of the source encoder alone."""
     return target.mean(0).expand(len(prefix), -1).clone(), {}
 
 
@@ -98,9 +97,9 @@ def ridge(source: Tensor, target: Tensor, penalty: float) -> Tensor:
 
 
 def penalty_by_validation(source: Tensor, target: Tensor) -> tuple[float, float]:
-    """The penalty of `ridge` by which the map explains most of tokens that were held out, and how much that is, at most 1.
+    """Select the penalty of `ridge` by cross-validation over tokens; returns it and the explained share of held-out variance, at most 1.
 
-    Every FOLDS-th token is held out in turn; the tables' means are those of the others.
+    Fold i holds out every FOLDS-th token; the means of the tables are taken over the others.
     """
     fold = torch.arange(len(source)) % FOLDS
     errors, spread = torch.zeros(len(PENALTIES), dtype=torch.float64), 0.0
@@ -170,16 +169,16 @@ def least_squares(grams: Tensor, moments: Tensor) -> Tensor:
     """G^-1 b, (m, d): for each vector the direction of the highest possible cosine, in closed form."""
     width = grams.shape[1]
     traces = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    regular = grams.double() + 1e-6 * traces * torch.eye(width, dtype=torch.float64)  # fewer anchors than numbers leave G singular
+    regular = grams.double() + 1e-6 * traces * torch.eye(width, dtype=torch.float64)  # G may be singular
     return torch.linalg.solve(regular, moments.double().view(len(grams), -1, width).mT).mT.reshape_as(moments).to(moments)
 
 
 def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor], Tensor], *, steps: int,
            lr: float) -> Tensor:
-    """The one of the lowest loss among `steps` candidates place(x), where Adam moves x from `start`; (m, d), detached.
+    """The candidate place(x) with the lowest loss in `steps` steps of Adam on x from `start`; (m, d), detached.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is not finite.
     """
     free = start.clone().requires_grad_()
     adam = torch.optim.Adam([free], lr=lr)
@@ -192,7 +191,7 @@ def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[
             raise UserError(f"the search has diverged: its loss is not finite at step {step + 1} of {steps}, and nothing was written; give "
                             f"a smaller --lr than {lr:g}")
         if loss.item() < lowest:
-            best, lowest = candidate.detach().clone(), loss.item()  # a copy: Adam moves x in place
+            best, lowest = candidate.detach().clone(), loss.item()  # a copy: Adam updates x in place
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -212,15 +211,15 @@ def keep_ratio(vectors: Tensor, prefix: Tensor, source: Tensor, target: Tensor) 
     return F.normalize(vectors, dim=1) * longer * target.norm(dim=1).mean()
 
 
-def code_figures(prefix: Tensor, vectors: Tensor, source: Tensor, target: Tensor, *, centred: bool = False) -> Figures:
-    """How alike the codes of the prefix are, how alike those of the transferred (m, d_t) `vectors`, and how the two agree.
+def code_metrics(prefix: Tensor, vectors: Tensor, source: Tensor, target: Tensor, *, centred: bool = False) -> Metrics:
+    """Similarity among the codes of the prefix, among those of the transferred (m, d_t) `vectors`, and between the two.
 
     Cosines between codes of all N tokens, of each pair of rows (`likeness`) or of row i with row i ("agreement"), on any route.
     """
     codes = [relative_code(rows - table.mean(0), table - table.mean(0)) if centred else relative_code(rows, table)
              for rows, table in ((prefix, source), (vectors, target))]
     return {"likeness": likeness(codes[0]), "likeness_transferred": likeness(codes[1]),
-            "agreement": F.cosine_similarity(*codes, dim=1).mean().item()}
+            "agreement": F.cosine_similarity(codes[0], codes[1], dim=1).mean().item()}
 
 
 def likeness(code: Tensor) -> float:

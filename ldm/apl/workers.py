@@ -65,11 +65,11 @@ def _watch(workers: list[subprocess.Popen], reasons: int) -> int:
         failed = next((rank for rank, status in enumerate(statuses) if status), None)
         patience = LOOK_EVERY if failed is None and None in statuses else 0
         if select.select([reasons], [], [], patience)[0] and (reason := os.read(reasons, select.PIPE_BUF)):
-            status, _, sentence = reason.decode(errors="replace").partition("\n")[0].partition(" ")
+            given, _, sentence = reason.decode(errors="replace").partition("\n")[0].partition(" ")
             print(f"\n{sentence}", file=sys.stderr, flush=True)
-            return int(status)
+            return int(given)
         if failed is not None:
-            status = statuses[failed]
+            status = statuses[failed] or 0
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             raise ended_early(f"process {failed + 1} of the {len(workers)} on this machine {how}")
         if None not in statuses:

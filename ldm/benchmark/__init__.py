@@ -1,1 +1,1 @@
-"""How fast this repository trains and draws, measured beside the released loop's work and beside diffusers."""
+"""Speed of training and sampling, compared with the work of the released loop and with diffusers."""

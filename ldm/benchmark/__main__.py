@@ -1,11 +1,11 @@
-"""How fast this repository is, on this machine: python -m ldm.benchmark [--preset mini|narrow|sd-v1-5|...] [--parts step sampling]
+"""Benchmark of this repository on this machine: python -m ldm.benchmark [--preset mini|narrow|sd-v1-5|...] [--parts step sampling]
 
     python -m ldm.benchmark                                                  # the miniature, a few minutes
     python -m ldm.benchmark --preset narrow                                  # Stable Diffusion v1 made narrow
     python -m ldm.benchmark --preset sd-v1-5 --devices 0 --repeats 10        # at full size, on a GPU
 
-Needs no download: the weights are random. Our training step runs beside the work of the released loop's, our sampling beside
-diffusers', in turn and in one process; a ratio is the median of the pairs, low and high are the smallest and the largest.
+Needs no download: the weights are random. Our training step alternates with the work of the released loop, our sampling with that of
+diffusers, in one process; a ratio is the median over the pairs, low and high are the smallest and the largest.
 Writes results.json, .csv, .md, plot.png and arguments.json into --out_dir.
 """
 

@@ -1,4 +1,4 @@
-"""Paired timings, A B A B ... in one process, and what is reported of them: medians, and the range of the pairs' ratios."""
+"""Paired timings, A B A B ... in one process, reported as medians and the range of the ratios of the pairs."""
 
 import statistics
 import time
@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Variant:
-    """Something that does the same work as others, in its way; a call of `run` does it `count` times."""
+    """One of several implementations of the same work; a call of `run` does it `count` times."""
 
     run: Callable[[], object]
     count: int = 1
 
 
 class Clock:
-    """Seconds that a call takes: of the processor for one CPU thread, where other programs hardly matter, else of the wall clock."""
+    """Duration of a call in seconds: processor time for one CPU thread, which other programs hardly affect, else wall-clock time."""
 
     def __init__(self, device: torch.device, threads: int):
         self.device = device
@@ -39,13 +39,16 @@ class Clock:
 
 def paired(variants: Mapping[str, Variant], *, repeats: int, clock: Callable[[Callable[[], object]], float],
            title: str) -> dict[str, list[float]]:
-    """Seconds of each variant's work in each round; a round runs all of them in turn, and one round before is not counted.
+    """Time the variants in rounds, each of which runs all of them in turn; the first round is a warm-up and is not counted.
 
     Args:
-        clock: seconds of a call.
+        clock: returns the seconds of a call.
         title: of the progress bar.
+
+    Returns:
+        Seconds of each variant's work, by round.
     """
-    seconds = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     with tqdm(total=(repeats + 1) * len(variants), desc=title, unit="run", leave=False) as bar:
         for number in range(repeats + 1):
             for name, variant in variants.items():

@@ -1,7 +1,7 @@
 """Our step on several devices: python -m ldm.benchmark.devices CONFIG DEVICES PRECISION THREADS SEED REPEATS
 
-A process for each device, as train.py has them; each takes batches of 1, so that a step is on as many samples as there are devices.
-Prints the wall-clock seconds a sample of each repeat. `seconds_on` runs this in a process of its own.
+One process per device, as in train.py, each with batches of 1, so that a step has as many samples as there are devices.
+Prints the wall-clock seconds per sample of each repeat. `seconds_on` runs this in a separate process.
 """
 
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def seconds_on(devices: str, config_path: Path, *, precision: str, threads: int, seed: int, repeats: int) -> list[float]:
-    """Wall-clock seconds a sample of each repeat, on devices such as "cpu:2" or "0,1"."""
+    """Wall-clock seconds per sample of each repeat, on devices such as "cpu:2" or "0,1"."""
     given = [config_path.resolve(), devices, precision, threads, seed, repeats]
     done = subprocess.run([sys.executable, "-m", "ldm.benchmark.devices", *map(str, given)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -88,7 +88,7 @@ def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, 
                    num_head_channels: int | None = None, transformer_depth: int | list[int] = 1,
                    use_linear_in_transformer: bool = False, adm_in_channels: int | None = None,
                    norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
-    """The UNet2DConditionModel that our parameters describe."""
+    """UNet2DConditionModel of diffusers for the parameters of our UNetModel."""
     from diffusers import UNet2DConditionModel
 
     widths = [model_channels * mult for mult in channel_mult]
@@ -96,8 +96,8 @@ def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, 
     unet = UNet2DConditionModel(
         in_channels=in_channels, out_channels=out_channels, layers_per_block=num_res_blocks,
         block_out_channels=widths, transformer_layers_per_block=transformer_depth, use_linear_projection=use_linear_in_transformer,
-        # Their name is a mistake that they keep: it is the number of heads.
-        attention_head_dim=num_heads or [width // num_head_channels for width in widths],
+        # A known misnomer in diffusers: this is the number of heads.
+        attention_head_dim=num_heads or [width // (num_head_channels or width) for width in widths],
         addition_embed_type=adm_in_channels and "text_time", addition_time_embed_dim=SIZE_CHANNELS,
         projection_class_embeddings_input_dim=adm_in_channels,
         down_block_types=["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
@@ -110,7 +110,7 @@ def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, 
 
 def diffusers_vae(*, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, scale_factor: float = 0.18215,
                   norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
-    """The AutoencoderKL of diffusers that our parameters describe."""
+    """AutoencoderKL of diffusers for the parameters of ours."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -159,7 +159,7 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
     scheduler = DDIMScheduler(beta_start=params["linear_start"], beta_end=params["linear_end"], beta_schedule="scaled_linear",
                               steps_offset=1, set_alpha_to_one=False, clip_sample=False)
     if isinstance(model, DiffusionEngine):
-        first, second = model.conditioner.embedders
+        first, second = model.conditioner.first, model.conditioner.second
         heads = params["conditioner_config"]["params"]["emb_models"][1].get("params", {}).get("heads", BIG_G_HEADS)
         pipeline = StableDiffusionXLPipeline(
             vae=vae, text_encoder=first.transformer.text_model, tokenizer=first.tokenizer, unet=unet, scheduler=scheduler,
@@ -173,8 +173,8 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
     return pipeline
 
 
-def _widen_later(unet: nn.Module, in_channels: int, entrance: int, width: int) -> None:
-    """Lets the feature map enter with `entrance` channels, where diffusers begins with the `width` of the first level."""
+def _widen_later(unet: Any, in_channels: int, entrance: int, width: int) -> None:
+    """Give the first feature map `entrance` channels instead of the `width` of the first level, with which diffusers begins."""
     from diffusers.models.resnet import ResnetBlock2D
 
     def block(channels: int) -> nn.Module:
@@ -188,7 +188,7 @@ def _widen_later(unet: nn.Module, in_channels: int, entrance: int, width: int) -
 
 
 def _for_all(norm_num_groups: Groups) -> int:
-    """What diffusers' constructors take; 1 divides every width where the number depends on it, see `_with_groups`."""
+    """Number of groups for diffusers' constructors: 1 if it depends on the width, and `_with_groups` sets it later."""
     return norm_num_groups if isinstance(norm_num_groups, int) else 1
 
 
@@ -200,7 +200,7 @@ def _with_groups(module: nn.Module, norm_num_groups: Groups) -> nn.Module:
 
 
 def _cast_at_the_door(unet: nn.Module) -> None:
-    """Lets the U-Net compute in the type of its weights and answer in float32, as ours does; the pipeline stays in float32."""
+    """Make the U-Net compute in the dtype of its weights and return float32, as ours does; the pipeline stays in float32."""
     def cast(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         latent, timestep = args
         texts = {"encoder_hidden_states": kwargs["encoder_hidden_states"].to(unet.dtype)}

@@ -1,38 +1,40 @@
-"""What the machine could do, and what share of it was used: peak of a matrix product, peak memory, model FLOPs utilisation (MFU)."""
+"""Machine limits and their use: peak of a matrix product, peak memory, model FLOPs utilisation (MFU)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.apl.estimate import LiveBytes, cost_of, drawing_flops, training_flops
+from ldm.apl.estimate import LiveBytes, cost_of, sampling_flops, training_flops
 from ldm.benchmark.clock import Clock
 from ldm.benchmark.sampling import DDIM_STEPS
 from ldm.device import DTYPES
+from ldm.models.diffusion.ddpm import LatentDiffusion
 
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # of square matrices
 
 
 def matmul_peak(device: torch.device, precision: str, clock: Clock, repeats: int) -> float:
-    """Operations a second of the fastest product of two square matrices, 2 for a multiplication and an addition."""
+    """Floating-point operations per second of the fastest product of two square matrices; multiply-add counts as 2."""
     best = 0.0
     for side in SIDES[device.type]:
         a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
-        seconds = [clock(lambda a=a, b=b: a @ b) for _ in range(repeats + 1)][1:]
+        seconds = [clock(partial(torch.matmul, a, b)) for _ in range(repeats + 1)][1:]
         best = max(best, 2 * side**3 / min(seconds))
     return best
 
 
 def used_shares(rows: Sequence[dict[str, Any]], config_path: Path, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of the MFU of our steps and our sampling: operations of U-Net and decoder that the work needs, over seconds, over peak."""
+    """MFU rows of our steps and our sampling: operations that U-Net and decoder need, per second, as a share of the peak."""
     shares = []
     for precision, peak in peaks.items():
         cost = cost_of(config_path, batch_size=1, precision=precision)
         flops = {"step identity": training_flops(cost, samples=1, names=1.0),
                  "step regularising": training_flops(cost, samples=1, names=0.0),
                  "step apl-released": training_flops(cost, samples=1, names=0.0),
-                 "sampling": drawing_flops(cost, images=1, ddim_steps=DDIM_STEPS)}
+                 "sampling": sampling_flops(cost, images=1, ddim_steps=DDIM_STEPS)}
         for row in rows:
             if row["what"] in flops and row["variant"].startswith(f"ours {precision}"):
                 share = flops[row["what"]] / row["seconds"] / peak
@@ -40,8 +42,8 @@ def used_shares(rows: Sequence[dict[str, Any]], config_path: Path, peaks: dict[s
     return shares
 
 
-def peak_bytes(run: Callable[[], object], model: torch.nn.Module) -> int:
-    """Most bytes that `run` holds at once beside what is there before; on a CPU, those of tensors."""
+def peak_bytes(run: Callable[[], object], model: LatentDiffusion) -> int:
+    """Peak memory of `run` in bytes, without what was allocated before; on a CPU, of tensors only."""
     device = model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,36 +1,35 @@
-"""The step that the released training loop makes, written anew from a description of its work, wastes and all.
+"""The work of the released training loop: the step as `ldm/apl/step.py` defines it, without any optimization.
 
-Batch 1, float32. In each step it encodes the picture and three prompts again, asks the U-Net three times, one sample at a time,
-holds the attention's probabilities in memory, and computes gradients of the U-Net's weights that nothing uses. Each waste can
-be switched off alone; none of them changes the gradient of the prefix.
+Batch 1, float32. Each step encodes the image and three prompts again, calls the U-Net three times, one sample at a time, keeps the
+attention probabilities in memory, and computes unused gradients of the U-Net's weights. Each waste can be switched off alone; none of
+them changes the gradient of the prefix.
 
-On a CPU up to half of its time is the system's, which maps and clears memory for the probabilities again and again: glibc keeps
-no block above 32 MB. With MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment it is not.
+On a CPU up to half of its time is system time: memory for the probabilities is mapped and cleared again and again, because glibc keeps
+no block above 32 MB. MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment avoids it.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
+import ldm.cpu_bf16
 import ldm.modules.attention
-from ldm.apl.losses import apl_loss
-from ldm.benchmark.subject import Example, draw_latent
-from ldm.generation import with_prefix
+from ldm.apl.step import training_loss
+from ldm.benchmark.subject import Example, draw_latent, method_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
-
-ALPHA = 1.0
+from ldm.modules.embedding_manager import Manager
 
 
 @dataclass(frozen=True)
 class Wastes:
-    """What the naive step does though it need not; named in the table by what replaces it, see `REMEDIES`."""
+    """Unnecessary work of the naive step; the table names each waste by its remedy, see `REMEDIES`."""
 
     encodes_images: bool = True
     encodes_texts: bool = True
@@ -38,7 +37,7 @@ class Wastes:
     eager_attention: bool = True
     convolves_pixels: bool = True  # 1 x 1 convolutions around the transformers, which are linear layers
     one_by_one: bool = True  # the frozen predictions in separate calls of the U-Net
-    asks_twice: bool = True  # for a prediction that it has: c1 = c2, or the released objective's own
+    asks_twice: bool = True  # a second call for a known prediction: c1 = c2, or the prediction with the prefix in "apl-released"
 
 
 REMEDIES = {"encodes_images": "cached latents", "encodes_texts": "cached text", "weight_gradients": "no weight gradients",
@@ -47,21 +46,20 @@ REMEDIES = {"encodes_images": "cached latents", "encodes_texts": "cached text", 
 
 
 def wastes_of(kind: str) -> tuple[str, ...]:
-    """Fields of `Wastes` that a kind of step has: in Eq. 5 with c1 and c2 apart, no prediction is asked for twice."""
+    """Fields of `Wastes` that a kind of step has: with different c1 and c2, no prediction is made twice."""
     return tuple(waste for waste in REMEDIES if waste != "asks_twice" or kind != "identity")
 
 
 class NaiveSteps:
     """Steps of one kind: "identity" (Eq. 6), "regularising" (Eq. 7, c1 = c2) or "apl-released" (c1 predicted with the prefix)."""
 
-    def __init__(self, model: LatentDiffusion, prefix: EmbeddingManager, kind: str, wastes: Wastes):
+    def __init__(self, model: LatentDiffusion, prefix: Manager, kind: str, wastes: Wastes):
         self.model, self.prefix, self.kind, self.wastes = model, prefix, kind, wastes
+        self.seen = ModelWithout(model, wastes)
         self.optimizer = torch.optim.Adam(prefix.embedding_parameters(), lr=1e-3)
-        self._token_ids: dict[str, Tensor] = {}
-        self._contexts: dict[str, Tensor] = {}
 
     def run(self, examples: Sequence[Example]) -> None:
-        """A step on each example; the prefix moves."""
+        """Make a step on each example, which updates the prefix."""
         unet = self.model.model.requires_grad_(self.wastes.weight_gradients)
         with eager_attention(self.model, self.wastes.eager_attention), convolutions(self.wastes.convolves_pixels):
             for example in examples:
@@ -69,72 +67,103 @@ class NaiveSteps:
         unet.requires_grad_(False)
 
     def _step(self, example: Example) -> None:
-        with torch.no_grad():
-            latent = example.latent
-            if self.wastes.encodes_images:
+        latent = example.latent
+        if self.wastes.encodes_images:
+            with torch.no_grad():
                 latent = draw_latent(self.model, example.image, example.posterior_noise)
-            noisy_latent = self.model.q_sample(latent, example.timestep, example.noise)
-
-        context_prefixed = self._prefixed_context(example.name_prompt)
-        with torch.no_grad():
-            context_attributes = self._context(example.attribute_prompt)
-            context_name = context_prefixed if self.kind == "apl-released" else self._context(example.name_prompt)
-            if self.kind == "apl-released" and self.wastes.encodes_texts:
-                self._prefixed_context(example.name_prompt)
-            frozen = [context_attributes] + [context_name] * (self.wastes.asks_twice or self.kind == "identity")
-            eps = self._frozen(noisy_latent, example.timestep, frozen)
-
-        eps_prefixed = self.model.apply_model(noisy_latent, example.timestep, context_prefixed)
-        known = eps_prefixed.detach() if self.kind == "apl-released" else eps[0]  # in place of the forward that is not made
-        self.optimizer.zero_grad()  # of the prefix alone
-        apl_loss(eps_prefixed, eps[1] if len(eps) == 2 else known, eps[0], ALPHA).backward()
+        self.seen.begin_step()
+        losses = training_loss(cast(LatentDiffusion, self.seen), self.prefix, latent, example.noise, example.timestep,
+                               [example.name_prompt], [example.attribute_prompt], train_method=method_of(self.kind))
+        self.optimizer.zero_grad()  # of the prefix only
+        losses.mean().backward()
         self.optimizer.step()
 
-    def _frozen(self, noisy_latent: Tensor, timestep: Tensor, contexts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Predictions (1, 4, h, w) under each context."""
-        if self.wastes.one_by_one:
-            return [self.model.apply_model(noisy_latent, timestep, context) for context in contexts]
-        count = len(contexts)
-        return self.model.apply_model(torch.cat([noisy_latent] * count), torch.cat([timestep] * count), torch.cat(contexts)).split(1)
 
-    def _context(self, prompt: str) -> Tensor:
-        """tau(c), (1, 77, d)."""
-        if self.wastes.encodes_texts or prompt not in self._contexts:
-            self._contexts[prompt] = self.model.get_learned_conditioning([prompt])
-        return self._contexts[prompt]
+class ModelWithout:
+    """The model for `training_loss` on one sample, with a remedy in place of every waste that is switched off.
 
-    def _prefixed_context(self, prompt: str) -> Tensor:
-        """tau_AP(c), (1, 77, d), from which gradients reach the prefix."""
-        embedder = self.model.cond_stage_model
-        if self.wastes.encodes_texts or prompt not in self._token_ids:
-            token_ids = embedder.tokenize(with_prefix([prompt], self.prefix), self.prefix.extra_length)
-            self._token_ids[prompt] = token_ids.to(self.model.device)
-        return embedder.context(self._token_ids[prompt], self.prefix)
+    `training_loss` makes the prediction with the prefix first. Then it asks, without gradients, for two contexts and two predictions.
+    A context is a pair (text, tau of it), so that contexts and predictions of the same text are recognised.
+    """
+
+    def __init__(self, model: LatentDiffusion, wastes: Wastes):
+        self.model, self.wastes, self.q_sample = model, wastes, model.q_sample
+        self._contexts: dict[str, Tensor] = {}   # of frozen texts
+        self._token_ids: dict[str, Tensor] = {}  # of texts with the placeholder
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the previous step."""
+        self._prefixed: dict[str, Tensor] = {}       # contexts with the prefix
+        self._asked: list[tuple[str, Tensor]] = []   # contexts without gradients
+        self._together: list[Tensor] = []            # their predictions, in this order
+        self._eps: dict[str, Tensor] = {}            # predictions by text
+
+    def get_learned_conditioning(self, texts: Sequence[str], embedding_manager: Manager | None = None) -> tuple[str, Tensor]:
+        text, = texts
+        if self.wastes.encodes_texts:
+            context = self.model.get_learned_conditioning(texts, embedding_manager)
+        elif embedding_manager is None:
+            if text not in self._contexts:
+                self._contexts[text] = self.model.get_learned_conditioning(texts)
+            context = self._contexts[text]
+        else:
+            context = self._prefixed_context(text, embedding_manager)
+        if not torch.is_grad_enabled():
+            self._asked.append((text, context))
+        return text, context
+
+    def apply_model(self, noisy_latent: Tensor, timestep: Tensor, context: tuple[str, Tensor]) -> Tensor:
+        text, tau = context
+        if not self.wastes.asks_twice and text in self._eps:
+            return self._eps[text].detach()
+        if torch.is_grad_enabled() or self.wastes.one_by_one:
+            self._eps[text] = self.model.apply_model(noisy_latent, timestep, tau)
+        else:
+            self._together = self._together or self._frozen_predictions(noisy_latent, timestep)
+            self._eps[text] = self._together.pop(0)
+        return self._eps[text]
+
+    def _frozen_predictions(self, noisy_latent: Tensor, timestep: Tensor) -> list[Tensor]:
+        """(1, 4, h, w) for each context that was asked for; without `asks_twice` one per text without a prediction."""
+        contexts = [tau for _, tau in self._asked]
+        if not self.wastes.asks_twice:
+            contexts = [tau for text, tau in dict(self._asked).items() if text not in self._eps]
+        n = len(contexts)
+        return list(self.model.apply_model(torch.cat([noisy_latent] * n), torch.cat([timestep] * n), torch.cat(contexts)).split(1))
+
+    def _prefixed_context(self, text: str, prefix: Manager) -> Tensor:
+        """tau_AP(c), (1, 77, d), once per step, from token ids that are made once; gradients reach the prefix."""
+        if text not in self._token_ids:
+            self._token_ids[text] = self.model.cond_stage_model.tokenize([text], prefix.extra_length).to(self.model.device)
+        if text not in self._prefixed:
+            self._prefixed[text] = self.model.cond_stage_model.context(self._token_ids[text], prefix)
+        return self._prefixed[text]
 
 
 @contextmanager
 def eager_attention(model: LatentDiffusion, wanted: bool = True) -> Iterator[None]:
-    """In here all three networks hold the probabilities of every attention in memory, for the backward pass as well."""
+    """Temporarily compute attention in all three networks with its probabilities in memory, as in the backward pass."""
     if not wanted:
         yield
         return
-    fused, ours = F.scaled_dot_product_attention, ldm.modules.attention.attention
+    fused, ours = F.scaled_dot_product_attention, ldm.cpu_bf16.attention
     text_models = [module for module in model.cond_stage_model.modules() if isinstance(module, CLIPTextModel)]
     implementations = [text_model.config._attn_implementation for text_model in text_models]
-    F.scaled_dot_product_attention = ldm.modules.attention.attention = _attention
+    F.scaled_dot_product_attention = ldm.cpu_bf16.attention = _attention  # type: ignore[assignment]
     for text_model in text_models:
         text_model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        F.scaled_dot_product_attention, ldm.modules.attention.attention = fused, ours
+        F.scaled_dot_product_attention, ldm.cpu_bf16.attention = fused, ours
         for text_model, implementation in zip(text_models, implementations, strict=True):
             text_model.set_attn_implementation(implementation)
 
 
 @contextmanager
 def convolutions(wanted: bool = True) -> Iterator[None]:
-    """In here the U-Net's transformers project in and out by convolutions, where v1's weights are those of one."""
+    """Temporarily use 1 x 1 convolutions at both ends of the U-Net's transformers, as v1's weights are stored."""
     linear = ldm.modules.attention.over_pixels
     if wanted:
         ldm.modules.attention.over_pixels = _convolved

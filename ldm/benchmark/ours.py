@@ -1,4 +1,4 @@
-"""Our step, through the code that train.py runs; all that this benchmark knows of the trainer is in this file."""
+"""Our step, computed by the code that train.py runs."""
 
 from collections.abc import Sequence
 
@@ -6,40 +6,39 @@ import torch
 
 from ldm.apl.acceleration import RecordedStep, compile_blocks
 from ldm.apl.examples import Samples, Texts
+from ldm.apl.fast_step import Batch, frozen_predictions, training_batches, training_step
 from ldm.apl.launch import set_precision
-from ldm.apl.look_ahead import SAMPLES, Batch, frozen_predictions, training_batches
-from ldm.apl.trainer import Settings, adam, training_step
-from ldm.benchmark.subject import Example, twin
+from ldm.apl.look_ahead import SAMPLES
+from ldm.apl.trainer import adam
+from ldm.benchmark.subject import Example, method_of, twin
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import Manager
 from ldm.sharing import Devices
 
 STEPS_TOGETHER = SAMPLES
 
 
 class OurSteps:
-    """Steps of one kind, see `naive.NaiveSteps`; `run` makes the frozen predictions of all its examples at once.
+    """Training steps of one kind, see `naive.NaiveSteps`; `run` computes the frozen predictions of all its examples at once.
 
-    Latents and frozen contexts are there before, as in a training that has drawn each picture and text once; drawing noise is not timed.
+    Latents and frozen contexts are cached, as after the first epoch of a training; sampling the noise is not timed.
 
     Args:
         recorded: replay the step as one CUDA graph.
     """
 
-    def __init__(self, fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, kind: str, *, recorded: bool = False):
+    def __init__(self, fabric: Devices, model: LatentDiffusion, prefix: Manager, kind: str, *, recorded: bool = False):
         self.model, self.prefix, self.kind = model, prefix, kind
         self.texts = Texts(model, prefix)
-        settings = Settings(iterations=1000, batch_size=1, grad_accum=1, lr=1e-3, lr_decay=0.0, alpha=1.0, log_every=50,
-                            save_every=1000, val_every=0, train_method="apl-released" if kind == "apl-released" else "apl")
-        optimizer = adam(prefix, settings.lr, recorded=recorded)
+        optimizer = adam(prefix, 1e-3, recorded=recorded)
 
         def step(batch: Batch) -> torch.Tensor:
-            return training_step(fabric, model, prefix, optimizer, batch, settings)
+            return training_step(fabric, model, prefix, optimizer, batch, train_method=method_of(kind))
 
         self.step = RecordedStep(step, optimizer) if recorded else step
 
     def run(self, examples: Sequence[Example], batch_size: int = 1) -> None:
-        """A step on each `batch_size` examples; the prefix moves."""
+        """Make a step on each `batch_size` examples, which updates the prefix."""
         samples = [self._samples(examples[start:start + batch_size]) for start in range(0, len(examples), batch_size)]
         latent, timestep, noise = (torch.cat([getattr(example, name) for example in examples])
                                    for name in ("latent", "timestep", "noise"))
@@ -54,7 +53,7 @@ class OurSteps:
 
 
 def as_trained(model: LatentDiffusion, precision: str, *, compiled: bool = False) -> LatentDiffusion:
-    """A copy of the model as train.py has it in "fp32" or "bf16"; text encoder and autoencoder are shared."""
+    """Copy of the model in the precision and layout of train.py ("fp32" or "bf16"); shares text encoder and autoencoder."""
     copied = twin(model)
     set_precision(copied, precision)
     if compiled:

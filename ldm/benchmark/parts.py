@@ -5,6 +5,7 @@ import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -21,6 +22,7 @@ from ldm.benchmark.sampling import draw_ours, their_drawing
 from ldm.benchmark.subject import random_examples, random_model
 from ldm.device import pick_precision
 from ldm.loading import read_config
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -34,7 +36,7 @@ Row = dict[str, Any]
 
 
 class Benchmark:
-    """A subject on its device, and the flags of how to measure it; every part is a method of that name."""
+    """The benchmark on one device; each part is a method of its name."""
 
     def __init__(self, args: argparse.Namespace):
         torch.set_num_threads(args.threads)
@@ -50,13 +52,13 @@ class Benchmark:
         self.left_out = [] if native or "bf16" not in args.precision else ["bf16, in which this device does not compute"]
         self.model = random_model(self.config, seed=args.seed, device=self.device)  # the naive step's
         self.ours = {precision: as_trained(self.model, precision) for precision in self.precisions}
-        self.compiled = None  # our model with compiled blocks, once it is wanted
+        self.compiled: LatentDiffusion | None = None  # our model with compiled blocks, built on demand
         self.peaks: dict[str, float] = {}
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, threads: {args.threads}"
         self.setting = f"{args.config_path.stem} on {where}; seconds of the {self.clock.name}"
 
     def rows(self) -> list[Row]:
-        """Of the parts asked for, in their order; the shares of the machine's peak come last."""
+        """Rows of the requested parts in order, then the shares of the machine's peak."""
         found = [row for part in self.args.parts for row in getattr(self, part)()]
         return found + used_shares(found, self.args.config_path, self.peaks)
 
@@ -66,7 +68,7 @@ class Benchmark:
                 for precision, peak in self.peaks.items()]
 
     def step(self) -> list[Row]:
-        """Seconds of the naive step over those of each variant: one waste less, and ours."""
+        """Ratios of the naive step's seconds to those of each variant: the naive step with one waste less, and ours."""
         rows = []
         for kind in self.args.kinds:
             naive, others = self._steps(kind)
@@ -74,12 +76,12 @@ class Benchmark:
             seconds = paired(variants, repeats=self.args.repeats, clock=self.clock, title=f"step {kind}")
             rows += [{"what": f"step {kind}", "variant": name, **ratios(seconds["naive fp32"], taken), "unit": "naive / this",
                       "seconds": statistics.median(taken)} for name, taken in seconds.items()]
-            for model in (self.model, *self.ours.values()):  # those of the weights, which a naive step adds up and never uses
+            for model in (self.model, *self.ours.values()):  # unused gradients of the weights, which naive steps accumulate
                 model.zero_grad(set_to_none=True)
         return rows
 
     def memory(self) -> list[Row]:
-        """Bytes of the naive step over those of ours, held beside the weights; gradients that nobody uses are among them."""
+        """Ratios of the naive step's peak memory to ours, beside the weights; includes the unused gradients of the weights."""
         rows = []
         for kind in self.args.kinds:
             naive, others = self._steps(kind, alone=True)
@@ -91,16 +93,16 @@ class Benchmark:
         return rows
 
     def sampling(self) -> list[Row]:
-        """Our seconds an image over diffusers'."""
+        """Ratios of our seconds per image to those of diffusers."""
         if self.diffusers is None:
             self.left_out.append("diffusers beside our sampling, for it is not installed")
         rows = []
         for precision, model in self.ours.items():
             theirs = their_drawing(model, self.config) if self.diffusers else None
             for count in DRAWN_TOGETHER[self.device.type]:
-                variants = {"ours": Variant(lambda model=model, count=count: draw_ours(model, count), count)}
+                variants = {"ours": Variant(partial(draw_ours, model, count), count)}
                 if theirs:
-                    variants["diffusers"] = Variant(lambda draw=theirs, count=count: draw(count), count)
+                    variants["diffusers"] = Variant(partial(theirs, count), count)
                 taken = paired(variants, repeats=self.args.repeats, clock=self.clock, title=f"sampling {precision}, batch {count}")
                 beside = ratios(taken["ours"], taken["diffusers"]) if theirs else {}
                 rows.append({"what": "sampling", "variant": f"ours {precision}, batch {count}", **beside, "unit": "ours / diffusers",
@@ -108,19 +110,17 @@ class Benchmark:
         return rows
 
     def growth(self) -> list[Row]:
-        """Seconds a sample, or an image, of our identity step and our sampling over those of the smallest, in the first precision."""
+        """Seconds per sample of our identity step, and per image of our sampling, relative to the smallest size, in the first precision."""
         model = self.ours[self.precisions[0]]
         examples = random_examples(model, STEPS_TOGETHER, regularising=False, seed=self.args.seed)
         steps = {m: OurSteps(self.fabric, model, build_prefix(model, num_vectors=m), "identity") for m in {*LENGTHS, 10}}
         return [
-            *self._growing("batch", {batch: Variant(lambda batch=batch: steps[10].run(examples, batch), len(examples))
-                                     for batch in BATCHES}),
-            *self._growing("m", {m: Variant(lambda m=m: steps[m].run(examples), len(examples)) for m in LENGTHS}),
-            *self._growing("sampling batch", {count: Variant(lambda count=count: draw_ours(model, count), count)
-                                              for count in DRAWN_GROWTH})]
+            *self._growing("batch", {batch: Variant(partial(steps[10].run, examples, batch), len(examples)) for batch in BATCHES}),
+            *self._growing("m", {m: Variant(partial(steps[m].run, examples), len(examples)) for m in LENGTHS}),
+            *self._growing("sampling batch", {count: Variant(partial(draw_ours, model, count), count) for count in DRAWN_GROWTH})]
 
     def devices(self) -> list[Row]:
-        """Wall-clock seconds a sample of our identity step over those on one device: of --devices, or two processes on a CPU."""
+        """Wall-clock seconds per sample of our identity step relative to one device, on --devices or in two processes on a CPU."""
         numbers = self.args.devices.split(",") if self.device.type == "cuda" and self.args.devices != "auto" else ["0"]
         sets = {count: ",".join(numbers[:count]) for count in range(1, len(numbers) + 1)}
         if self.device.type == "cpu":
@@ -134,14 +134,14 @@ class Benchmark:
         return growth_rows(what, paired(named, repeats=self.args.repeats, clock=self.clock, title=f"growth with {what}"))
 
     def _steps(self, kind: str, *, alone: bool = False) -> tuple[Variant, dict[str, Variant]]:
-        """The naive step, and by name what is set beside it: it with one waste less (not with `alone`), and ours."""
+        """The naive step, and by name the variants to compare: with one waste less each (not with `alone`), and ours."""
         examples = random_examples(self.model, STEPS_TOGETHER, regularising=kind == "regularising", seed=self.args.seed)
 
-        def naive(wastes: Wastes, model: torch.nn.Module = self.model, count: int = NAIVE_STEPS[self.device.type]) -> Variant:
+        def naive(wastes: Wastes, model: LatentDiffusion = self.model, count: int = NAIVE_STEPS[self.device.type]) -> Variant:
             steps = NaiveSteps(model, build_prefix(model), kind, wastes)
             return Variant(lambda: steps.run(examples[:count]), count)
 
-        def ours(model: torch.nn.Module, *, batch: int = 1, recorded: bool = False) -> Variant:
+        def ours(model: LatentDiffusion, *, batch: int = 1, recorded: bool = False) -> Variant:
             steps = OurSteps(self.fabric, model, build_prefix(model), kind, recorded=recorded)
             return Variant(lambda: steps.run(examples, batch), len(examples))
 
@@ -157,8 +157,8 @@ class Benchmark:
             others |= {name: ours(model, recorded=recorded) for name, (model, recorded) in self._accelerated().items()}
         return naive(Wastes(), count=2 if alone else 1), others  # two, for the first step has no gradients to add to
 
-    def _accelerated(self) -> dict[str, tuple[torch.nn.Module, bool]]:
-        """Our model in its last precision, compiled if asked for, and on a GPU with its step as one CUDA graph (True)."""
+    def _accelerated(self) -> dict[str, tuple[LatentDiffusion, bool]]:
+        """Our model in its last precision: compiled if requested, and on a GPU also with its step as one CUDA graph (True)."""
         precision, model = list(self.ours.items())[-1]
         models = {f"ours {precision}": model}
         if self.args.compile:
@@ -169,7 +169,7 @@ class Benchmark:
 
 
 def growth_rows(what: str, seconds: Mapping[Any, Sequence[float]], unit: str = "of the first") -> list[Row]:
-    """A row for each value, beside the first of them."""
+    """One row per value, relative to the first value."""
     first = next(iter(seconds.values()))
     return [{"what": f"growth {what}", "variant": f"{value}", **ratios(taken, first), "unit": unit,
              "seconds": statistics.median(taken)} for value, taken in seconds.items()]

@@ -1,4 +1,4 @@
-"""One picture of the table: bars of the ratios, and a curve for each thing that can grow."""
+"""Plot of the benchmark table: bars of the ratios, and one curve per quantity that grows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from ldm.util import write_atomically
 
 BARS = {"naive / this": "released loop's work / this (longer is better)", "ours / diffusers": "ours / diffusers (shorter is better)"}
 AXES = {"growth batch": "samples in a step", "growth m": "vectors of the prefix (m)", "growth devices": "devices",
-        "growth sampling batch": "images drawn together"}
+        "growth sampling batch": "images per batch"}
 
 
 def draw_plot(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> None:
-    """plot.png: a panel for each unit of `BARS` with bars from low to high, and one for each growth; rows of a panel in order.
+    """Write plot.png: one panel per unit of `BARS`, with bars from low to high, and one per growth; rows keep their order.
 
-    Nothing is drawn where there is neither.
+    Writes nothing if there is neither.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Drawing: `ldm.generation.generate` beside diffusers' StableDiffusionPipeline, on equal weights, from equal noise, to equal pictures."""
+"""Sampling: `ldm.generation.generate` and diffusers' StableDiffusionPipeline on equal weights and noise, which give equal images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,19 +14,19 @@ DDIM_STEPS, SCALE, SEED = 20, 7.0, 0
 
 
 def jobs_of(count: int) -> list[tuple[str, int]]:
-    """So many pictures of different prompts."""
+    """`count` images of different prompts."""
     return [(f"A close-up portrait of person number {number}", 0) for number in range(count)]
 
 
 def draw_ours(model: LatentDiffusion, count: int) -> np.ndarray:
-    """(count, H, W, 3) uint8 in one batch."""
+    """Images (count, H, W, 3) uint8, generated in one batch."""
     drawn = generate(model, jobs_of(count), ddim_steps=DDIM_STEPS, scale=SCALE, seed=SEED, batch_size=count)
     return np.stack([image for _, image in drawn])
 
 
 @torch.no_grad()
 def draw_theirs(pipeline: Any, model: LatentDiffusion, count: int) -> np.ndarray:
-    """(count, H, W, 3) uint8 in one batch; `model` says which noise ours starts from."""
+    """Images (count, H, W, 3) uint8, generated in one batch from the noise that `draw_ours` uses for `model`."""
     side = model.image_size
     noise = torch.stack([image_noise(SEED, prompt, sample, (model.channels, side, side)) for prompt, sample in jobs_of(count)])
     images = pipeline([prompt for prompt, _ in jobs_of(count)], height=8 * side, width=8 * side, num_inference_steps=DDIM_STEPS,
@@ -35,6 +35,6 @@ def draw_theirs(pipeline: Any, model: LatentDiffusion, count: int) -> np.ndarray
 
 
 def their_drawing(model: LatentDiffusion, config: Mapping[str, Any]) -> Callable[[int], np.ndarray]:
-    """`draw_theirs` with a pipeline that shares the weights of `model`; ImportError where diffusers is not installed."""
+    """`draw_theirs` with a pipeline that shares the weights of `model`; ImportError if diffusers is not installed."""
     pipeline = diffusers_pipeline(model, config)
     return lambda count: draw_theirs(pipeline, model, count)

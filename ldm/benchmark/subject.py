@@ -1,4 +1,4 @@
-"""What is measured: a model of a config with random weights, a fresh prefix, and samples to train on; nothing is read but the config."""
+"""Model and samples of the benchmark: random weights in the architecture of a config, and random training samples."""
 
 import copy
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ ATTRIBUTES = ("a woman with long red hair", "a man with a grey beard", "a young 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample of a training, as a loop of batch 1 gets it."""
+    """One training sample of a loop with batch size 1."""
 
     image: Tensor            # (1, 3, H, W) in [-1, 1]
-    latent: Tensor           # z_0, (1, 4, h, w), drawn from the image's posterior with `posterior_noise`
+    latent: Tensor           # z_0, (1, 4, h, w), sampled from the image's posterior with `posterior_noise`
     posterior_noise: Tensor  # as `latent`
     noise: Tensor            # as `latent`
     t: int                   # timestep
@@ -33,8 +33,13 @@ class Example:
         return torch.tensor([self.t], device=self.latent.device)
 
 
+def method_of(kind: str) -> str:
+    """--train_method of a kind of step; "identity" and "regularising" differ only in their samples."""
+    return "apl-released" if kind == "apl-released" else "apl"
+
+
 def random_model(config: Mapping[str, Any], *, seed: int, device: torch.device) -> LatentDiffusion:
-    """Frozen model of a config; no weight is zero, for then some input would not matter and its gradient be nothing."""
+    """Frozen model of a config with random weights, none of them zero: a zero weight would cut off an input and its gradient."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: LatentDiffusion = instantiate_from_config(config)
@@ -45,14 +50,14 @@ def random_model(config: Mapping[str, Any], *, seed: int, device: torch.device) 
 
 
 def twin(model: LatentDiffusion) -> LatentDiffusion:
-    """The same model with a U-Net of its own; text encoder and autoencoder are shared."""
+    """Copy of the model with its own U-Net; shares text encoder and autoencoder."""
     shared = (model.cond_stage_model, model.first_stage_model)
     return copy.deepcopy(model, {id(part): part for part in shared})
 
 
 @torch.no_grad()
 def random_examples(model: LatentDiffusion, count: int, *, regularising: bool, seed: int) -> list[Example]:
-    """Samples with random pictures, noise and timesteps; the prompts repeat, as those of a training do."""
+    """Samples with random images, noise and timesteps; prompts repeat, as in a training."""
     generator = torch.Generator().manual_seed(seed)
     side, device, examples = model.image_size, model.device, []
     for number in range(count):
@@ -66,6 +71,6 @@ def random_examples(model: LatentDiffusion, count: int, *, regularising: bool, s
 
 
 def draw_latent(model: LatentDiffusion, image: Tensor, posterior_noise: Tensor) -> Tensor:
-    """z_0 (B, 4, h, w) of an image (B, 3, H, W): the posterior's draw with this noise."""
+    """z_0 (B, 4, h, w) of an image (B, 3, H, W): sample of the posterior with this noise."""
     posterior = model.encode_first_stage(image)
     return model.get_first_stage_encoding(posterior.mean + posterior.std * posterior_noise)

@@ -24,7 +24,8 @@ class TrainedTensors(Trained, Protocol):
 class Method(Protocol):
     """A competing method or an attack: what it trains, and by which loss."""
 
-    trained: TrainedTensors
+    @property
+    def trained(self) -> TrainedTensors: ...
 
     def loss(self, numbers: range) -> Tensor:
         """Mean loss of the training samples of these numbers, scalar; sample i is a pure function of the seed and i."""
@@ -55,7 +56,7 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
     if logbook.state:
         method.trained.load_state_dict(logbook.state["trained"])
         optimizer.load_state_dict(logbook.state["optimizer"])
-        logbook.let_go()
+        logbook.release_state()
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:

@@ -15,23 +15,23 @@ from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_
 from ldm.util import UserError, refuse_other_architectures
 
 INITIALIZATIONS = ("uniform01", "vocab")
-PROMPT_ROOM = 15  # tokens that a prefix must leave to the prompt: "A close-up portrait of" and a name of nine
+PROMPT_ROOM = 15  # tokens that a prefix must leave for the prompt: "A close-up portrait of" and nine for a name
 ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion v1 and SDXL", 1024: "OpenCLIP ViT-H/14, of Stable Diffusion 2",
             1280: "OpenCLIP ViT-bigG/14, the second of SDXL"}  # by the width of their token embeddings
 
 
 class EmbeddingManager(nn.Module):
-    """Learned vectors, by placeholder, and their injection into the token embeddings of a batch of prompts.
+    """Learned vectors by placeholder, and their insertion into the token embeddings of a batch of prompts.
 
-    The vectors take the place of a placeholder and what follows moves right. So "alz A portrait of ..." is [AP] in front of the
-    prompt, and there it stands once: where the first placeholder begins a text, it is an ordinary word in the rest of that text, as
-    in a caption that happens to hold it. Elsewhere placeholders stand anywhere and more than once, as in textual inversion.
+    The vectors replace a placeholder and shift what follows to the right, so "alz A portrait of ..." is [AP] in front of the prompt. If a
+    text begins with the first placeholder, further occurrences in that text are ordinary words, as in a caption that contains it.
+    Otherwise placeholders may occur anywhere and repeatedly, as in textual inversion.
     """
 
-    def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",),
+    def __init__(self, embedder: Any, placeholder_strings: Sequence[str] = ("alz",),
                  initializer_words: Sequence[str] | None = None, num_vectors_per_token: int = 10, *,
                  init: str = "uniform01", generator: torch.Generator | None = None, **other: Any):
-        """Vectors for each placeholder, in float32 on the device of the token table.
+        """Create vectors for each placeholder, in float32 on the device of the token table.
 
         Args:
             embedder: FrozenCLIPEmbedder or FrozenOpenCLIPEmbedder2 (`tokenizer`, `get_input_embeddings()`, `max_length`); not kept.
@@ -39,9 +39,9 @@ class EmbeddingManager(nn.Module):
             initializer_words: one text for each placeholder, whose token embeddings are repeated in order until there
                 are m; overrides `init`.
             num_vectors_per_token: m, from 1 to `longest_prefix(max_length)`.
-            init: "uniform01" draws U[0, 1) as the released code does; "vocab" draws normal numbers with the mean and
+            init: "uniform01" samples U[0, 1) as the released code does; "vocab" samples normal numbers with the mean and
                 standard deviation that each coordinate has in the token table.
-            generator: source of the draws, on the CPU; None stands for seed 0.
+            generator: random generator on the CPU; None uses seed 0.
 
         Raises:
             UserError: a placeholder is no single token, or repeated; m or `init` or the words are out of range; two text encoders.
@@ -72,15 +72,15 @@ class EmbeddingManager(nn.Module):
             self._add(placeholder, single_token(tokenizer, placeholder), vectors.to(table.device))
 
     def forward(self, token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
-        """Token embeddings with the vectors in place of the placeholders.
+        """Replace the placeholders in token embeddings by the vectors.
 
         Args:
             token_ids: (B, L) int64; the first end-of-text token ends the text, whatever pads it.
             token_embeddings: (B, L, d), the look-up of `token_ids`.
 
         Returns:
-            (B, L, d) on the device and of the type of `token_embeddings`; gradients reach the vectors. What is pushed
-            past L is dropped; if the end of the text is, it takes the last position.
+            (B, L, d) on the device and in the dtype of `token_embeddings`; gradients reach the vectors. Tokens pushed past L are
+            dropped, except that the end of the text then takes the last position.
         """
         lengths, first_rows = self._lengths_and_first_rows(token_ids)
         ends = lengths.cumsum(1)  # (B, L): position behind each token's vectors
@@ -96,7 +96,7 @@ class EmbeddingManager(nn.Module):
         return torch.where((row < 0)[..., None], kept, vectors[row.clamp_min(0)])
 
     def extra_length(self, token_ids: Tensor) -> Tensor:
-        """Positions that the vectors take beyond the placeholders' own, int64.
+        """Number of positions that the vectors take in addition to the placeholders, int64.
 
         Args:
             token_ids: of whole prompts, (B, L) -> (B,); or the tokens of one prompt without begin of text, (n, 1) -> (n,).
@@ -104,30 +104,30 @@ class EmbeddingManager(nn.Module):
         return (self._lengths_and_first_rows(token_ids)[0] - 1).sum(-1)
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
-        """The vectors, (m, d) each: everything an optimizer needs."""
+        """The vectors, (m, d) each, for an optimizer."""
         return self.string_to_param_dict.parameters()
 
     def save(self, path: str | Path, *, step: int | None = None, **metadata: Any) -> None:
-        """Writes the vectors in the form that every client reads; `metadata` (JSON values) travels in the file."""
+        """Write the vectors in the format that every client reads; `metadata` (JSON values) is stored in the file."""
         write_embedding_file(path, dict(self.string_to_param_dict.items()), self.string_to_token_dict, step=step,
                              metadata=metadata)
 
     def load(self, path: str | Path) -> EmbeddingFile:
-        """Takes over the vectors of a file of any form, and returns what the file holds.
+        """Load the vectors of a file in any format, and return the content of the file.
 
-        Vectors go to the placeholder of their token or name; those of a file with one entry to our only placeholder
-        whatever the file calls it; others bring their own placeholder, if the file gives its token. A Parameter stays
-        the same object when its shape does, so that optimizers built on it stay valid.
+        Vectors are assigned to the placeholder of their token or name; the only entry of a file to our only placeholder, whatever its
+        name; other entries add their own placeholder, if the file gives its token. A Parameter of the same shape stays the same
+        object, so that optimizers stay valid.
 
         Raises:
-            UserError: the file cannot be read, is of another width, or leaves open which placeholder it is for.
+            UserError: the file cannot be read, has another width, or does not determine the placeholder.
         """
         file = read_embedding_file(path)
         self._take(self._assign(path, file))
         return file
 
     def _take(self, assigned: dict[str, tuple[int, Tensor]]) -> None:
-        """Replaces the vectors of these placeholders; see `_assign`."""
+        """Replace the vectors of these placeholders; see `_assign`."""
         for placeholder, (token_id, vectors) in assigned.items():
             own = self.string_to_param_dict[placeholder] if placeholder in self.string_to_param_dict else None
             if own is not None and own.shape == vectors.shape:
@@ -152,7 +152,7 @@ class EmbeddingManager(nn.Module):
         assigned: dict[str, tuple[int, Tensor]] = {}
         for key, vectors in entries.items():
             name, token_id = key.strip("<>"), file.token_ids.get(key)
-            placeholder = name if name in self.string_to_token_dict else by_token.get(token_id)
+            placeholder = name if name in self.string_to_token_dict else by_token.get(token_id) if token_id is not None else None
             if placeholder is None and len(entries) == 1 and len(by_token) == 1:
                 placeholder = next(iter(by_token.values()))
             if placeholder is None and token_id not in (None, self.end_of_text):
@@ -161,7 +161,9 @@ class EmbeddingManager(nn.Module):
                 raise UserError(f"{path} holds vectors for {', '.join(entries)}, and '{key}' names none of the "
                                 f"placeholders {', '.join(by_token.values())}; give a file with one entry")
             if placeholder not in assigned or name == placeholder:
-                assigned[placeholder] = self.string_to_token_dict.get(placeholder, token_id), vectors
+                token_id = self.string_to_token_dict.get(placeholder, token_id)
+                assert token_id is not None  # a placeholder that is new here comes with its token
+                assigned[placeholder] = token_id, vectors
         return assigned
 
     def _add(self, placeholder: str, token_id: int, vectors: Tensor, *, replace: bool = False) -> None:
@@ -175,7 +177,7 @@ class EmbeddingManager(nn.Module):
         self.string_to_token_dict[placeholder] = token_id
 
     def _lengths_and_first_rows(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """For each token: how many positions it takes, and its first row in the stacked vectors (-1: it has none)."""
+        """For each token: number of positions, and first row in the stacked vectors (-1: none)."""
         lengths, first_rows = torch.ones_like(token_ids), torch.full_like(token_ids, -1)
         row = 0
         for number, (placeholder, token_id) in enumerate(self.string_to_token_dict.items()):
@@ -193,12 +195,12 @@ class EmbeddingManager(nn.Module):
 
 
 class DualEmbeddingManager(nn.Module):
-    """The same placeholder in front of both text encoders of SDXL, with vectors of its own in each: `clip_l` and `clip_g`.
+    """One placeholder for both text encoders of SDXL, with separate vectors: `clip_l` and `clip_g`.
 
     Used like EmbeddingManager, whose arguments it takes; `embedder` is a GeneralConditioner.
     """
 
-    def __init__(self, embedder: nn.Module, placeholder_strings: Sequence[str] = ("alz",), *args: Any,
+    def __init__(self, embedder: Any, placeholder_strings: Sequence[str] = ("alz",), *args: Any,
                  generator: torch.Generator | None = None, **options: Any):
         super().__init__()
         if len(placeholder_strings) != 1:
@@ -209,7 +211,7 @@ class DualEmbeddingManager(nn.Module):
 
     @property
     def hooks(self) -> tuple[EmbeddingManager, EmbeddingManager]:
-        """For the first and the second text encoder."""
+        """Hooks of the first and the second text encoder."""
         return self.clip_l, self.clip_g
 
     @property
@@ -221,15 +223,15 @@ class DualEmbeddingManager(nn.Module):
         return self.clip_l.extra_length(token_ids)
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
-        """(m, d) of the first encoder, then of the second."""
+        """Vectors (m, d) of the first encoder, then of the second."""
         return self.parameters()
 
     def save(self, path: str | Path, *, step: int | None = None, **metadata: Any) -> None:
-        """Writes both encoders' vectors as the .safetensors that clients of SDXL read."""
+        """Write the vectors of both encoders as .safetensors, in the format of SDXL clients."""
         write_sdxl_file(path, *self.embedding_parameters(), step=step, metadata=metadata)
 
     def load(self, path: str | Path) -> EmbeddingFile:
-        """Takes over the vectors of a file with clip_l and clip_g; UserError for any other, and for other widths."""
+        """Load the vectors of a file with clip_l and clip_g; UserError for other files and other widths."""
         file = read_embedding_file(path)
         if file.pair is None:
             raise UserError(f"{path} holds vectors for one text encoder ({', '.join(file.vectors)}), and this model has two, as SDXL; "
@@ -244,23 +246,26 @@ class DualEmbeddingManager(nn.Module):
         return file
 
 
-def manager_for(embedder: nn.Module, *args: Any, **options: Any) -> EmbeddingManager | DualEmbeddingManager:
+Manager = EmbeddingManager | DualEmbeddingManager
+
+
+def manager_for(embedder: Any, *args: Any, **options: Any) -> Manager:
     """The manager for a model's `cond_stage_model`, with one text encoder or with two."""
     return (DualEmbeddingManager if hasattr(embedder, "embedders") else EmbeddingManager)(embedder, *args, **options)
 
 
 def longest_prefix(max_length: int) -> int:
-    """Most vectors that leave PROMPT_ROOM tokens of a text of `max_length`, begin and end of text among them: 60 of CLIP's 77."""
+    """Largest number of vectors that leaves PROMPT_ROOM tokens of `max_length` besides begin and end of text: 60 for CLIP's 77."""
     return max_length - 2 - PROMPT_ROOM
 
 
 def of_encoder(width: int) -> str:
-    """In brackets, the public text encoder of this width; empty for a width that none has."""
+    """The public text encoder of this width, in brackets; empty for an unknown width."""
     return f" ({ENCODERS[width]})" if width in ENCODERS else ""
 
 
 def single_token(tokenizer: Any, placeholder: str) -> int:
-    """CLIP's id of a placeholder; UserError unless it is one ordinary token."""
+    """Token id of a placeholder; UserError unless it is one ordinary token."""
     token_ids = tokenizer(placeholder, add_special_tokens=False)["input_ids"]
     if len(token_ids) != 1 or token_ids[0] in tokenizer.all_special_ids:
         raise UserError(f"the placeholder '{placeholder}' is {len(token_ids)} CLIP tokens where one ordinary token is "
@@ -269,7 +274,7 @@ def single_token(tokenizer: Any, placeholder: str) -> int:
 
 
 def _once_in_front(here: Tensor) -> Tensor:
-    """`here`, where a token stands, without its later places in a text that begins with it; for shapes see `extra_length`."""
+    """Occurrences of a token without the later ones in texts that begin with it; for shapes see `extra_length`."""
     if here.shape[-1] == 1:
         return here & ((torch.arange(len(here), device=here.device) == 0)[:, None] | ~here[:1])
     return here & ((torch.arange(here.shape[-1], device=here.device) == 1) | ~here[..., 1:2])  # 0 is the begin of text

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,15 +14,16 @@ from ldm.apl import acceleration
 from ldm.apl.acceleration import RecordedStep, accelerate, compile_blocks
 from ldm.apl.estimate import LiveBytes
 from ldm.apl.examples import Texts, TrainingSet
+from ldm.apl.fast_step import training_step
 from ldm.apl.launch import set_precision
 from ldm.apl.look_ahead import LookAhead, Share
-from ldm.apl.plan import make_plan
 from ldm.apl.prefix import build_prefix
-from ldm.apl.trainer import training_step
+from ldm.apl.training_run import prepare_run
+from ldm.cpu_bf16 import NarrowCrossAttention, SmallGroupNorm, attention, use_fast_bf16
 from ldm.loading import load_frozen_model
-from ldm.modules.attention import attention
-from ldm.modules.diffusionmodules.util import normalization
-from tests.apl.test_trainer import settings, train, training_set
+from ldm.modules.attention import CrossAttention
+from tests.apl.test_trainer import train, training_set
+from tests.conftest import TINY, random_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +34,7 @@ def gradient_and_losses(fabric, model, pictures, *, batch_size=4, **changes):
     share = Share(batch_size, 1)
     batch = next(iter(LookAhead(model, training_set(model, pictures), Texts(model, prefix), share, first_step=0, iterations=1)))
     optimizer = torch.optim.SGD(prefix.embedding_parameters(), lr=0.0)
-    losses = training_step(fabric, model, prefix, optimizer, batch, settings(batch_size=batch_size, **changes))
+    losses = training_step(fabric, model, prefix, optimizer, batch, **changes)
     return next(prefix.embedding_parameters()).grad.clone(), losses
 
 
@@ -62,13 +64,13 @@ def mini_step(fabric):
     def run(precision, prefix_file):
         init = "vocab" if prefix_file is None else str(ROOT / prefix_file)
         args = parse_train_args(["--preset", "mini", "--batch_size", "16", "--init", init])
-        plan = make_plan(args)
+        prepared = prepare_run(args)
         model = load_frozen_model(args.config_path, args.ckpt_path, "cpu")
         set_precision(model, precision)
         prefix = build_prefix(model, num_vectors=10, init=args.init)
-        data = TrainingSet(model, plan.identities, plan.captions, plan.templates, plan.mixture)
+        data = TrainingSet(model, prepared.identities, prepared.captions, prepared.templates, prepared.mixture)
         batch = next(iter(LookAhead(model, data, Texts(model, prefix), Share(16, 1), first_step=0, iterations=1)))
-        losses = training_step(fabric, model, prefix, torch.optim.SGD(prefix.embedding_parameters(), lr=0.0), batch, plan.settings)
+        losses = training_step(fabric, model, prefix, torch.optim.SGD(prefix.embedding_parameters(), lr=0.0), batch)
         return next(prefix.embedding_parameters()).grad, losses
     return run
 
@@ -96,7 +98,7 @@ def test_the_host_never_waits_for_the_device_in_a_step(fabric, tiny_model, pictu
     with pytest.raises(AssertionError), Watch():
         torch.ones(1).item()
     with Watch():
-        training_step(fabric, tiny_model, prefix, optimizer, batch, settings())
+        training_step(fabric, tiny_model, prefix, optimizer, batch)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -156,17 +158,37 @@ def test_any_other_layout_is_left_to_torch():
     q, k, v = (torch.randn(2, 4, 8, 8, dtype=torch.bfloat16).transpose(2, 3).requires_grad_() for _ in range(3))
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
     x = torch.randn(2, 8, 32).bfloat16().transpose(1, 2)
-    norm = normalization(32).bfloat16()
+    norm = SmallGroupNorm(32, 32).bfloat16()
     assert torch.equal(norm(x), F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
 
 
 @pytest.mark.parametrize("side", [8, 40])
 def test_group_normalisation_in_bfloat16_is_torchs(side):
     x = torch.randn(2, 32, side, side).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
-    norm = normalization(32).bfloat16()
+    norm = SmallGroupNorm(32, 32).bfloat16()
     out, expected = norm(x), F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
     assert out.is_contiguous(memory_format=torch.channels_last) and not out.is_contiguous()
     torch.testing.assert_close(out.float(), expected, rtol=0.01, atol=0.01)
     weight = torch.randn(out.shape)
     ours, theirs = (torch.autograd.grad(one, x, weight.to(one.dtype))[0].float() for one in (out, expected))
     assert (ours - theirs).norm() / theirs.norm() < 0.01
+
+
+def test_the_faster_operators_are_off_until_they_are_switched_on():
+    unet = random_model(TINY).model.to(torch.bfloat16, memory_format=torch.channels_last)
+    inputs = torch.randn(2, 4, 4, 4), torch.tensor([3, 900]), torch.randn(2, 77, 32)
+    before, keys = unet(*inputs), list(unet.state_dict())
+    kinds = {type(module) for module in unet.modules()}
+    assert {nn.GroupNorm, CrossAttention} <= kinds and not {SmallGroupNorm, NarrowCrossAttention} & kinds
+    use_fast_bf16(unet)
+    kinds = {type(module) for module in unet.modules()}
+    assert {SmallGroupNorm, NarrowCrossAttention} <= kinds and not {nn.GroupNorm, CrossAttention} & kinds
+    assert list(unet.state_dict()) == keys and (unet(*inputs) - before).norm() < 0.02 * before.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_bfloat16_switches_them_on(precision):
+    model = random_model(TINY)
+    set_precision(model, precision)
+    assert any(isinstance(module, SmallGroupNorm) for module in model.model.modules()) == (precision == "bf16")
+    assert not any(isinstance(module, SmallGroupNorm) for module in model.first_stage_model.modules())

@@ -11,9 +11,9 @@ import torch
 from args.train_args import parse_train_args
 from ldm.apl.examples import Texts
 from ldm.apl.look_ahead import LookAhead, Share
-from ldm.apl.plan import arguments_of, make_plan, target_key
 from ldm.apl.prefix import build_prefix
 from ldm.apl.target_cache import TargetCache
+from ldm.apl.training_run import arguments_of, prepare_run, target_key
 from tests.apl.test_trainer import train, training_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,8 +116,8 @@ def key(tmp_path_factory):
     """The key of the miniature's targets under flags of train.py: key(*flags, share=...)."""
     def make(*flags, share=None):
         args = parse_train_args(["--preset", "mini", *flags])
-        plan = make_plan(args)
-        return target_key(plan, arguments_of(args, plan, "fp32"), share or Share(args.batch_size, 4), torch.device("cpu"))
+        run = prepare_run(args)
+        return target_key(run, arguments_of(args, run, "fp32"), share or Share(args.batch_size, 4), torch.device("cpu"))
     return make
 
 

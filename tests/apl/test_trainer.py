@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from ldm.apl.examples import Texts, TrainingSet
+from ldm.apl.fast_step import frozen_predictions
 from ldm.apl.launch import launch
-from ldm.apl.look_ahead import LookAhead, Share, frozen_predictions
+from ldm.apl.look_ahead import LookAhead, Share
 from ldm.apl.prefix import build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
 from ldm.data.mixture import Mixture

@@ -17,8 +17,8 @@ from ldm.apl.transfer import main
 from ldm.apl.transfer_files import TABLES, anchor_tokens, read_token_tables
 from ldm.apl.transfer_routes import (
     code_cosines,
-    code_figures,
     code_loss,
+    code_metrics,
     keep_ratio,
     largest,
     least_squares,
@@ -120,7 +120,7 @@ def test_the_search_finds_the_rotated_prefix(world, top_k, centred):
     about = (lambda rows, table: rows - table.mean(0)) if centred else (lambda rows, table: rows)
     seen = about(vectors, target) @ turn.T  # what lies outside the target table's 8 dimensions, no token can tell
     assert torch.cosine_similarity(seen, about(prefix, source)).min() > 0.99
-    assert code_figures(prefix, vectors, source, target, centred=centred)["agreement"] > 0.99
+    assert code_metrics(prefix, vectors, source, target, centred=centred)["agreement"] > 0.99
 
 
 def test_a_longer_search_comes_to_the_least_loss_and_not_below():
@@ -166,7 +166,7 @@ def test_ratio_leaves_loss_and_codes_as_the_search_found_them(world, centred):
         origin = table.mean(0) if centred else 0
         ratios.append((rows - origin).norm(dim=1) / (table - origin).norm(dim=1).mean())
     torch.testing.assert_close(*ratios)
-    figures = [code_figures(prefix, vectors, source, target, centred=centred) for vectors in (published, kept)]
+    figures = [code_metrics(prefix, vectors, source, target, centred=centred) for vectors in (published, kept)]
     assert figures[0] == pytest.approx(figures[1], abs=1e-4)
 
 
@@ -234,7 +234,7 @@ def test_the_mean_route_says_nothing_about_the_prefix():
 def test_codes_of_vectors_with_a_common_offset_are_alike_until_they_are_centred():
     source = numbers(N, D) + 10
     prefix = numbers(M, D, seed=1) + 10
-    plain, centred = (code_figures(prefix, prefix, source, source, centred=centred) for centred in (False, True))
+    plain, centred = (code_metrics(prefix, prefix, source, source, centred=centred) for centred in (False, True))
     assert plain["likeness"] > 0.99 and abs(centred["likeness"]) < 0.3
     assert plain["agreement"] == pytest.approx(1) and plain["likeness_transferred"] == plain["likeness"]
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import train
 from args.train_args import parse_train_args
-from ldm.apl.plan import make_plan, of_first_people
+from ldm.apl.training_run import of_first_people, prepare_run
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.as_script import run_script
 from tests.refusals import refusal
@@ -139,10 +139,10 @@ def test_the_plan_is_printed_and_nothing_is_written(command, tmp_path, capsys):
 
 
 def test_the_first_people_of_the_list_alone_are_learned_from(command, inputs):
-    plan = make_plan(parse_train_args(command("--n_identities", 1)))
+    plan = prepare_run(parse_train_args(command("--n_identities", 1)))
     assert [image.name for image in plan.identities] == ["Ada Stone"] and len(plan.captions) == 2 and plan.mixture.n_identity == 1
-    everybody = make_plan(parse_train_args(command())).identities
-    assert make_plan(parse_train_args(command("--n_identities", 2))).identities == everybody
+    everybody = prepare_run(parse_train_args(command())).identities
+    assert prepare_run(parse_train_args(command("--n_identities", 2))).identities == everybody
     people = {name: None for name in ("Ben Wood", "Cleo Vance", "Ada Stone")}  # of Cleo there is no picture
     assert [image.name for image in of_first_people(everybody, people, 1)] == ["Ben Wood"]
     assert of_first_people(everybody, people, 2) == everybody
