@@ -1,15 +1,12 @@
 """Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the text, gated feed-forward."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, zero_module
-
-NARROW = 40  # channels of an attention head, as Stable Diffusion v1's narrowest have
 
 
 class CrossAttention(nn.Module):
@@ -29,37 +26,15 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (projection.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n or k, dim_head)
                    for projection in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        out = attention(q, k, v)  # (B, heads, n, dim_head)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: (B, heads, n, d), (B, heads, k, d) twice -> (B, heads, n, d)."""
-    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] < NARROW
-    if narrow and torch.is_grad_enabled() and q.numel() and all(tensor.stride(-1) == 1 for tensor in (q, k, v)):
-        return _NarrowAttention.apply(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-class _NarrowAttention(torch.autograd.Function):
-    """The same in bfloat16 on a CPU, with a gradient in float32, which is twice to ten times faster there for heads this narrow."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        *tensors, logsumexp = ctx.saved_tensors
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient.float(), *(tensor.float() for tensor in tensors), logsumexp, 0.0, False)
-        return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, tensors, strict=False))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v: (B, heads, n, d), (B, heads, k, d) twice -> (B, heads, n, d)."""
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class GEGLU(nn.Module):
-    """Linear layer whose one half gates the other: (..., dim_in) -> (..., dim_out)."""
+    """Linear layer in which one half of the outputs gates the other: (..., dim_in) -> (..., dim_out)."""
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
@@ -73,7 +48,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
-        # The identity stands where the public model has a dropout, so that the last layer is called `net.2`.
+        # The identity takes the place of a dropout in the public model, so that the last layer is named `net.2`.
         self.net = nn.Sequential(GEGLU(dim, mult * dim), nn.Identity(), nn.Linear(mult * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +56,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm and beside a residual path."""
+    """Self-attention, cross-attention and feed-forward, each after a layer norm and with a residual connection."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int):
         super().__init__()
@@ -100,19 +75,20 @@ class SpatialTransformer(nn.Module):
     """Transformer over the pixels of a feature map x (B, C, h, w) that reads the text context (B, 77, context_dim).
 
     Args:
-        depth: transformer blocks in a row.
-        linear: weights of proj_in and proj_out as linear layers have them (SDXL), not as 1 x 1 convolutions (v1).
+        depth: number of transformer blocks.
+        linear: store proj_in and proj_out as linear layers (SDXL) instead of 1 x 1 convolutions (v1).
     """
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False,
                  num_groups: Groups = NUM_GROUPS):
         super().__init__()
-        projection = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
+        projection: Callable[[int, int], nn.Conv2d | nn.Linear] = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
         self.norm = normalization(channels, num_groups, eps=1e-6)
         self.proj_in = projection(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, channels // heads, context_dim) for _ in range(depth))
-        self.proj_out = zero_module(projection(channels, channels))
+        self.proj_out = projection(channels, channels)
+        zero_module(self.proj_out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = over_pixels(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, h * w, C)
@@ -123,5 +99,5 @@ class SpatialTransformer(nn.Module):
 
 
 def over_pixels(projection: nn.Conv2d | nn.Linear, pixels: Tensor) -> Tensor:
-    """A 1 x 1 convolution is a linear layer over pixels (B, n, C), and faster as one."""
+    """Apply a 1 x 1 convolution as a linear layer over pixels (B, n, C), which is faster."""
     return F.linear(pixels, projection.weight.flatten(1), projection.bias)

@@ -12,20 +12,8 @@ from ldm.util import UserError
 __getattr__ = absent_names(__name__)
 
 NUM_GROUPS = 32  # of every group normalization of the public models
-SMALL_MAP = 1024  # pixels; torch's own limit between the two ways of its kernel for channels last
 
-
-Groups = int | Mapping[int, int]  # of a model's group normalizations: for all, or by number of channels
-
-
-class GroupNorm(nn.GroupNorm):
-    """torch's; but where its kernel for bfloat16 that lies channels last is ten times slower, the other kernel and two copies."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        is_slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 4 and x[0, 0].numel() < SMALL_MAP
-        if is_slow and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
+Groups = int | Mapping[int, int]  # number of groups of all group normalizations, or by number of channels
 
 
 def normalization(channels: int, num_groups: Groups = NUM_GROUPS, eps: float = 1e-5) -> nn.GroupNorm:
@@ -34,7 +22,7 @@ def normalization(channels: int, num_groups: Groups = NUM_GROUPS, eps: float = 1
     if count < 1 or channels % count:
         raise UserError(f"norm_num_groups={num_groups} gives no number of groups that divides a layer of {channels} channels; set it in "
                         "the config to a divisor of every level's width, or to a count for each width, {64: 16, 128: 32}")
-    return GroupNorm(count, channels, eps=eps)
+    return nn.GroupNorm(count, channels, eps=eps)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
