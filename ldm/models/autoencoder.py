@@ -13,7 +13,7 @@ from ldm.util import refuse_other_architectures
 
 __getattr__ = absent_names(__name__)
 
-PIXELS_AT_ONCE = 2**19  # two pictures of 512 px, which take 2 GB in float32; more at once take more and are no faster
+PIXELS_AT_ONCE = 2**19  # two images of 512 px, which take 2 GB in float32; larger batches take more and are no faster
 
 
 class AutoencoderKL(nn.Module):
@@ -37,12 +37,12 @@ class AutoencoderKL(nn.Module):
         return torch.cat([self.decoder(self.post_quant_conv(part)) for part in latent.split(_at_once(latent, factor=8))])
 
     def forward(self, image: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Reconstruction of the image, and the posterior it went through."""
+        """Reconstruction of the image, and its posterior."""
         posterior = self.encode(image)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
 
 
 def _at_once(batch: Tensor, factor: int = 1) -> int:
-    """How many of a batch (B, C, h, w) go through together; `factor` is the side of a picture over h."""
+    """Number of samples of a batch (B, C, h, w) to process together; `factor` is the side of an image over h."""
     height, width = batch.shape[-2:]
     return max(1, PIXELS_AT_ONCE // (factor**2 * height * width))

@@ -1,1 +1,1 @@
-"""Parts of the frozen model, and the one place where a learned prefix enters it."""
+"""Layers of the frozen model, and the hook through which a learned prefix enters it."""

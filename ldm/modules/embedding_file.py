@@ -41,7 +41,8 @@ class EmbeddingFile:
     @property
     def pair(self) -> tuple[Tensor, Tensor] | None:
         """The vectors of SDXL's first and second text encoder, (m, d_l) and (m, d_g); None in a file for one encoder."""
-        return tuple(self.vectors[key] for key in SDXL_KEYS) if set(self.vectors) == set(SDXL_KEYS) else None
+        first, second = SDXL_KEYS
+        return (self.vectors[first], self.vectors[second]) if set(self.vectors) == set(SDXL_KEYS) else None
 
 
 def read_embedding_file(path: str | Path) -> EmbeddingFile:

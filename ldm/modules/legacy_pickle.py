@@ -8,7 +8,7 @@ Writing numbers the storages, where torch.save uses their addresses: the same te
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class _RebuildParameter:
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO):
         super().__init__(file)
-        self.dtypes = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         self.parameter_dict = type("ParameterDict", (), {})  # of this file alone: a pickle can set its attributes
         self.known = {
             "collections.OrderedDict": OrderedDict, "__builtin__.set": set, "builtins.set": set,
@@ -118,9 +118,9 @@ class _Numbers(NamedTuple):
 class _Pickler(pickle.Pickler):
     def __init__(self, file: BinaryIO):
         super().__init__(file, protocol=2)
-        self.tensors = []
+        self.tensors: list[Tensor] = []
 
-    def reducer_override(self, obj: object) -> object:
+    def reducer_override(self, obj: object) -> Any:
         if not isinstance(obj, Tensor):
             return NotImplemented
         tensor = obj.detach().cpu().contiguous()
@@ -135,7 +135,7 @@ class _Pickler(pickle.Pickler):
         return "storage", storage_type, str(len(self.tensors) - 1), "cpu", obj.tensor.numel(), None
 
 
-def _build(node: object, storages: dict[str, Tensor]) -> object:
+def _build(node: Any, storages: dict[str, Tensor]) -> object:
     if isinstance(node, _StoredTensor):
         return torch.as_strided(storages[node.key], node.size, node.stride, node.offset)
     if type(node).__name__ == "ParameterDict":

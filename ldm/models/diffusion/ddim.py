@@ -11,7 +11,7 @@ from ldm.util import UserError
 
 
 class DDIMSampler(Sampler):
-    """`sample` draws latents; `stochastic_encode` and `decode` together vary a given one (image to image)."""
+    """`sample` generates latents; `stochastic_encode` and `decode` together vary a given one (image to image)."""
 
     @torch.no_grad()
     def p_sample_ddim(self, x: Tensor, c: Tensor, t: Tensor, index: int, repeat_noise: bool = False,

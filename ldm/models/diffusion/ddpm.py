@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,17 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.public_names import absent_names
 from ldm.util import UserError, instantiate_from_config, refuse_other_architectures
 
+if TYPE_CHECKING:
+    from ldm.models.autoencoder import AutoencoderKL
+    from ldm.modules.encoders.modules import EmbeddingHook, FrozenCLIPEmbedder
+
 __getattr__ = absent_names(__name__)
 
 SCHEDULE = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
 
 
 def is_ignored(key: str) -> bool:
-    """Whether public checkpoints hold this beside their weights, unless a model has it: schedule, averaged weights, positions, losses."""
+    """Whether a key of public checkpoints is no weight of the model: schedule, averaged weights, positions, losses."""
     return ("." not in key or key.startswith(("model_ema.", "first_stage_model.loss.", "embedding_manager.", "denoiser."))
             or key.endswith((".position_ids", ".logit_scale", ".text_projection")))
 
@@ -48,6 +52,13 @@ class LatentDiffusion(nn.Module):
 
     parameterization = "eps"
     text_encoder = "cond_stage_model"  # its name in public checkpoints
+    cond_stage_model: "FrozenCLIPEmbedder"
+    first_stage_model: "AutoencoderKL"
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
 
     def __init__(self, *, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any],
                  cond_stage_config: Mapping[str, Any], linear_start: float, linear_end: float, timesteps: int = 1000,
@@ -63,7 +74,7 @@ class LatentDiffusion(nn.Module):
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.add_module(self.text_encoder, instantiate_from_config(cond_stage_config))
-        # Not saved, and on the CPU even when the model is built on the meta device.
+        # Not saved, and not on the meta device even when the model is built there.
         roots = torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu")
         betas = roots.square()
         alphas_cumprod = (1.0 - betas).cumprod(0)
@@ -76,20 +87,20 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return self.betas.device
 
-    @cached_property  # no submodule, for its vectors are no weights of the model; built when needed, for it reads the token table
-    def embedding_manager(self) -> nn.Module:
+    @cached_property  # not a submodule: its vectors are no weights of the model; built on demand, because it reads the token table
+    def embedding_manager(self) -> "EmbeddingHook":
         if self.personalization_config is None:
             raise AttributeError("this model has no embedding_manager")
         return instantiate_from_config(self.personalization_config, embedder=self.cond_stage_model)
 
-    def get_learned_conditioning(self, texts: str | Sequence[str], embedding_manager=None) -> Tensor:
+    def get_learned_conditioning(self, texts: str | Sequence[str], embedding_manager: "EmbeddingHook | None" = None) -> Tensor:
         """Context tau(c), or tau_AP(c) with a manager: (B, 77, context_dim); see FrozenCLIPEmbedder.forward."""
         if embedding_manager is None and self.personalization_config is not None:
             embedding_manager = self.embedding_manager
         return self.cond_stage_model(texts, embedding_manager)
 
     def get_negative_conditioning(self, texts: str | Sequence[str]) -> Tensor:
-        """Context of what guidance leads away from, (B, 77, context_dim): an AnonymizationPrompt that is attached leaves it alone."""
+        """Context of a negative prompt, (B, 77, context_dim), which an attached AnonymizationPrompt leaves unchanged."""
         return self.cond_stage_model(texts)
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
@@ -98,7 +109,7 @@ class LatentDiffusion(nn.Module):
 
     def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor,
                                  generator: torch.Generator | None = None) -> Tensor:
-        """Latent z_0 (B, 4, H/8, W/8): a draw from the posterior, or an unscaled latent, times `scale_factor`."""
+        """Latent z_0 (B, 4, H/8, W/8): a sample of the posterior, or an unscaled latent, times `scale_factor`."""
         latent = posterior if isinstance(posterior, Tensor) else posterior.sample(generator)
         return self.scale_factor * latent
 
@@ -122,17 +133,17 @@ class LatentDiffusion(nn.Module):
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Public name; nothing to do, for averaged weights are not kept apart here (`context` is a label)."""
+        """Public name; does nothing, because there are no separate averaged weights here (`context` is a label)."""
         yield
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """As torch's; what public checkpoints hold beside the weights is passed over and not reported as unexpected."""
+        """As in torch, but ignores the keys of public checkpoints that are no weights, see `is_ignored`."""
         own = dict(self.named_parameters())
         weights = {key: value for key, value in state_dict.items() if key in own or not is_ignored(key)}
         return super().load_state_dict(weights, strict=strict, assign=assign)
 
     def _apply(self, fn, recurse=True):
-        """The schedule keeps float32 when the model is cast: bfloat16 would merge neighbouring timesteps."""
+        """Keep the schedule in float32 when the model is cast: bfloat16 would merge neighbouring timesteps."""
         schedule = {name: getattr(self, name) for name in SCHEDULE}
         super()._apply(fn, recurse)
         for name, value in schedule.items():

@@ -24,7 +24,7 @@ class DPMSolverSampler:
                x_T: Tensor | None = None, unconditional_guidance_scale: float = 1.0,
                unconditional_conditioning: Tensor | None = None, generator: torch.Generator | None = None,
                **without_effect: Any) -> tuple[Tensor, None]:
-        """Latents (batch_size, *shape) drawn for the contexts; arguments as in DDIMSampler.sample.
+        """Generate latents (batch_size, *shape) for the contexts; arguments as in DDIMSampler.sample.
 
         The other arguments of DDIMSampler.sample are taken and, as in the public code, have no effect.
 

@@ -24,8 +24,8 @@ class PLMSSampler(Sampler):
     def _step(self, x: Tensor, c: Tensor, t: Tensor, index: int, grid: Grid, *, t_next: Tensor, history: list[Tensor],
               temperature: float = 1.0, noise_dropout: float = 0.0, generator: torch.Generator | None = None,
               **guidance: Any) -> tuple[Tensor, Tensor]:
-        """`history` holds the predictions so far, oldest first, and gets this one."""
-        noise = {"temperature": temperature, "noise_dropout": noise_dropout, "generator": generator}
+        """Append the prediction to `history`, which holds the previous ones, oldest first."""
+        noise: dict[str, Any] = {"temperature": temperature, "noise_dropout": noise_dropout, "generator": generator}
         eps = self._eps(x, c, t, **guidance)
         recent = [eps, *reversed(history[-3:])]  # newest first
         history.append(eps)

@@ -1,4 +1,4 @@
-"""What the samplers share: guidance, the grid of timesteps, the DDIM update and the loop from noise to latent."""
+"""Common parts of the samplers: guidance, the grid of timesteps, the DDIM update and the loop from noise to latent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def sampling_timesteps(method: str, steps: int, total: int) -> np.ndarray:
 
 
 class Sampler:
-    """Loop over a grid of timesteps; a subclass says in `_step` how one step is made."""
+    """Loop over a grid of timesteps; subclasses implement one step in `_step`."""
 
     def __init__(self, model, schedule: str = "linear"):
         """`model` is a LatentDiffusion and brings its schedule; the argument `schedule` is public and has no effect."""
@@ -95,7 +95,7 @@ class Sampler:
                unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None,
                t_start: int | None = None, till_T: int | None = None, verbose_iter: bool = False,
                generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Latents (batch_size, *shape) drawn for the contexts, and what they were on the way.
+        """Generate latents (batch_size, *shape) for the contexts; returns them and intermediate ones.
 
         Args:
             S: number of steps.
@@ -109,7 +109,7 @@ class Sampler:
             temperature, noise_dropout: factor on, and dropout of, the noise of each step.
             score_corrector, corrector_kwargs: `modify_score(model, eps, x, t, context, **kwargs)` replaces eps.
             verbose: print the schedule and show a progress bar.
-            x_T: noise to start from; drawn when None.
+            x_T: noise to start from; None: sampled.
             log_every_t: of the steps, keep every so many, and the first.
             unconditional_guidance_scale, unconditional_conditioning: see `guided_eps`.
             t_start, till_T: of the S steps, numbered from the least noisy, sample steps t_start, ..., till_T; None samples all.
@@ -138,12 +138,14 @@ class Sampler:
               img_callback: Callable | None = None, mask: Tensor | None = None, x0: Tensor | None = None,
               log_every_t: int = 100, generator: torch.Generator | None = None, last: int = 0,
               **options: Any) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """From x at the last timestep of the grid down to z_0, or to the latent below step `last`, which is the last one sampled."""
-        total, history = len(grid.timesteps), []
+        """Sample from x at the last timestep of the grid down to z_0, or to the latent below step `last`."""
+        total = len(grid.timesteps)
+        history: list[Tensor] = []
         intermediates = {"x_inter": [x], "pred_x0": [x]}
         for i, index in enumerate(tqdm(range(total - 1, last - 1, -1), desc="sampling", disable=not verbose)):
             t, t_next = (torch.full((len(x),), int(grid.timesteps[j]), device=x.device) for j in (index, max(index - 1, 0)))
             if mask is not None:
+                assert x0 is not None, "mask needs x0"
                 noise = torch.randn(x0.shape, generator=generator, device=x.device)
                 x = self.model.q_sample(x0, t, noise) * mask + (1.0 - mask) * x
             x, pred_x0 = self._step(x, c, t, index, grid, t_next=t_next, history=history, generator=generator, **options)
@@ -155,6 +157,11 @@ class Sampler:
                 intermediates["x_inter"].append(x)
                 intermediates["pred_x0"].append(pred_x0)
         return x, intermediates
+
+    def _step(self, x: Tensor, c: Tensor, t: Tensor, index: int, grid: Grid, *, t_next: Tensor, history: list[Tensor],
+              **options: Any) -> tuple[Tensor, Tensor]:
+        """The latent one step below, and the predicted z_0."""
+        raise NotImplementedError
 
     def _eps(self, x: Tensor, c: Tensor, t: Tensor, *, score_corrector: Any = None, corrector_kwargs: dict | None = None,
              unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None) -> Tensor:
@@ -168,7 +175,7 @@ class Sampler:
                 repeat_noise: bool = False, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """One DDIM update (arXiv 2010.02502, Eq. 12): latent at the timestep below, and the predicted z_0.
 
-        Noise is drawn even where sigma = 0, so that a seeded script draws what it draws with the public code.
+        Noise is sampled even if sigma = 0, so that a seeded script gives the same images as with the public code.
         """
         alpha, alpha_prev, sigma = float(grid.alphas[index]), float(grid.alphas_prev[index]), float(grid.sigmas[index])
         pred_x0 = (x - (1.0 - alpha) ** 0.5 * eps) / alpha**0.5

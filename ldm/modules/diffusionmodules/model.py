@@ -80,6 +80,20 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
+class Stage(nn.Module):
+    """Residual blocks of one resolution, then `downsample` or `upsample`, which one stage of each half does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+
+    def forward(self, h: Tensor) -> Tensor:
+        for block in self.block:
+            h = block(h)
+        resample = getattr(self, "downsample", None) or getattr(self, "upsample", None)
+        return h if resample is None else resample(h)
+
+
 class Encoder(nn.Module):
     """Image -> moments, (B, in_channels, H, W) -> (B, 2 z_channels, H/f, W/f) with f = 2 ** (levels - 1)."""
 
@@ -91,8 +105,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = ch
         for level, mult in enumerate(ch_mult):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
+            stage = Stage()
             for _ in range(num_res_blocks):
                 stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
                 channels = ch * mult
@@ -106,10 +119,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for stage in self.down:
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
+            h = stage(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -123,10 +133,9 @@ class Decoder(nn.Module):
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
         self.mid = Middle(channels, norm_num_groups)
-        stages = []
+        stages: list[Stage] = []
         for level, mult in reversed(list(enumerate(ch_mult))):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
+            stage = Stage()
             for _ in range(num_res_blocks + 1):
                 stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
                 channels = ch * mult
@@ -140,8 +149,5 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         h = self.mid(self.conv_in(latent))
         for stage in reversed(self.up):
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+            h = stage(h)
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -54,7 +54,7 @@ class Upsample(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """Layers in a row; each gets what it needs beside the feature map: the timestep embedding or the text context."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -104,7 +104,7 @@ class UNetModel(nn.Module):
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
                                         nn.Linear(emb_channels, emb_channels))
-        self.label_emb = None if num_classes is None else nn.Sequential(nn.Sequential(  # twice, for the name `label_emb.0.0`
+        self.label_emb = None if adm_in_channels is None else nn.Sequential(nn.Sequential(  # twice, for the name `label_emb.0.0`
             nn.Linear(adm_in_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)))
 
         def transformer(width: int, depth: int) -> SpatialTransformer:
@@ -112,7 +112,7 @@ class UNetModel(nn.Module):
             return SpatialTransformer(width, heads, context_dim, depth, use_linear_in_transformer, norm_num_groups)
 
         def stage(in_width: int, out_width: int, level: int) -> list[nn.Module]:
-            block = [ResBlock(in_width, emb_channels, out_width, dropout, norm_num_groups)]
+            block: list[nn.Module] = [ResBlock(in_width, emb_channels, out_width, dropout, norm_num_groups)]
             return block + [transformer(out_width, depths[level])] * (2**level in attention_resolutions)
 
         channels = model_channels
@@ -146,7 +146,7 @@ class UNetModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.time_embed[0].weight.dtype
+        return next(self.time_embed.parameters()).dtype
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         """eps(z_t, tau(c), t).
@@ -168,7 +168,7 @@ class UNetModel(nn.Module):
         if (y is None) != (self.label_emb is None):
             raise UserError("this U-Net reads a vector y (B, adm_in_channels) beside the text, as SDXL's does; pass it" if y is None else
                             "this U-Net reads no vector y beside the text; leave y out, or build it with num_classes: sequential")
-        if y is not None:
+        if y is not None and self.label_emb is not None:
             emb = emb + self.label_emb(y.to(self.dtype))
         h, context = x.to(self.dtype), context.to(self.dtype)
         skips = []

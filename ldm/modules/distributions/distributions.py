@@ -20,7 +20,7 @@ class DiagonalGaussianDistribution:
         return torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Reparametrised draw, (B, c, h, w); gradients reach the moments."""
+        """Reparametrised sample, (B, c, h, w); gradients reach the moments."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 

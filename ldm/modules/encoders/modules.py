@@ -1,7 +1,7 @@
 """Text encoder of Stable Diffusion v1: prompts -> context tau(c), CLIP's text transformer (paper section 3.2).
 
-The one door through which a learned prefix enters the frozen model: `embedding_manager` is called between the token
-look-up and the position embeddings. Without it nothing differs from plain CLIP.
+A learned prefix enters the frozen model only here: `embedding_manager` is called between the token look-up and the position
+embeddings. Without it, the output is that of plain CLIP.
 """
 
 import functools
@@ -81,13 +81,13 @@ class FrozenCLIPEmbedder(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Gives the text model the name that public checkpoints have for it, and opens it for a hook."""
+    """The text model under its name in public checkpoints, with a hook on its token embeddings."""
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
         self.config = config
         self.text_model = CLIPTextModel(config)
-        # Real even when the model is built on the meta device, for no checkpoint needs to bring it.
+        # Not on the meta device even when the model is built there: checkpoints need not contain it.
         self.text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings, device="cpu")[None]
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -102,7 +102,7 @@ class TextTransformer(nn.Module):
 
 @contextmanager
 def hooked(table: nn.Embedding, token_ids: Tensor, embedding_hook: EmbeddingHook | None) -> Iterator[None]:
-    """While it lasts, `embedding_hook` (None: nothing) changes what the token table answers to `token_ids`."""
+    """Temporarily apply `embedding_hook` (None: nothing) to the output of the token table for `token_ids`."""
     if embedding_hook is None:
         yield
         return
@@ -117,8 +117,8 @@ def tokenize(tokenizer: CLIPTokenizer, texts: str | Sequence[str], max_length: i
              extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Token ids (B, max_length) int64 on the CPU: begin of text, the text, end of text up to the end.
 
-    A text that does not fit loses its tail, never the end-of-text token. `extra_length` tells for token ids (n, 1)
-    how many positions beyond its own each token will take; the text is cut to leave them free.
+    Long texts are truncated before the end-of-text token. `extra_length` returns, for token ids (n, 1), the number of additional
+    positions of each token; the text is truncated to leave room for them.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
@@ -136,7 +136,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: str | Sequence[str], max_length: i
 
 
 def clip_tokenizer(max_length: int = 77, **special_tokens: str) -> CLIPTokenizer:
-    """CLIP's tokenizer, built offline from the merges file that the package open_clip brings; pads with end of text, or `pad_token`."""
+    """CLIP's tokenizer, built offline from the merges file of the package open_clip; pads with end of text, or `pad_token`."""
     vocabulary, merges = _vocabulary_and_merges()
     return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=max_length, **special_tokens)
 
@@ -144,13 +144,13 @@ def clip_tokenizer(max_length: int = 77, **special_tokens: str) -> CLIPTokenizer
 @functools.cache
 def _vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     package = importlib.util.find_spec("open_clip")  # found, not imported: only its data file is needed
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise UserError("the package open_clip is not installed but its tokenizer file is needed; "
                         "run 'pip install open_clip_torch'")
     path = Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1:1 + MERGES]
-    merges = [tuple(line.split()) for line in lines]
+    merges = [(first, second) for first, second in map(str.split, lines)]
     symbols = _byte_symbols()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges),
              "<|startoftext|>", "<|endoftext|>"]

@@ -1,18 +1,18 @@
 """SDXL's two text encoders (arXiv 2307.01952, section 2.1), CLIP-L and OpenCLIP bigG: prompts -> context and pooled text.
 
 The names of the public checkpoint: `conditioner.embedders.0` and `.1`. The size conditioning has no weights and is in
-ldm/models/diffusion/sdxl.py. Each encoder has a door of its own for a learned prefix.
+ldm/models/diffusion/sdxl.py. Each encoder has its own hook for a learned prefix.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from ldm.modules.encoders.modules import EmbeddingHook, clip_tokenizer, hooked
+from ldm.modules.encoders.modules import EmbeddingHook, FrozenCLIPEmbedder, clip_tokenizer, hooked
 from ldm.util import instantiate_from_config, refuse_other_architectures
 
 
@@ -27,7 +27,7 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         self.max_length, self.pooled_width = max_length, embed_dim
         self.tokenizer = clip_tokenizer(max_length)
         self.model = TextTransformer(max_length, len(self.tokenizer), width, heads, layers, output_dim=embed_dim)
-        with torch.device("cpu"):  # real even when the model is built on the meta device, for no checkpoint brings it
+        with torch.device("cpu"):  # not on the meta device: checkpoints do not contain it
             self.model.register_buffer("attn_mask", self.model.build_causal_mask(), persistent=False)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -44,7 +44,7 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         token_ids = token_ids.masked_fill((token_ids == self.tokenizer.eos_token_id).cumsum(1) > 1, 0)
         with hooked(table, token_ids, embedding_hook):
             tokens = table(token_ids)                                                      # (B, 77, width)
-        end = (tokens == table.weight[self.tokenizer.eos_token_id]).all(-1).int().argmax(1)  # (B,) where it stands now
+        end = (tokens == table.weight[self.tokenizer.eos_token_id]).all(-1).int().argmax(1)  # (B,) its position after the hook
         hidden = tokens + model.positional_embedding
         for block in model.transformer.resblocks[:-1]:
             hidden = block(hidden, attn_mask=model.attn_mask)
@@ -55,8 +55,8 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
 class GeneralConditioner(nn.Module):
     """SDXL's encoders side by side, with the interface of FrozenCLIPEmbedder.
 
-    A context has one row more than there are tokens: 77 rows of both encoders' states, and the pooled text, padded with zeros. So
-    whatever handles contexts, a sampler or a cache, handles SDXL's too.
+    A context has one row more than there are tokens: 77 rows of both encoders' states, and the pooled text, padded with zeros, so that
+    samplers and caches handle SDXL's contexts like any others.
 
     Args:
         emb_models: configs of a FrozenCLIPEmbedder and a FrozenOpenCLIPEmbedder2.
@@ -67,21 +67,29 @@ class GeneralConditioner(nn.Module):
         self.embedders = nn.ModuleList(instantiate_from_config(config) for config in emb_models)
 
     @property
+    def first(self) -> FrozenCLIPEmbedder:
+        return cast(FrozenCLIPEmbedder, self.embedders[0])
+
+    @property
+    def second(self) -> FrozenOpenCLIPEmbedder2:
+        return cast(FrozenOpenCLIPEmbedder2, self.embedders[1])
+
+    @property
     def tokenizer(self) -> CLIPTokenizer:
-        return self.embedders[0].tokenizer
+        return self.first.tokenizer
 
     @property
     def max_length(self) -> int:
-        return self.embedders[0].max_length
+        return self.first.max_length
 
     @property
     def context_shape(self) -> tuple[int, int]:
         """Rows and width of a context, (78, 2048) for SDXL."""
-        return self.max_length + 1, sum(embedder.get_input_embeddings().embedding_dim for embedder in self.embedders)
+        return self.max_length + 1, sum(encoder.get_input_embeddings().embedding_dim for encoder in (self.first, self.second))
 
     def tokenize(self, texts: str | Sequence[str], extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """See FrozenCLIPEmbedder.tokenize; both encoders share the vocabulary."""
-        return self.embedders[0].tokenize(texts, extra_length)
+        return self.first.tokenize(texts, extra_length)
 
     def forward(self, texts: str | Sequence[str], embedding_manager: Any = None) -> Tensor:
         """Context, (B, 78, 2048); `embedding_manager` has a pair `hooks`, one for each encoder, and maybe `extra_length`."""
@@ -91,6 +99,6 @@ class GeneralConditioner(nn.Module):
     def context(self, token_ids: Tensor, embedding_manager: Any = None) -> Tensor:
         """Context, (B, 78, 2048), of token ids (B, 77) that are padded with the end-of-text token."""
         first_hook, second_hook = (None, None) if embedding_manager is None else embedding_manager.hooks
-        states, pooled = self.embedders[1].context(token_ids, second_hook)
-        states = torch.cat([self.embedders[0].context(token_ids, first_hook), states], dim=2)     # (B, 77, 2048)
+        states, pooled = self.second.context(token_ids, second_hook)
+        states = torch.cat([self.first.context(token_ids, first_hook), states], dim=2)     # (B, 77, 2048)
         return torch.cat([states, F.pad(pooled, (0, states.shape[2] - pooled.shape[1]))[:, None]], dim=1)
