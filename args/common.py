@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import yaml
 
@@ -40,17 +40,17 @@ Options = TypeVar("Options")
 class Parser(argparse.ArgumentParser):
     """ArgumentParser with defaults in the help, no abbreviations, and errors of one line without the usage text."""
 
-    def __init__(self, **options: object):
+    def __init__(self, **options: Any):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
         self.remark = ""  # behind every error
         self.sections: tuple[str, ...] = ()  # whose keys a preset may have, such as "esd.lr", beside those of the command
         self.section: str | None = None      # that of the sections which is read
         self.own: frozenset[str] = frozenset()  # flags that `section` alone sets, and not the command's own keys
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}{self.remark}\n")
 
-    def parse_known_args(self, *given: object) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, *given: Any) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
         """As usual, with each path that is read where it is found."""
         args, others = super().parse_known_args(*given)
         for flag, action in _actions(self).items():
@@ -87,7 +87,7 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
 
 def options_of(kind: type[Options], args: argparse.Namespace, **others: object) -> Options:
     """A dataclass whose fields are named as flags, with their values; `others` by field."""
-    return kind(**{field.name: others[field.name] if field.name in others else getattr(args, field.name) for field in fields(kind)})
+    return kind(**{field.name: others[field.name] if field.name in others else getattr(args, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def typed_flags(argv: list[str] | None) -> set[str]:
@@ -124,7 +124,7 @@ def add_face_arguments(group: argparse._ArgumentGroup) -> None:
                        help="cosine from which a face counts as the person (TAR)")
 
 
-def add_face_pack_arguments(group: argparse._ArgumentGroup) -> None:
+def add_face_pack_arguments(group: argparse._ActionsContainer) -> None:
     """Flags of the face detector and recogniser, shared with dataset_generation.py."""
     group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
@@ -179,7 +179,7 @@ def take_one_device(args: argparse.Namespace) -> None:
 
 def number(kind: Callable[[str], int | float], low: float, high: float = math.inf, *, above: bool = False) -> Callable:
     """Argparse type: a finite `kind` from `low` (excluded if `above`) to `high`."""
-    words = {int: "a whole number", float: "a number"}[kind]
+    words = "a whole number" if kind is int else "a number"
     span = f"above {low:g}" if above else f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
 
     def convert(text: str) -> int | float:
@@ -253,8 +253,8 @@ def inputs_of(parser: Parser, args: argparse.Namespace) -> list[Input]:
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        without = action.default is None or "default:" in action.help
-        return action.help if without else super()._get_help_string(action)
+        text = action.help or ""
+        return text if action.default is None or "default:" in text else super()._get_help_string(action) or ""
 
 
 def _preset_names() -> list[str]:
@@ -272,7 +272,8 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
         parser.error(f"there is no preset '{name}'; give one of {', '.join(_preset_names())}, or a YAML file")
     values = _preset_values(parser, path)
     parsers = _all_parsers()
-    lists, scalars = [], []  # lists first: the last of them would swallow a stray word of the command line
+    lists: list[str] = []
+    scalars: list[str] = []  # lists first: the last of them would swallow a stray word of the command line
     precedence = ["", _command(parser), parser.section]
     for key, value in sorted(values.items(), key=lambda item: _section(item[0]) in precedence and precedence.index(_section(item[0]))):
         section, flag = _section(key), str(key).rpartition(".")[2]

@@ -59,7 +59,7 @@ def parse_dataset_generation_args(argv: list[str] | None = None) -> argparse.Nam
 def build_parser(command: str | None = None) -> Parser:
     """Flags of one subcommand; without one, of all together, for the keys of presets."""
     prog = " ".join(["dataset_generation.py", *([command] if command else [])])
-    parser = Parser(prog=prog, description=COMMANDS.get(command), conflict_handler="resolve")
+    parser = Parser(prog=prog, description=COMMANDS.get(command or ""), conflict_handler="resolve")
     add_preset_argument(parser)
     for name, add in (("attributes", _add_attributes), ("faces", _add_faces), ("gallery", _add_gallery), ("captions", _add_captions)):
         if command in (None, name):

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from args.common import Parser, number
 
@@ -10,7 +11,7 @@ ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 ATTACKS = ("dreambooth", "textual_inversion")
 METHODS = (*APL, *ERASERS, *ATTACKS)
 # Published settings of the methods other than APL's, for one concept.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "esd": {"iterations": 1000, "lr": 1e-5, "batch_size": 1, "lr_decay": 0.0, "variant": "esd-x"},
     "concept_ablation": {"iterations": 100, "lr": 1.6e-5, "batch_size": 8, "lr_decay": 0.0, "variant": "model-based",
                          "parameters": "xattn-kv", "prior_weight": 0.0, "n_prior_images": 1000},
@@ -98,8 +99,8 @@ def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> N
         given = getattr(args, other)
         if flag in typed and given is not None and value in (None, given):
             parser.error(f"--{flag} has no use with --{other} {given}; leave out one of them")
-    variants = VARIANTS.get(args.train_method, (None,))
-    if args.variant not in variants:
+    variants = VARIANTS.get(args.train_method, ())
+    if args.variant not in (variants or (None,)):
         parser.error(f"--variant '{args.variant}' is none of --train_method {args.train_method}; give one of {', '.join(variants)}")
     if args.train_method == "esd" and args.z_t != "noised":
         args.identity_images = None

@@ -31,8 +31,8 @@ def same_devices(devices: str) -> str:
 
 def pick_device(devices: str) -> torch.device:
     """The first device of the flag --devices; UserError if it is not there."""
-    accelerator, chosen, _ = devices_of(devices)
-    return torch.device("cpu") if accelerator == "cpu" else torch.device("cuda", chosen[0])
+    _, chosen, _ = devices_of(devices)
+    return torch.device("cuda", chosen[0]) if isinstance(chosen, list) else torch.device("cpu")
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -42,5 +42,5 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
-        native = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+        native = bool(getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("avx512_bf16"))
     return "bf16" if native else "fp32"

@@ -1,7 +1,7 @@
-"""Edited weights: the few tensors that a competing method changes, or an attack; put into a frozen model and taken out again.
+"""Edited weights: the tensors that a competing method or an attack changes, applied to a frozen model and removed again.
 
-The file is a .safetensors of the changed tensors under their keys in the checkpoint, with the checkpoint's hash and how they came about
-in its header. Every command takes it as --edited_weights, see `ldm.loading`.
+The file is a .safetensors of the changed tensors under their keys in the checkpoint. Its header records the hash of the checkpoint and the
+training. Every command takes such a file as --edited_weights, see `ldm.loading`.
 """
 
 import json
@@ -25,12 +25,13 @@ NOT_WRITTEN = "it was not written; give a smaller --lr or other settings of the 
 
 @contextmanager
 def edited(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """While it lasts, the model computes with `weights` in place of its own parameters of these names; afterwards it is what it was.
+    """Temporarily replace these parameters; restore them on exit.
 
     Args:
-        weights: by name, of the parameters' shapes; taken in the model's type, on its device, and gradients reach them.
+        weights: new values by parameter name, in the parameters' shapes; cast to the model's dtype and device, differentiably.
     """
-    places = {key: (model.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in weights}
+    places: dict[str, tuple[dict[str, Any], str]] = {
+        key: (model.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in weights}
     own = {key: parameters[name] for key, (parameters, name) in places.items()}
     try:
         for key, (parameters, name) in places.items():

@@ -100,7 +100,7 @@ def _opened(content: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 0))
     except Exception:  # damaged EXIF, which says nothing about the pixels
         turn = None
     return image if turn is None else image.transpose(turn)
@@ -108,7 +108,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.profileToProfile(  # type: ignore[return-value]  # None only with inPlace=True
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image, np.float64)

@@ -85,8 +85,8 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     Raises:
         UserError: a file is missing, damaged, of another architecture, or incomplete, or a weight is not finite.
     """
-    config_path, ckpt_path, vae_path, edited_weights = (
-        None if path is None else found(path) for path in (config_path, ckpt_path, vae_path, edited_weights))
+    config_path, ckpt_path = found(config_path), found(ckpt_path)
+    vae_path, edited_weights = (None if path is None else found(path) for path in (vae_path, edited_weights))
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)
@@ -164,7 +164,7 @@ def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) 
         raise UserError(f"{path} is {describe(state) or 'no autoencoder of this model'}: {len(wrong)} of the {len(found)} tensors of one "
                         f"are not there or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
                         "alone or in a checkpoint")
-    return found
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def shapes_of(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:

@@ -52,7 +52,8 @@ class NameList:
             other = self._known.setdefault(normal_form(name), name)
             if other != name:
                 raise UserError(f"{source} holds '{other}' and '{name}', two spellings of one name; keep one of them")
-        names, loose = list(self._known.values()), {}
+        names = list(self._known.values())
+        loose: dict[str, list[str]] = {}
         for name in names:
             for form in {normal_form(safe_name(name)), _folder_form(name)} - {""}:
                 loose.setdefault(form, []).append(name)

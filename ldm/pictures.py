@@ -92,7 +92,7 @@ def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequ
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text broken at spaces so that no line is wider than `width` pixels, unless one word is."""
     lines: list[str] = []
     for word in text.split():

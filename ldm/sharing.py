@@ -1,4 +1,4 @@
-"""Work that the devices of a run share: each takes every n-th piece, and the results come back in order."""
+"""Work shared by the ranks of a run: each takes every n-th piece, and the results are gathered in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -6,16 +6,24 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     import torch
 
-Piece, Result = TypeVar("Piece"), TypeVar("Result")
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 class Devices(Protocol):
-    """What is needed of lightning_fabric.Fabric, whose import alone takes seconds."""
+    """The part of lightning_fabric.Fabric that code below the scripts uses; importing Fabric itself takes seconds."""
 
-    device: "torch.device"
-    global_rank: int
-    world_size: int
-    is_global_zero: bool
+    @property
+    def device(self) -> "torch.device": ...
+
+    @property
+    def global_rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def is_global_zero(self) -> bool: ...
 
     def barrier(self) -> None: ...
 
@@ -27,7 +35,7 @@ class Devices(Protocol):
 
 
 class OneDevice:
-    """Stands for Fabric where one process does everything on the CPU."""
+    """Devices of a single process on the CPU."""
 
     global_rank, world_size, is_global_zero = 0, 1, True
 
@@ -51,13 +59,13 @@ class OneDevice:
 
 
 def share(fabric: Devices, find: Callable[[], Sequence[Piece]]) -> Sequence[Piece]:
-    """This device's part of the work: every n-th of the pieces that the first device, and it alone, finds to be done."""
+    """This rank's shard of the list broadcast by rank 0, which alone calls `find`."""
     found = fabric.broadcast(find() if fabric.is_global_zero else None)
     return found[fabric.global_rank::fabric.world_size]
 
 
 def gather(fabric: Devices, results: Sequence[Result]) -> list[Result]:
-    """What all devices have made of their parts, in the order of the pieces that were shared; the same on every device."""
+    """Results of all ranks in the order of the pieces that `share` distributed; equal on every rank."""
     parts, count = [results], fabric.world_size
     if count > 1:
         import torch.distributed
@@ -68,9 +76,9 @@ def gather(fabric: Devices, results: Sequence[Result]) -> list[Result]:
 
 
 def in_rounds(fabric: Devices, find: Callable[[], Sequence[Piece]], work: Callable[[Piece], Result]) -> Iterator[Result]:
-    """The result of `work` for each piece that the first device finds to be done, in order, on every device.
+    """Yield the result of `work` for each piece in the list broadcast by rank 0, in order, on every rank.
 
-    They come a round at a time, in which each device takes one piece: what they say can be noted before the next round.
+    Each rank works on one piece per round; the results of a round are yielded before the next round begins.
     """
     found, count = fabric.broadcast(find() if fabric.is_global_zero else None), fabric.world_size
     for start in range(0, len(found), count):

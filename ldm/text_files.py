@@ -79,7 +79,7 @@ def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number},"
             entry = {columns[0]: entry} if isinstance(entry, str) and columns else entry
-            found.append(first_of(texts_of(entry, where, columns, refuse), columns, where))
+            found.append(first_of(texts_of(entry, where, columns, refuse) or {}, columns, where))
     elif Path(path).suffix.lower() in TABLES or is_table(text, columns):
         found = [first_of(row.fields, columns, f"{path}, line {row.line},") for row in rows_of(text, path, (), columns)]
     else:

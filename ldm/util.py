@@ -122,7 +122,7 @@ def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> "T
 
     images, columns = [], max(1, 40 * wh[0] // 256)
     for text in xc:
-        image = Image.new("RGB", tuple(wh), "white")
+        image = Image.new("RGB", (wh[0], wh[1]), "white")
         lines = [text[start:start + columns] for start in range(0, len(text), columns)]
         ImageDraw.Draw(image).text((0, 0), "\n".join(lines), fill="black", font=ImageFont.load_default(size))
         images.append(pil_to_tensor(image) / 127.5 - 1.0)
@@ -159,7 +159,7 @@ def warn(sentence: str) -> None:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: at `path` there is the whole new file or the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

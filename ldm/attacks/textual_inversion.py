@@ -25,7 +25,7 @@ from ldm.run_folder import safe_name
 from ldm.sharing import OneDevice, share
 
 NAME_TOKEN, NAME_VECTORS = "sks", 4  # of Forget-Me-Not's first stage
-NAME_OPTIMIZER = {"batch_size": 1, "lr": 1e-3, "weight_decay": 0.1}
+NAME_OPTIMIZER: dict[str, Any] = {"batch_size": 1, "lr": 1e-3, "weight_decay": 0.1}
 
 
 class TokenVectors:
@@ -42,7 +42,7 @@ class TokenVectors:
     def state_dict(self) -> dict[str, Any]:
         return self.manager.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.manager.load_state_dict(state)
 
     def save(self, path: Path, *, step: int, **metadata: Any) -> None:

@@ -54,6 +54,10 @@ class ConceptAblation:
         self.noise_based, self.anchor_weight, self.augment = noise_based, anchor_weight, augment
         self.contexts = Contexts(self.model)
 
+    def _renamed(self, prompt: str, name: str) -> str:
+        """The prompt with the name in place of the anchor."""
+        return self.place.sub(lambda _: name, prompt)
+
     def loss(self, numbers: range) -> Tensor:
         """See `ldm.finetuning.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
         rngs = [rng_of(self.seed, number) for number in numbers]
@@ -64,8 +68,7 @@ class ConceptAblation:
         if self.augment:
             latent, mask, words = resized(self.model, latent, rngs)
         anchored = [self.prompts[number] for number in pictures]
-        named = [word + self.place.sub(lambda _, name=name: name, prompt)
-                 for word, prompt, name in zip(words, anchored, names, strict=True)]
+        named = [word + self._renamed(prompt, name) for word, prompt, name in zip(words, anchored, names, strict=True)]
         noise = noise_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         with begin_of_text_detached(self.model):

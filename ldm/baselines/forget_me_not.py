@@ -5,7 +5,7 @@ Variants: with-ti (the tokens are first learned from the name's pictures by text
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[i
         probabilities: of each layer, (B, heads, n, 77), of pixels to positions of the text.
         columns: of each sample, the positions.
     """
-    squares = [sum(layer[sample][..., list(places)].square().sum() for layer in probabilities)
+    squares = [cast(Tensor, sum(layer[sample][..., list(places)].square().sum() for layer in probabilities))
                for sample, places in enumerate(columns)]
     return torch.stack(squares).sqrt().mean()
 

@@ -67,11 +67,11 @@ def edit(weights: Weights, names: Sequence[str], *, guide: str, preserve: Sequen
     Returns:
         Edited tensors by their keys in the checkpoint, and the condition number of the matrix that was inverted.
     """
-    erased, preserved = (phrase_contexts(weights.model, phrases, to_end=to_end) for phrases in (names, preserve))
+    named, preserved = (phrase_contexts(weights.model, phrases, to_end=to_end) for phrases in (names, preserve))
     guide_context, = phrase_contexts(weights.model, [guide], to_end=to_end)
-    lengths = [min(len(one), len(guide_context)) for one in erased]
+    lengths = [min(len(one), len(guide_context)) for one in named]
     guides = torch.cat([guide_context[:length] for length in lengths])
-    erased = torch.cat([one[:length] for one, length in zip(erased, lengths, strict=True)])
+    erased = torch.cat([one[:length] for one, length in zip(named, lengths, strict=True)])
     solution = Edit.of(erased, guides, torch.cat(preserved) if preserved else erased[:0], erase_scale=erase_scale,
                        preserve_scale=preserve_scale, lamb=lamb)
     return {key: solution.of_matrix(weight) for key, weight in weights.tensors.items()}, solution.condition

@@ -74,7 +74,8 @@ def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[
 
 def _begins_with(line: str, known: NameList) -> tuple[str, str] | None:
     """The longest name that a line begins with, list marks aside but as few as possible, and what stands behind it."""
-    for start in range(LIST_MARKS.match(line).end() + 1):
+    marks = LIST_MARKS.match(line)
+    for start in range(marks.end() + 1 if marks else 1):
         if re.match(r"\w\w", line[max(start - 1, 0):start + 1]):  # within a word or a number
             continue
         found: dict[str, str] = {}

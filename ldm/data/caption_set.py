@@ -91,7 +91,7 @@ def _caption_passes(candidate: Candidate, people: Mapping[str, Person], names: N
         dropped("no caption", no_caption(candidate.origin))
         return False
     told = told_by(candidate.caption)
-    named = people.get(names.find(candidate.caption))
+    named = people.get(names.find(candidate.caption) or "")
     if named:
         dropped(f"names somebody of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
     elif told in captions:

@@ -24,9 +24,9 @@ def caption_images(folder: str | Path, report: Report | None = None) -> list[Cap
     """
     images = []
     for record in read_collection(folder, report):
-        if caption_of(record.fields) is None:
+        if (caption := caption_of(record.fields)) is None:
             raise UserError(no_caption(record.source))
-        images.append(CaptionImage(record.source, caption_of(record.fields)))
+        images.append(CaptionImage(record.source, caption))
     return images
 
 

@@ -107,7 +107,7 @@ def _name_of(record: Record, folder: Path) -> str:
 
 
 def _person_called(name: str, record: Record, people: dict[str, Person], known: NameList) -> Person:
-    person = people.get(known.find(name))
+    person = people.get(known.find(name) or "")
     if person is None or not person.attributes:
         raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people{'' if person else known.hint(name)}; "
                         "add a row name,group,attributes for this name, take the picture away, or give --identity_images with pictures "

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
                         twins.add(key)
                     sources[key] = source
                 elif suffix in (".txt", ".json"):
-                    content = shard.extractfile(member).read(LONGEST_TEXT + 1)
+                    content = cast(IO[bytes], shard.extractfile(member)).read(LONGEST_TEXT + 1)  # None only for what is no file
                     texts.setdefault(key, {})[suffix] = _short_text(content, f"{path}:{member.name}", report)
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(512) != bytes(512):  # a whole tar ends with empty blocks
@@ -198,12 +198,13 @@ def _twins(first: ImageSource | Path, second: ImageSource | Path) -> str:
 
 def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fields | None:
     """Fields of a picture from the texts of its .json and .txt; None where one of them was reported."""
-    if None in texts.values():
+    read = {suffix: text for suffix, text in texts.items() if text is not None}
+    if len(read) < len(texts):
         return None
-    fields = _parse_json(f"the .json of {where}", texts[".json"], report) if ".json" in texts else {}
+    fields = _parse_json(f"the .json of {where}", read[".json"], report) if ".json" in read else {}
     if fields is None:
         return None
-    lines = [line.strip() for line in re.split(r"[\r\n]+", texts.get(".txt", "")) if line.strip()]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", read.get(".txt", "")) if line.strip()]
     if len(lines) > 1:
         report(FURTHER_CAPTIONS, f"the .txt of {where} has {len(lines)} lines; the first is the caption")
     if lines:
@@ -248,7 +249,7 @@ def _parse_json(where: str, text: str, report: Report) -> Fields | None:
     return texts_of(with_one_caption(content, where, report), where, FIELDS, flaw)
 
 
-def with_one_caption(content: object, where: str, report: Report) -> object:
+def with_one_caption(content: Any, where: str, report: Report) -> Any:
     """A JSON value; where it is an object with lists of captions, the first of each stands for them."""
     if not isinstance(content, dict):
         return content

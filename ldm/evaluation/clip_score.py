@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.evaluation.weights import weights_for
@@ -25,7 +26,7 @@ class ImageEncoder:
         device: where it runs.
     """
 
-    def __init__(self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], device: str | torch.device) -> None:
+    def __init__(self, model: Any, preprocess: Callable[[Image.Image], Tensor], device: str | torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.preprocess, self.device = preprocess, torch.device(device)
 

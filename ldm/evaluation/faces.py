@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -124,7 +125,7 @@ def _count(boxes: np.ndarray) -> int:
     return int((~np.tril(inside, -1).any(axis=1)).sum())
 
 
-def _load(pack_dir: Path, device: str) -> object:
+def _load(pack_dir: Path, device: str) -> Any:
     """insightface.app.FaceAnalysis on a local folder; what it prints is dropped."""
     import onnxruntime
 

@@ -123,7 +123,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
             rows[-1]["doubtful"] = doubtful
         if faces:
             mean = embeddings[[what in used for what in faces]].mean(axis=0)
-            gallery.pop(there.find(name), None)
+            gallery.pop(there.find(name) or "", None)
             gallery[name] = (mean / np.linalg.norm(mean)).astype(np.float32)
     write_csv(table, out_dir / "gallery.csv")
     if not any(row["with_face"] for row in rows):

@@ -131,7 +131,7 @@ def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
             "n_without_face": len(people) - len(seen)}
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int,
+def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int,
                        resamples: int = 2000) -> tuple[float | None, float | None]:
     """95 % percentile interval of the mean of `values` when they are drawn anew with replacement."""
     if not len(values):

@@ -27,6 +27,8 @@ class Analyzer(Protocol):
 
     def analyze(self, image: np.ndarray) -> Any: ...
 
+    def fingerprint(self) -> str: ...
+
 
 @dataclass
 class IdentityTable:

@@ -32,7 +32,7 @@ Scores = dict[str, np.ndarray]
 class Scorer(Protocol):
     """Pictures (H, W, 3) uint8 RGB, and the prompt or the name of each -> arrays whose first axis counts the pictures."""
 
-    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores: ...
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[Any]) -> Scores: ...
 
 
 class PromptScorer:
@@ -50,10 +50,10 @@ class PromptScorer:
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
-        told = [place for place, text in enumerate(texts) if text is not None]
+        told = {place: text for place, text in enumerate(texts) if text is not None}
         if self.clip and told:
-            own = [images[place] for place in told], [texts[place] for place in told]
-            cosines[told] = self.clip.similarity(*own, apl_compat=self.apl_compat).numpy()
+            similarity = self.clip.similarity([images[place] for place in told], list(told.values()), apl_compat=self.apl_compat)
+            cosines[list(told)] = similarity.numpy()
         scores = {"fid": self.features_of(images), "clip": cosines}
         if self.analyzer:
             scores["face_found"] = np.array([self.analyzer.analyze(image) is not None for image in images], np.float32)
@@ -152,7 +152,7 @@ def by_person(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def _distances(scores: Scores, base: Scores | None) -> Row:
-    found = {"n_images": len(scores["fid"])}
+    found: Row = {"n_images": len(scores["fid"])}
     if base is not None:
         found |= {"fid": frechet_distance(scores["fid"], base["fid"]), "kid": kernel_distance(scores["fid"], base["fid"]),
                   "n_base": len(base["fid"])}

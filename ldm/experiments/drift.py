@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ldm.evaluation.tables import Row
 from ldm.experiments.variants import BASE, Variant
@@ -15,7 +16,7 @@ from ldm.generation import generate_shared, warn_of_cut_texts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sharing import Devices
 
-Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[int]]
+Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], ArrayLike]  # index of the best caption per image
 
 
 def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], variants: Sequence[Variant], *, name: str,

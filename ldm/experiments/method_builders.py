@@ -1,7 +1,9 @@
 """From the options of train.py to each method, with the pictures and texts that it needs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -170,5 +172,6 @@ def photos_of(folder: Path, report: Report) -> list[ImageSource]:
 
 
 # (flags, material, weights, work) -> the method, by --train_method; uce has nothing to train.
-BUILDERS = {"esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
-            "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
+    "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}

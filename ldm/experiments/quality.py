@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -89,9 +90,8 @@ class HalfFolder:
         pipeline = Pipeline(self.fabric, model, self.half.settings, batch_size)
         prompts = [self.half.settings.prompt.replace("{name}", text) for text, _ in self.half.texts]
         warn_of_cut_texts(model, prompts, [variant.manager for variant in self.variants], what=f"prompts of the half '{self.half.name}'")
-        starts = range(0, len(self.half.texts), CHUNK)
         for variant in self.variants:
-            mine = share(self.fabric, lambda variant=variant: [start for start in starts if not self._finished(variant, start)])
+            mine = share(self.fabric, partial(self._unfinished, variant))
             weights = variant.in_place(model) if mine else nullcontext()
             # of rank 0's share, which ends with the others
             total, label = sum(len(self._chunk(start)) for start in mine), f"{self.half.name}, {variant.label}"
@@ -137,9 +137,12 @@ class HalfFolder:
             images = pipeline.images(variant, shots, writer, bar)
             if not self._scores_path(variant, start).exists():
                 scores = self.half.scorer(images, [shot.text for shot in shots])
-                write_atomically(self._scores_path(variant, start), lambda path: np.savez(path, **scores))
+                write_atomically(self._scores_path(variant, start), lambda path: np.savez(path, **scores))  # type: ignore[arg-type]
         for shot in shots[max(0, self.kept - start):]:
             shot.path.unlink()
+
+    def _unfinished(self, variant: Variant) -> list[int]:
+        return [start for start in range(0, len(self.half.texts), CHUNK) if not self._finished(variant, start)]
 
     def _finished(self, variant: Variant, start: int) -> bool:
         kept = self._chunk(start)[:max(0, self.kept - start)]

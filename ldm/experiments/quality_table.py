@@ -147,14 +147,16 @@ class QualityTable:
             raise UserError(f"{out_dir} holds a run that drew its images, and its results would be overwritten; "
                             "use another --out_dir")
         left_out, folders = LeftOut(strict=True), (base_folder, folder)
-        pictures = (self._people_in(*folders, report=left_out) if half == "id" else
-                    [_with_captions(one, left_out, scores_captions=self.clip is not None) for one in folders])
+        pictures: Sequence[tuple[Sequence[Path], Sequence[Any]]] = (
+            self._people_in(*folders, report=left_out) if half == "id" else
+            [_with_captions(one, left_out, scores_captions=self.clip is not None) for one in folders])
         for place, (files, _) in zip(folders, pictures, strict=True):
             if len(files) < 2:
                 left_out(NO_FID, f"{place} has one image to score, and FID and KID compare sets of two or more")
         write_json(out_dir / "arguments.json", {"arguments": arguments, "versions": versions()})
         left_out.announce(out_dir)
-        rows, base = [], None
+        base: Scores | None = None
+        rows = []
         for place, (files, texts) in zip(folders, pictures, strict=True):
             scores = score_files(files, texts, self.scorers[half], str(place))
             rows.append(self.row(half, scores, base, texts, model=str(place), prefix="unknown"))

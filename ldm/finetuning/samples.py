@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def drawn_latents(work: Work, model: LatentDiffusion, jobs: Sequence[Job], folde
                        disable=not work.fabric.is_global_zero):
         found = torch.cat([found, latent])
         if work.fabric.is_global_zero:
-            write_atomically(path, lambda target, found=found: torch.save(found, target))
+            write_atomically(path, partial(torch.save, found))
             work.kept()
     return found
 

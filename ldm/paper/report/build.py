@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,12 @@ def write_report(out_dir: Path, preset: str) -> list[Path]:
         write_text(out_dir / name, render(form, shown))
     images = [image for part in [shown["before_after"] or {"images": []}, *shown["parts"]] for image in part["images"]]
     for image in images:
-        _, data, _ = image.encoded
-        write_atomically(out_dir / image.name, lambda path, data=data: path.write_bytes(data))
+        write_atomically(out_dir / image.name, partial(_write_bytes, image.encoded[1]))
     return [out_dir / name for name in ("report.html", "report.md", *(image.name for image in images))]
+
+
+def _write_bytes(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def publish(out_dir: Path, folder: Path) -> list[Path]:
@@ -54,7 +58,7 @@ def publish(out_dir: Path, folder: Path) -> list[Path]:
     names = ["report.html", "report.md", *linked]
     for name in names:
         _refuse_unwritten(out_dir / name)
-        write_atomically(folder / name, lambda target, name=name: shutil.copyfile(out_dir / name, target))
+        write_atomically(folder / name, partial(shutil.copyfile, out_dir / name))
     return [folder / name for name in names]
 
 

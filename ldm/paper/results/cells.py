@@ -41,7 +41,7 @@ class Cell:
     @property
     def noise(self) -> float:
         """Half the width of the interval; 0 where there is none."""
-        return (self.high - self.low) / 2 if self.has_noise else 0.0
+        return 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def cell_of(values: Sequence[float], halves: Sequence[float | None], published: float | None = None) -> Cell:
@@ -78,10 +78,11 @@ def difference(left: Cell, right: Cell, times: float = 1.0, *, alike: bool = Tru
     Where both have the same seeds and are `alike`, of the same people or prompts, the seeds are compared in pairs, so that what all rows
     have in common is no noise; elsewhere the noise of both is added in squares.
     """
+    assert left.mean is not None and right.mean is not None
     count = len(left.values)
     if alike and count > 1 and count == len(right.values):
         pairs = cell_of([one - times * other for one, other in zip(left.values, right.values, strict=True)], [])
-        return pairs.mean, pairs.noise
+        return sum(pairs.values) / count, pairs.noise
     return left.mean - times * right.mean, math.hypot(left.noise, times * right.noise)
 
 

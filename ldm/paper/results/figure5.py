@@ -112,7 +112,7 @@ class Figure5:
         return [face for piece in pieces for face in piece.faces if f"{face['curve']}, {face['iteration']}" == row]
 
     def _panel(self, attack: str) -> Panel:
-        lines = {}
+        lines: dict[str, list[tuple[float, Cell]]] = {}
         for row in self.table.rows:
             curve = row.name.rpartition(",")[0]
             if curve.startswith(f"{attack},") and (row.name, "ID-ACC") in self.cells:

@@ -42,7 +42,8 @@ def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, A
     Raises:
         UserError: a picture is not there.
     """
-    labels, files = [], {row: [] for row in rows}
+    labels: list[str] = []
+    files: dict[str, list[Path]] = {row: [] for row in rows}
     for name in PARTS:
         for text, sample in next(iter(rows.values()))[name].texts[:figure.get(name, 0)]:
             labels.append(text if name == "prompts" else f"{text} ({name})")

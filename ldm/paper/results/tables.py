@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
@@ -64,17 +64,18 @@ class MeasuredTable:
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
         """All that was measured, by row and column."""
-        found = {}
+        found: dict[tuple[str, str], Cell] = {}
         for row in self.table.rows:
-            columns = {column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in self.measured[row.name]]
-                       for column, (name, key) in COLUMNS.items()}
+            columns: dict[str, list[tuple[float | None, float | None]]] = {
+                column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in self.measured[row.name]]
+                for column, (name, key) in COLUMNS.items()}
             for column, (key, unit) in COSTS.items():
                 trainings = [one.result for one in self.measured[row.name] if isinstance(one.result, Training)]
                 columns[column] = [(made.cost[key] / unit, None) for made in trainings]
             for column, values in columns.items():
                 known = [(value, half) for value, half in values if value is not None]
                 if known:
-                    cell = cell_of(*zip(*known, strict=True), row.published.get(column))
+                    cell = cell_of([value for value, _ in known], [half for _, half in known], row.published.get(column))
                     # a training without a face has no ID-ACC; the values of the others are then not the first seeds', to be paired
                     found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
                 elif column in row.published:
@@ -95,7 +96,8 @@ class MeasuredTable:
                  for piece in pieces if isinstance(piece, Training | Part)}
         rows = []
         for row, measured in self.measured.items():
-            made = whole([one.result for one in measured if isinstance(one.result, Training | Transfer)])
+            results = [one.result for one in measured if isinstance(one.result, Training | Transfer)]
+            made = cast(list[Training | Transfer], whole(results))
             rows.append({"name": row, "commands": [one.command() for one in made],
                          "seconds": sum(spent.get(str(one.folder), 0) for one in made) or None})
         return {"seeds": self.seeds, "preset": self.preset, "settings": self.table.score, "rows": rows, "spent": spent}
@@ -107,7 +109,7 @@ class MeasuredTable:
         if row.train is not None:
             result = training(self.out_dir, self.preset, row.train, seed, source, row.step)
         if row.transfer:
-            result = transfer(self.out_dir, result, model, row.transfer)
+            result = transfer(self.out_dir, cast(Training | Path, result), model, row.transfer)
         plain, own_flags = self._part_flags(model, {}, source), self._part_flags(model, row.score, source)
         parts = {}
         for name in PARTS:

@@ -33,7 +33,7 @@ from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, file_of, made_for, run_script
+from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, Transfer, file_of, made_for, run_script
 from ldm.run_folder import read_json, safe_name, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
@@ -110,7 +110,7 @@ class Attack:
     keep_checkpoints: bool = False
 
     @property
-    def needs(self) -> Sequence[Training]:
+    def needs(self) -> Sequence[Training | Transfer]:
         return made_for(self.attacked)
 
     @property

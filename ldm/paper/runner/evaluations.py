@@ -86,7 +86,8 @@ class Part:
         variant = load_variants(model, [file], flags.files, ["result"])[1] if file else BASE
         folder = self._half_folder(tools, variant)
         folder.generate_and_score(model, flags.options.batch_size)
-        row = table.row(self.half, folder.scores_of(variant), self.base and self.base.scores(tools), [text for text, _ in self.texts],
+        base = self.base.scores(tools) if self.base else None
+        row = table.row(self.half, folder.scores_of(variant), base, [text for text, _ in self.texts],
                         model=flags.files.name, prefix=variant.file)
         write_json(self.folder / "row.json", row | {"seconds": time.monotonic() - began})
 

@@ -99,7 +99,7 @@ class Transfer:
     size: float = 100.0
 
     @property
-    def needs(self) -> Sequence[Training]:
+    def needs(self) -> "Sequence[Training | Transfer]":
         return made_for(self.source)
 
     def is_done(self) -> bool:
