@@ -130,5 +130,5 @@ def test_two_folders_of_one_person_are_refused_or_taken_together_with_a_word(tmp
 
 def test_two_rows_of_one_person_are_refused_with_both_lines(tmp_path):
     (tmp_path / "people.csv").write_text("name,group,attributes\nAda Stone,train,A\nBen,test,B\nADA  STONE,test,A\n")
-    with pytest.raises(UserError, match="'Ada Stone' of line 2 is there twice, as 'ADA STONE' in line 4"):
+    with pytest.raises(UserError, match="'Ada Stone' of line 2 is listed twice, as 'ADA STONE' in line 4"):
         read_people(tmp_path / "people.csv")

@@ -52,7 +52,7 @@ def test_every_form_of_a_list_of_people_is_the_same(tmp_path, content, name):
     ('Ada,train,"A female, long face\nBo,test,A male, beard"\nCy,train,x', "line 2, has a text that runs over lines up to line 3"),
     ('Bo,test,x\nAda,train,"never closed', "line 3, is no valid CSV"),
     ('"Weird" Al,train,x', "line 2, is no valid CSV"),
-    ("Ada,train,x\n\nada ,test,y", "'Ada' of line 2 is there twice, as 'ada' in line 4"),
+    ("Ada,train,x\n\nada ,test,y", "'Ada' of line 2 is listed twice, as 'ada' in line 4"),
     ("Ada,trian,x", "line 2, puts 'Ada' into the group 'trian'"), (",train,x", "line 2: the name is empty")])
 def test_a_damaged_row_is_refused_with_its_line(tmp_path, rows, words):
     with pytest.raises(UserError) as error:

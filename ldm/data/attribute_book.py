@@ -1,4 +1,4 @@
-"""The growing list of people with their attributes: people.csv, the answers it was made from, and people.json about both."""
+"""Incremental list of people and their attributes: people.csv, the assistant's answers behind it, and people.json (a manifest of both)."""
 
 import hashlib
 import json
@@ -17,23 +17,25 @@ from ldm.util import UserError, write_atomically
 
 
 class AttributeBook:
-    """What is known of `names`, in `folder`: whoever has attributes keeps them, whatever answer comes later.
+    """Attributes collected for `names`, stored in `folder`. Attributes are never overwritten: the first valid answer counts.
 
         people.csv           name, group, attributes
-        people.json          the request, and for each answer its model, seed and faulty lines
-        answers/<hash>.txt   every answer as it came
+        people.json          the request; per answer its model, seed and rejected lines
+        answers/<hash>.txt   every answer, unmodified
 
     Args:
-        group: of the names that are not in the list yet, "train" or "test".
-        repeated: how many names were listed twice, for the report.
+        folder: output folder; an existing people.csv is extended.
+        group: "train" or "test", the group of names that are not in people.csv yet.
+        names: people to collect attributes for.
+        repeated: number of duplicate names in the input, for the report.
 
     Raises:
-        UserError: a list is there but cannot be read.
+        UserError: people.csv or people.json exists but cannot be read.
     """
 
     def __init__(self, folder: str | Path, group: str, names: Sequence[str], repeated: int = 0) -> None:
         self.folder, self.group, self.repeated = Path(folder), group, repeated
-        self.complaints: list[str] = []  # about the answers of this run
+        self.complaints: list[str] = []  # rejected lines of this run's answers
         path = self.folder / "people.csv"
         self.people = read_people(path) if path.exists() else {}
         known = NameList(self.people, path)
@@ -46,27 +48,27 @@ class AttributeBook:
         return [name for name in self.names if name not in self.people or not self.people[name].attributes]
 
     def requests(self, names_per_request: int) -> list[str]:
-        """What to ask for all that is missing."""
+        """Request texts that cover all missing names, `names_per_request` names each."""
         missing = self.missing
         return [request_for(missing[start:start + names_per_request]) for start in range(0, len(missing), names_per_request)]
 
     def ask(self, answer_to: Callable[[str], str], names_per_request: int, **made_by: Any) -> None:
-        """Asks for all that is missing; each answer is taken as soon as it comes. `made_by` is noted beside it."""
-        for request in tqdm(self.requests(names_per_request), "asking", unit="request"):
+        """Send the requests for all missing names and store each answer on arrival, with `made_by` in people.json."""
+        for request in tqdm(self.requests(names_per_request), "requests", unit="request"):
             self.take(answer_to(request), **made_by)
 
     def take_files(self, paths: Sequence[Path]) -> None:
-        """Takes the answers in text files.
+        """Store the answers in these text files.
 
         Raises:
-            UserError: a file is no UTF-8 text.
+            UserError: a file is not UTF-8 text.
         """
         for path in paths:
             self.take(read_text(path), pasted_from=str(path))
 
     def take(self, answer: str, **made_by: Any) -> None:
-        """Keeps an answer, adds its good lines to the list, and its faulty ones to the complaints."""
-        content = answer.encode(errors="replace")  # JSON can hold half characters
+        """Store an answer, add its valid lines to people.csv and its invalid ones to `complaints`."""
+        content = answer.encode(errors="replace")  # JSON can contain lone surrogates
         file = f"answers/{hashlib.sha256(content).hexdigest()[:12]}.txt"
         write_atomically(self.folder / file, lambda path: path.write_bytes(content))
         found, complaints = parse_answer(content.decode(), self.names)
@@ -81,14 +83,14 @@ class AttributeBook:
         write_json(self.folder / "people.json", {"form": FORM, "request": REQUEST, "answers": self.answers})
 
     def report(self) -> str:
-        """The faulty lines of this run, and who has attributes."""
+        """Text that lists the rejected lines of this run and counts the names with attributes."""
         missing = self.missing
         lines = [f"faulty: {complaint}" for complaint in self.complaints]
         lines.append(f"{len(self.names) - len(missing)} of {len(self.names)} names have attributes in {self.folder / 'people.csv'}"
                      + (f"; {self.repeated} names were listed twice" if self.repeated else ""))
         if missing:
             lines.append(f"missing: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}; run the same command again "
-                         "without --answers for the requests about them, or give corrected lines as --answers")
+                         "without --answers to print their requests, or give corrected lines as --answers")
         return "\n".join(lines)
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -96,4 +98,4 @@ class AttributeBook:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))["answers"]) if path.exists() else {}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no record of answers; move it away, or use another --out_dir") from error
+            raise UserError(f"{path} is not a manifest of answers; move it away, or use another --out_dir") from error

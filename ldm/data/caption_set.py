@@ -1,7 +1,7 @@
-"""S_Reg is made: candidates go through the filters, and pictures with captions lie in a folder that training reads.
+"""Builds S_Reg: filters the candidates and writes the remaining images and captions to a folder that training reads.
 
-Left out, and counted: what cannot be decoded, what is too small, captions that are missing or there already, and captions
-that name somebody, for whom the prefix must do its work and not leave the picture as it is (paper section 3.5).
+Left out, and counted per reason: images that cannot be decoded or are too small, missing and duplicate captions, and captions that
+name a person, whose images the prefix must change instead of preserve (paper section 3.5).
 """
 
 import json
@@ -27,12 +27,12 @@ MOST_PIXELS = 2**26
 
 @dataclass(frozen=True)
 class Filters:
-    """What enters S_Reg.
+    """Criteria for images of S_Reg.
 
     Args:
-        people: captions with a name of theirs are left out.
-        min_size: of the shorter side, in pixels.
-        max_images: stop at so many; None takes all.
+        people: captions that name one of them are left out.
+        min_size: minimum length of the shorter side, in pixels.
+        max_images: maximum number of images; None takes all.
     """
 
     people: Mapping[str, Person]
@@ -41,16 +41,19 @@ class Filters:
 
 
 def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: LeftOut) -> int:
-    """Copies what passes the filters to `folder`/images, with metadata.jsonl and dropped.csv; the number of pictures.
+    """Copy the images that pass the filters to `folder`/images; write metadata.jsonl and dropped.csv.
 
-    Pictures that an earlier run copied are not read again; those that no longer pass, or whose source was replaced, are deleted.
+    Images copied by an earlier run are not read again. Those that no longer pass, or whose source has changed, are deleted.
 
     Args:
-        total: how many candidates there are, for the progress bar.
-        dropped: takes a row for each candidate that is left out.
+        total: number of candidates, for the progress bar.
+        dropped: receives one row per candidate that is left out.
+
+    Returns:
+        Number of images in the set.
 
     Raises:
-        UserError: nothing passes, or the folder holds images of which the candidates have none.
+        UserError: no candidate passes, or the folder holds a set made from another source.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -68,16 +71,16 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
         path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
         if path is not None:
             captions.add(told_by(candidate.caption))
-            source = candidate.origin.encode(errors="backslashreplace").decode()  # file names may be no text
+            source = candidate.origin.encode(errors="backslashreplace").decode()  # a file name need not be valid text
             rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
     if rows and earlier and earlier.isdisjoint(row["source"] for row in rows):
         for path in set(images.iterdir()) - set(there.values()):
             path.unlink()
-        raise UserError(f"{folder} holds images of another source, such as {min(earlier)}, and of none of these; use another --out_dir, or "
+        raise UserError(f"{folder} holds images of another source, such as {min(earlier)}, and none of this one; use another --out_dir, or "
                         "--no-resume to delete them")
     dropped.write(folder / "dropped.csv")
     if not rows:
-        raise UserError(f"no picture is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
+        raise UserError(f"no image is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
     kept = {row["file_name"] for row in rows}
     for path in there.values():
         if f"images/{path.name}" not in kept:
@@ -95,37 +98,37 @@ def _caption_passes(candidate: Candidate, people: Mapping[str, Person], names: N
     if named:
         dropped(f"names somebody of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
     elif told in captions:
-        dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier picture: '{candidate.caption}'")
+        dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier image: '{candidate.caption}'")
     return not named and told not in captions
 
 
 def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> Path | None:
-    """The file of the picture, byte for byte, under a suffix that says its format; None where it is dropped."""
+    """Copy the image unchanged to `stem` plus the suffix of its format; return the path, or None if the image is dropped."""
     try:
         content = candidate.read()
-        picture = open_image(lambda: content, candidate.origin)
-        if min(picture.size) < min_size:
-            dropped("too small", f"{candidate.origin} has {picture.width} x {picture.height} pixels, less than --min_size {min_size}")
+        image = open_image(lambda: content, candidate.origin)
+        if min(image.size) < min_size:
+            dropped("too small", f"{candidate.origin} has {image.width} x {image.height} pixels, less than --min_size {min_size}")
             return None
-        if picture.width * picture.height > MOST_PIXELS:
-            dropped("too large", f"{candidate.origin} has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS} in all")
+        if image.width * image.height > MOST_PIXELS:
+            dropped("too large", f"{candidate.origin} has {image.width} x {image.height} pixels, more than {MOST_PIXELS} in all")
             return None
-        rgb_image(lambda: content, candidate.origin)  # a damaged one is found here, not in training
+        rgb_image(lambda: content, candidate.origin)  # detects damaged files here instead of during training
     except (UserError, OSError) as error:
         too_large = isinstance(error.__cause__, Image.DecompressionBombError)
-        dropped("too large" if too_large else "corrupt picture", str(error))
+        dropped("too large" if too_large else "corrupt image", str(error))
         return None
-    path = stem.with_suffix(suffix_of(picture))
+    path = stem.with_suffix(suffix_of(image))
     write_atomically(path, lambda target: target.write_bytes(content))
     return path
 
 
 def _sources_in(metadata: Path) -> set[str]:
-    """Where the images of an earlier run come from; none if it was stopped before it wrote that down."""
+    """Origins of the images of an earlier run, from its metadata.jsonl; empty if it was interrupted before writing that."""
     lines = metadata.read_text(encoding="utf-8").split("\n") if metadata.exists() else []
     return {json.loads(line)["source"] for line in lines if line}
 
 
 def told_by(caption: str) -> str:
-    """What tells a caption from others: words, accents and symbols, or the punctuation where there is nothing else."""
+    """Key that identifies duplicate captions: words with accents and symbols, or the punctuation if there is nothing else."""
     return words_of(caption, accents=True) or normal_form(caption)

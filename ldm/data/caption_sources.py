@@ -1,8 +1,7 @@
-"""Where the pictures and captions of S_Reg come from (paper section 4.1): every public layout as one stream of candidates.
+"""Sources of S_Reg (paper section 4.1): reads every public layout of captioned images as one stream of candidates.
 
-Captions lie beside the pictures (the layouts of `read_collection`, or parquet tables of img2dataset and Hugging Face), in
-COCO's captions json, in a table with file names, or in a text file whose lines belong to numbered pictures (the layout of the released
-code).
+Captions are stored next to the images (the layouts of `read_collection`, or parquet tables of img2dataset and Hugging Face), in a COCO
+captions JSON, in a table with file names, or in a text file whose lines belong to numbered images (the layout of the released code).
 """
 
 import json
@@ -21,31 +20,31 @@ from ldm.left_out import FURTHER_CAPTIONS, LeftOut, Report
 from ldm.text_files import HALF_CHARACTER, TABLES, is_header, is_table, json_list, read_text, refuse_rows, rows_of
 from ldm.util import UserError
 
-PICTURE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables: img2dataset's three, Hugging Face's one
+IMAGE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables; img2dataset writes the first three, Hugging Face the last
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture that may enter S_Reg, not yet read."""
+    """An image that may enter S_Reg, not read yet."""
 
-    origin: str  # where it lies in the source; it stays the same from run to run
+    origin: str  # location within the source, the same in every run
     caption: str | None
     read: Callable[[], bytes]
-    stamp: str  # stands for its bytes, which may later be others at the same origin
+    stamp: str  # identifies the bytes, which may change at the same origin
 
 
 def caption_candidates(folder: Path, captions: Path | None, report: Report, hashes: Path | None = None) -> tuple[int, Iterable[Candidate]]:
-    """How many candidates there are, and the candidates, in the order of the source.
+    """Number of candidates, and the candidates in the order of the source.
 
     Args:
-        folder: the pictures, shards or tables.
-        captions: COCO's captions json, a table with the columns file_name and text, or a text file of lines; None where the captions
-            lie beside the images.
-        report: is told of every flaw, see `read_collection`.
-        hashes: the cache of `hashes_of`.
+        folder: folder of images, tar shards or parquet tables.
+        captions: COCO captions JSON, a table with the columns file_name and text, or a text file with one caption per line; None if
+            the captions are stored next to the images.
+        report: called for every flaw, see `read_collection`.
+        hashes: cache file for `hashes_of`.
 
     Raises:
-        UserError: the captions file fits no picture, or is none.
+        UserError: the captions file cannot be read, or no image matches it.
     """
     if captions is None and (tables := _tables(folder, report)):
         return _table_candidates(folder, tables, report, hashes)
@@ -64,7 +63,7 @@ def _origin(folder: Path, source: ImageSource) -> str:
 
 
 def _captioned(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
-    """The images that a file of captions is about, each with its caption; the kind of the file is told by its content."""
+    """The images that a captions file describes, each with its caption; the content determines the format of the file."""
     text = read_text(captions)
     entries = json_list(text)
     if captions.suffix.lower() == ".json" and not entries or text.lstrip().startswith("{") and '"annotations"' in text:
@@ -80,7 +79,7 @@ def _captioned(folder: Path, captions: Path, records: list[Record], report: Repo
 
 
 def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path, list[str]]:
-    """Of each image its captions, about five, those with a smaller id first."""
+    """Captions per image (COCO has about five), ordered by annotation id."""
     try:
         content = json.loads(text)
         own: dict[Any, list[str]] = {}
@@ -91,31 +90,31 @@ def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path,
                 own.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
         return {folder / image["file_name"]: own.get(image["id"], []) for image in content["images"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{captions} is no COCO captions file ({type(error).__name__}: {error}); give a json with images (id, file_name) "
-                        "and annotations (id, image_id, caption), such as captions_val2014.json") from error
+        raise UserError(f"{captions} is not a COCO captions file ({type(error).__name__}: {error}); give a JSON with images (id, "
+                        "file_name) and annotations (id, image_id, caption), such as captions_val2014.json") from error
 
 
 def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], records: list[Record],
            report: Report) -> list[tuple[Record, str | None]]:
-    """The records of the images that a file of captions names; of several captions the first."""
+    """Records of the images that a captions file names, each with its first caption."""
     by_path = {record.source.path: record for record in records if not record.source.member}
     for path in images.keys() - by_path.keys():
-        report("picture missing", f"{captions} names {path}, which is not there; fetch it, or give the folder that holds it as --images")
+        report("image missing", f"{captions} names {path}, which does not exist; fetch it, or give the folder that holds it as --images")
     if not images.keys() & by_path.keys():
-        raise UserError(f"none of the {len(images)} pictures that {captions} names is in {folder}; give the folder that holds them "
+        raise UserError(f"none of the {len(images)} images that {captions} names is in {folder}; give the folder that holds them "
                         "as --images")
     for path in by_path.keys() - images.keys():
         report("not in the captions", f"{captions} does not name {path}; add it there, or give the captions that do")
     there = {path: texts for path, texts in images.items() if path in by_path}
     for path, texts in there.items():
         if len(texts) > 1:
-            report(FURTHER_CAPTIONS, f"{captions} has {len(texts)} captions of {path}; the first is taken, in COCO's json that "
+            report(FURTHER_CAPTIONS, f"{captions} has {len(texts)} captions of {path}; the first is used, which in a COCO JSON is that "
                                      "with the smallest id")
     return [(by_path[path], texts[0] if texts else None) for path, texts in there.items()]
 
 
 def _numbered(text: str, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
-    """The picture with the number n in its name belongs to line n; numbers start at 0 or at 1."""
+    """Records with captions, where the image with the number n in its name belongs to line n; numbers start at 0 or 1."""
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     lines = lines[1:] if is_header(lines[0], CAPTION_FIELDS) else lines
     refuse_rows(lines, captions, ("file_name",))
@@ -124,28 +123,28 @@ def _numbered(text: str, captions: Path, records: list[Record], report: Report) 
     for record in records:
         digits = re.findall(r"\d{1,18}", PurePosixPath(record.source.member or record.source.path.name).stem)
         if not digits:
-            report("picture without a number", f"{record.source} has no number in its name, so no line of {captions} belongs to it")
+            report("image without a number", f"{record.source} has no number in its name, so no line of {captions} belongs to it")
         elif by_number.setdefault(int(digits[-1]), record) is not record:
-            report("two pictures of one number", f"{record.source} and {by_number[int(digits[-1])].source} have one number; remove one")
+            report("two images of one number", f"{record.source} and {by_number[int(digits[-1])].source} have the same number; remove one")
             twins.add(int(digits[-1]))
     if not by_number:
-        raise UserError(f"no picture has a number in its name, and {captions} has one line a number; give pictures such as 000017.jpg")
+        raise UserError(f"no image has a number in its name, and {captions} has one line per number; give images such as 000017.jpg")
     if (0 in by_number) == (len(lines) in by_number) or max(by_number) > len(lines):
-        raise UserError(f"{captions} has {len(lines)} lines, but the pictures have the numbers {min(by_number)} to {max(by_number)}, so "
-                        "nothing says which line is whose; number them from 0 (a picture 0 must be there) or from 1 (a picture "
-                        f"{len(lines)} must be there)")
+        raise UserError(f"{captions} has {len(lines)} lines, but the images have the numbers {min(by_number)} to {max(by_number)}, so "
+                        "the lines cannot be matched to images; number the images from 0 (image 0 must exist) or from 1 (image "
+                        f"{len(lines)} must exist)")
     first = 0 if 0 in by_number else 1
     return [(by_number[number], lines[number - first] or None) for number in sorted(by_number.keys() - twins)]
 
 
 def _tables(folder: Path, report: Report) -> list[Path]:
-    """The parquet files of a folder that holds no pictures and no shards (beside those, img2dataset's tables hold none)."""
-    passed_over = LeftOut()
-    paths = files_below(folder, passed_over)
+    """Parquet files of a folder without images and shards; next to those, img2dataset's tables hold metadata only."""
+    ignored = LeftOut()
+    paths = files_below(folder, ignored)
     tables = [path for path in paths if path.suffix.lower() == ".parquet"]
     if not tables or any(path.suffix.lower() in (*image_suffixes(), ".tar") for path in paths):
         return []
-    for row in passed_over.rows:
+    for row in ignored.rows:
         report(row["reason"], row["what"])
     return tables
 
@@ -162,15 +161,15 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: 
         try:
             opened.append((path, parquet.ParquetFile(path)))
         except (ArrowException, OSError) as error:
-            report("damaged table", f"{path} is no whole parquet table ({error}); fetch it again or delete it")
+            report("damaged table", f"{path} is not a complete parquet table ({error}); fetch it again or delete it")
 
     def rows() -> Iterator[Candidate]:
         for path, table in opened:
             names = table.schema_arrow.names
-            column = next((name for name in PICTURE_COLUMNS if name in names), None)
+            column = next((name for name in IMAGE_COLUMNS if name in names), None)
             if column is None:
-                report("table without pictures", f"{path} has the columns {', '.join(names)} but no picture bytes; "
-                                                 "fetch the pictures with img2dataset")
+                report("table without images", f"{path} has the columns {', '.join(names)} but no image bytes; "
+                                               "fetch the images with img2dataset")
                 continue
             columns = [column, *(name for name in (*CAPTION_FIELDS, "status") if name in names)]
             stamp, = hashes_of([ImageSource(path)], hashes)
@@ -186,7 +185,7 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: 
 
 
 def _row_candidate(origin: str, stamp: str, columns: list[str], row: tuple[Any, ...], report: Report) -> Iterator[Candidate]:
-    """The candidate of a row, given as Arrow scalars in the order of `columns`, of which the first holds the picture."""
+    """The candidate of a row of Arrow scalars in the order of `columns`, the first of which holds the image bytes."""
     try:
         content, *texts = (cell.as_py() for cell in row)
     except UnicodeDecodeError:
@@ -198,4 +197,4 @@ def _row_candidate(origin: str, stamp: str, columns: list[str], row: tuple[Any, 
     if isinstance(content, bytes):
         yield Candidate(origin, caption_of(fields), lambda: content, stamp)
     else:
-        report("picture missing", f"{origin} has no picture bytes (status {fields.get('status', 'unknown')}); fetch it again")
+        report("image missing", f"{origin} has no image bytes (status {fields.get('status', 'unknown')}); fetch it again")

@@ -1,4 +1,4 @@
-"""S_Reg: pictures with captions, of anything but S_ID, which the prefix must leave as they are (paper section 3.5)."""
+"""S_Reg: captioned images without people of S_ID, whose generation the prefix must preserve (paper section 3.5)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,17 @@ from ldm.util import UserError
 
 @dataclass(frozen=True)
 class CaptionImage:
-    """A picture of S_Reg and its caption, which is both c1 and c2."""
+    """An image of S_Reg and its caption, which serves as both c1 and c2."""
 
     source: ImageSource
     caption: str
 
 
 def caption_images(folder: str | Path, report: Report | None = None) -> list[CaptionImage]:
-    """The pictures of a folder with their captions, in the order of their paths; layouts and report as `read_collection`.
+    """Images of a folder with their captions, in the order of `read_collection`, which defines the layouts and `report`.
 
     Raises:
-        UserError: no picture, or a picture without a caption.
+        UserError: the folder holds no image, or an image has no caption.
     """
     images = []
     for record in read_collection(folder, report):
@@ -31,10 +31,10 @@ def caption_images(folder: str | Path, report: Report | None = None) -> list[Cap
 
 
 def caption_of(fields: Fields) -> str | None:
-    """What the fields of a picture say as its caption; None where they say nothing."""
+    """Caption in the fields of an image: the first non-empty field of CAPTION_FIELDS, or None."""
     return next((fields[key].strip() for key in CAPTION_FIELDS if fields.get(key, "").strip()), None)
 
 
 def no_caption(where: object) -> str:
-    """What to do about a picture without a caption."""
+    """Message about an image without a caption."""
     return f"{where} has no caption; put one into a .txt of the same name, or into metadata.jsonl with file_name and text"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint over HTTP: a request in, the assistant's text out. Standard library only."""
+"""Client for OpenAI-compatible chat endpoints, which returns the assistant's text. Uses the standard library only."""
 
 import http.client
 import json
@@ -9,20 +9,23 @@ import urllib.request
 
 from ldm.util import UserError
 
-ATTEMPTS = 4           # where the server is busy or does not answer
+ATTEMPTS = 4            # if the server is busy or does not answer
 LARGEST_ANSWER = 2**22  # bytes
 
 
 class ChatEndpoint:
-    """Asks `<base_url>/chat/completions`.
+    """Callable that sends requests to `<base_url>/chat/completions`.
 
     Args:
-        base_url: such as http://localhost:8000/v1.
-        model: the name by which the server knows it.
-        key: sent as a bearer token; None sends none.
-        seed: sent along; servers that know none pass it over.
-        pause: seconds before the second attempt, doubled before each further one.
-        timeout: seconds.
+        base_url: base URL of the server, such as http://localhost:8000/v1.
+        model: model name on the server.
+        key: bearer token; None sends no token.
+        seed: sampling seed, ignored by servers that do not support it.
+        pause: seconds before the second attempt, doubled before each further attempt.
+        timeout: seconds per attempt.
+
+    Raises:
+        UserError: the key holds characters that a key cannot have.
     """
 
     def __init__(self, base_url: str, model: str, key: str | None = None, *, seed: int = 0, pause: float = 2.0,
@@ -35,10 +38,10 @@ class ChatEndpoint:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def __call__(self, request: str) -> str:
-        """The answer to a request.
+        """The assistant's answer to a request.
 
         Raises:
-            UserError: the server is not there, refuses, or answers with something else.
+            UserError: the server cannot be reached, refuses the request, or returns something other than a chat completion.
         """
         body = {"model": self.model, "messages": [{"role": "user", "content": request}], "seed": self.seed}
         for attempt in range(ATTEMPTS):
@@ -48,7 +51,7 @@ class ChatEndpoint:
             except urllib.error.HTTPError as error:
                 if attempt == ATTEMPTS - 1 or (error.code != 429 and error.code < 500):
                     raise UserError(self._refusal(error)) from None
-            except (OSError, http.client.HTTPException) as error:  # no connection, time out, or no HTTP
+            except (OSError, http.client.HTTPException) as error:  # no connection, timeout, or not HTTP
                 if attempt == ATTEMPTS - 1:
                     raise UserError(f"{self.url} does not answer ({error}); check --base_url and whether the server runs") from None
             time.sleep(self.pause * 2**attempt)
@@ -65,7 +68,7 @@ class ChatEndpoint:
         with self._opener.open(urllib.request.Request(self.url, body, self._headers), timeout=self.timeout) as response:
             content = response.read(LARGEST_ANSWER + 1)
         if len(content) > LARGEST_ANSWER:
-            raise UserError(f"{self.url} answered more than {LARGEST_ANSWER} bytes, which is no list of sentences; check --base_url")
+            raise UserError(f"{self.url} answered more than {LARGEST_ANSWER} bytes, too many for a list of sentences; check --base_url")
         return content
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
@@ -77,7 +80,7 @@ class ChatEndpoint:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: following it would send the key to another server."""
+    """Turns redirects into errors: following one would send the key to another server."""
 
     def redirect_request(self, *_: object) -> None:
         return None

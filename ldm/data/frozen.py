@@ -1,4 +1,4 @@
-"""What the frozen autoencoder and text encoder make of pictures and texts, each once and alone, so that no bit depends on another."""
+"""Outputs of the frozen autoencoder and text encoder. Each input is encoded alone, so the result does not depend on the batch."""
 
 import functools
 from collections.abc import Sequence
@@ -10,25 +10,29 @@ from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import normal
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-TEXTS_KEPT = 4096  # contexts of 30 kB each for the miniature, 240 kB for Stable Diffusion v1, in the CPU's memory
+TEXTS_KEPT = 4096  # contexts cached in CPU memory, each 30 kB for the miniature and 240 kB for Stable Diffusion v1
 
 
 @torch.no_grad()
 def picture_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
-    """Mean and log-variance of the posterior over a picture's latent, (8, h, w), on the CPU; UserError if it cannot be decoded."""
+    """Mean and log-variance of the autoencoder's posterior for an image, (8, h, w), on the CPU.
+
+    Raises:
+        UserError: the image cannot be decoded.
+    """
     image = load_image(source, 8 * model.image_size)[None].to(model.device)
     posterior = model.encode_first_stage(image)
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
 
 
 def posterior_draw(model: LatentDiffusion, moments: Tensor, seed: int) -> Tensor:
-    """Latent z_0 drawn from the posterior of `picture_moments`, (4, h, w), on the CPU."""
+    """Latent z_0 sampled from the posterior with these moments (8, h, w), multiplied by the scale factor; (4, h, w), on the CPU."""
     mean, logvar = moments.chunk(2)  # (4, h, w) each
     return model.get_first_stage_encoding(mean + torch.exp(0.5 * logvar) * normal(seed, mean.shape))
 
 
 class Contexts:
-    """tau(c) of the frozen text encoder."""
+    """tau(c) of the frozen text encoder, with a cache of the last TEXTS_KEPT prompts."""
 
     def __init__(self, model: LatentDiffusion):
         @torch.no_grad()
@@ -38,5 +42,5 @@ class Contexts:
         self._device, self._context = model.device, functools.lru_cache(TEXTS_KEPT)(context)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(B, 77, d) of B texts, on the model's device."""
+        """Contexts of B texts, (B, 77, d), on the model's device."""
         return torch.stack([self._context(text) for text in texts]).to(self._device)

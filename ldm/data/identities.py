@@ -1,4 +1,4 @@
-"""S_ID: pictures of named people with the attributes of each (paper section 4.1)."""
+"""S_ID: images of named people with the attributes of each person (paper section 4.1)."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ GROUPS = ("train", "test")
 
 @dataclass(frozen=True)
 class Person:
-    """A row of people.csv: `attributes` is c2, "A [gender] [race] [occupation], [facial attributes]"."""
+    """A row of people.csv. `attributes` is c2, "A [gender] [race] [occupation], [facial attributes]"."""
 
     name: str
     group: str  # "train" (S_ID) or "test" (S_test)
@@ -27,7 +27,7 @@ class Person:
 
 @dataclass(frozen=True)
 class IdentityImage:
-    """A picture of S_ID, the name that c1 is made of and the attributes that c2 is made of."""
+    """An image of S_ID with the name that fills c1 and the attributes that fill c2."""
 
     source: ImageSource
     name: str
@@ -35,10 +35,10 @@ class IdentityImage:
 
 
 def read_people(path: str | Path) -> dict[str, Person]:
-    """People by name, from a CSV with the header name,group,attributes.
+    """People by name, read from a CSV with the header name,group,attributes.
 
     Raises:
-        UserError: no such file, a missing column, a name twice in whatever spelling, a group other than train and test.
+        UserError: the file or a column is missing, a name is empty or occurs twice in any spelling, a group is not train or test.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,14 +54,14 @@ def read_people(path: str | Path) -> dict[str, Person]:
             raise UserError(f"{path}, line {line}, puts '{name}' into the group '{group}'; the groups are train and test; correct it")
         earlier, other = first.setdefault(normal_form(name), (line, name))
         if earlier != line:
-            raise UserError(f"{path}: the name '{other}' of line {earlier} is there twice, as '{name}' in line {line}; give every person "
+            raise UserError(f"{path}: the name '{other}' of line {earlier} is listed twice, as '{name}' in line {line}; give every person "
                             "one row")
         people[name] = Person(name, group, attributes)
     return people
 
 
 def write_people(people: Mapping[str, Person], path: str | Path) -> None:
-    """The CSV that `read_people` reads."""
+    """Write the CSV that `read_people` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", "group", "attributes"])
@@ -70,13 +70,13 @@ def write_people(people: Mapping[str, Person], path: str | Path) -> None:
 
 
 def identity_images(folder: str | Path, people: dict[str, Person], report: Report | None = None) -> list[IdentityImage]:
-    """The pictures of a folder that show people of the train group, in the order of their paths; report as `read_collection`.
+    """Images of people of the train group, in the order of `read_collection`, which defines the layouts and `report`.
 
-    A picture's name comes from the metadata (column name) or else from its sub-folder, in any spelling (ldm/names.py).
-    Pictures of the test group are left out: S_test must stay unseen.
+    The person's name comes from the metadata (column name) or else from the sub-folder, in any spelling (ldm/names.py).
+    Images of the test group are left out: S_test must stay unseen.
 
     Raises:
-        UserError: no picture, a picture without a name, a name without attributes, or nobody of the train group.
+        UserError: no image, an image without a name, a name without attributes, or no image of the train group.
     """
     images, known, report = [], NameList(people), report or LeftOut(strict=True)
     spelled: dict[str, set[str]] = {}
@@ -92,7 +92,7 @@ def identity_images(folder: str | Path, people: dict[str, Person], report: Repor
         if len(spellings) > 1:
             warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are taken for '{name}'")
     if not images:
-        raise UserError(f"the folder {folder} shows nobody of the train group; put pictures of S_ID into it")
+        raise UserError(f"the folder {folder} shows nobody of the train group; put images of S_ID into it")
     return images
 
 
@@ -110,6 +110,6 @@ def _person_called(name: str, record: Record, people: dict[str, Person], known: 
     person = people.get(known.find(name) or "")
     if person is None or not person.attributes:
         raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people{'' if person else known.hint(name)}; "
-                        "add a row name,group,attributes for this name, take the picture away, or give --identity_images with pictures "
+                        "add a row name,group,attributes for this name, remove the image, or give --identity_images with images "
                         "of the people of your list alone")
     return person

@@ -1,7 +1,7 @@
-"""The seeded mixture of S_ID and S_Reg (paper section 3.5): which sample is drawn when.
+"""The seeded mixture of S_ID and S_Reg (paper section 3.5).
 
-Sample i is a pure function of (seed, i). So a resumed run, another batch size or another number of devices draws the
-same samples in the same order.
+Sample i is a pure function of (seed, i). A resumed run, another batch size and another number of devices therefore see the same
+samples in the same order.
 """
 
 import random
@@ -12,22 +12,22 @@ import torch
 
 @dataclass(frozen=True)
 class Sample:
-    """One draw; the seeds are those of torch generators on the CPU."""
+    """One training sample. The seeds are for torch generators on the CPU."""
 
     is_identity: bool   # from S_ID, else from S_Reg
     item: int           # index into that set
-    template: int       # index into the templates; S_Reg's captions stand alone
+    template: int       # index into the templates; unused for S_Reg
     timestep: int       # t, 0 .. num_timesteps - 1
-    posterior_seed: int  # of the latent's draw from the autoencoder's posterior
+    posterior_seed: int  # for sampling the latent from the autoencoder's posterior
     noise_seed: int
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How samples are drawn: S_ID with probability `mix`, uniform within each set.
+    """Distribution of training samples: S_ID with probability `mix`, uniform within each set.
 
-    t is uniform within one of `bins` equal parts of the training timesteps, and the part is uniform too: the released
-    code's --ddim_steps.
+    The timestep is uniform within a uniformly chosen one of `bins` equal parts of 0 .. num_timesteps - 1, as the released code's
+    --ddim_steps does.
     """
 
     seed: int
@@ -39,7 +39,7 @@ class Mixture:
     num_timesteps: int = 1000
 
     def sample(self, i: int) -> Sample:
-        """Draw number i, i >= 0."""
+        """Sample number i, i >= 0."""
         rng = random.Random(f"apl sample {self.seed} {i}")
         is_identity = rng.random() < self.mix
         item = rng.randrange(self.n_identity if is_identity else self.n_caption)
@@ -50,5 +50,5 @@ class Mixture:
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal numbers that depend on `seed` alone; drawn on the CPU, so equal for every device."""
+    """Standard normal noise of this shape, a function of `seed` only; generated on the CPU, so equal for every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

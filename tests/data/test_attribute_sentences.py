@@ -120,7 +120,7 @@ def test_every_faulty_line_is_named_and_the_good_ones_are_kept():
     found, complaints = parse_answer(f"Sure, here they are:\n\nAda Stone: {ADA}.\nBen Wood: He is bald.\nCleo Vance: {BEN}.\n"
                                      f"Ada Stone: {BEN}.", NAMES)
     assert found == {"Ada Stone": ADA}
-    assert [complaint.split(",")[0].split(" begins")[0] for complaint in complaints] == ["line 1", "line 4", "line 5", "line 6"]
+    assert [complaint.split(",")[0].split(" does not begin")[0] for complaint in complaints] == ["line 1", "line 4", "line 5", "line 6"]
     assert "'Cleo Vance" in complaints[2] and "the first is kept" in complaints[3]
 
 

@@ -41,7 +41,7 @@ def sentence(capsys, folder, out_dir, *flags):
     return refusal(capsys, make, folder, out_dir, *flags)
 
 
-def picture(path, *, size=(20, 16), color=0, suffix="PNG"):
+def image(path, *, size=(20, 16), color=0, suffix="PNG"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (color, 100, 200)).save(path, suffix)
     return path
@@ -50,7 +50,7 @@ def picture(path, *, size=(20, 16), color=0, suffix="PNG"):
 def captioned(folder, **captions):
     """Pictures <stem>.png with <stem>.txt."""
     for number, (stem, caption) in enumerate(captions.items()):
-        picture(folder / f"{stem}.png", color=number)
+        image(folder / f"{stem}.png", color=number)
         (folder / f"{stem}.txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
     return folder
 
@@ -87,7 +87,7 @@ def test_what_img2dataset_wrote_is_read(tmp_path, layout):
 def test_the_parquet_tables_of_img2dataset_are_read(tmp_path):
     shutil.copytree(FIXTURES / "img2dataset" / "parquet", tmp_path / "in")
     kept, left_out = make(tmp_path / "in", tmp_path / "out")
-    assert set(kept) == {"a red ball", "ein grüner Ball"} and left_out == {"picture missing": 2, "no caption": 1}
+    assert set(kept) == {"a red ball", "ein grüner Ball"} and left_out == {"image missing": 2, "no caption": 1}
     assert load_image(kept["a red ball"].source, 8)[0, 4, 4] > 0
 
 
@@ -100,7 +100,7 @@ def test_the_parquet_tables_of_hugging_face_are_read(tmp_path):
 
 
 @needs_pyarrow
-def test_tables_with_other_text_or_without_pictures_are_counted(tmp_path):
+def test_tables_with_other_text_or_without_images_are_counted(tmp_path):
     from pyarrow import array, binary, parquet, string, table
 
     (tmp_path / "in").mkdir()
@@ -108,7 +108,7 @@ def test_tables_with_other_text_or_without_pictures_are_counted(tmp_path):
     parquet.write_table(table({"jpg": [png(1), png(2)], "caption": captions}), tmp_path / "in" / "a.parquet")
     parquet.write_table(table({"url": ["x"]}), tmp_path / "in" / "b.parquet")
     kept, left_out = make(tmp_path / "in", tmp_path / "out")
-    assert set(kept) == {"good"} and left_out == {"text not UTF-8": 1, "table without pictures": 1}
+    assert set(kept) == {"good"} and left_out == {"text not UTF-8": 1, "table without images": 1}
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, capsys, monkeypatch):
@@ -119,7 +119,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv"])
 def test_imagefolder_is_read(tmp_path, kind):
-    picture(tmp_path / "in" / "train" / "1.png")
+    image(tmp_path / "in" / "train" / "1.png")
     text = '{"file_name": "1.png", "text": "a\u2028b"}\n' if kind == "metadata.jsonl" else 'file_name,text\n1.png,"a\u2028b"\n'
     (tmp_path / "in" / "train" / kind).write_text(text, encoding="utf-8-sig")
     kept, left_out = make(tmp_path / "in", tmp_path / "out")
@@ -133,34 +133,34 @@ def coco(folder, content):
 
 def test_coco_gives_the_first_of_several_captions(tmp_path):
     for number in (9, 25, 42):
-        picture(tmp_path / "val2014" / f"COCO_val2014_{number:012d}.png", color=number)
+        image(tmp_path / "val2014" / f"COCO_val2014_{number:012d}.png", color=number)
     captions = coco(tmp_path, {
         "images": [{"id": number, "file_name": f"COCO_val2014_{number:012d}.png"} for number in (9, 25, 33, 42)],
         "annotations": [{"id": 8, "image_id": 9, "caption": "a later one"}, {"id": 3, "image_id": 9, "caption": "a cat \n"},
                         {"id": 4, "image_id": 25, "caption": "a dog"}, {"id": 5, "image_id": 33, "caption": "a cow"}]})
     kept, left_out = make(tmp_path / "val2014", tmp_path / "out", "--captions", captions)
-    assert set(kept) == {"a cat", "a dog"} and left_out == {"picture missing": 1, "no caption": 1, "further captions": 1}
+    assert set(kept) == {"a cat", "a dog"} and left_out == {"image missing": 1, "no caption": 1, "further captions": 1}
 
 
 @pytest.mark.parametrize("content", [[], {"images": []}, {"images": [{"id": 1}], "annotations": []}, {"images": [], "annotations": [5]}])
 def test_another_json_is_no_coco_file(tmp_path, capsys, content):
-    picture(tmp_path / "in" / "1.png")
-    assert "no COCO captions file" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", coco(tmp_path, content))
+    image(tmp_path / "in" / "1.png")
+    assert "not a COCO captions file" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", coco(tmp_path, content))
 
 
 def test_coco_never_reads_beside_its_folder(tmp_path, capsys):
-    picture(tmp_path / "in" / "1.png")
-    picture(tmp_path / "secret.png")
+    image(tmp_path / "in" / "1.png")
+    image(tmp_path / "secret.png")
     captions = coco(tmp_path, {"images": [{"id": 1, "file_name": "../secret.png"}],
                                "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]})
-    assert "none of the 1 pictures" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", captions)
+    assert "none of the 1 images" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", captions)
 
 
 @pytest.mark.parametrize(("first", "there", "expected"), [
     (0, [0, 1, 2], ["a", "b", "c"]), (1, [1, 2, 3], ["a", "b", "c"]), (0, [0, 2], ["a", "c"]), (1, [2, 3], ["b", "c"])])
-def test_numbered_pictures_belong_to_lines(tmp_path, first, there, expected):
+def test_numbered_images_belong_to_lines(tmp_path, first, there, expected):
     for number in there:
-        picture(tmp_path / "in" / f"laion_{number:05d}.png", color=number)
+        image(tmp_path / "in" / f"laion_{number:05d}.png", color=number)
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
     kept, _ = make(tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
     assert sorted(kept) == expected
@@ -169,19 +169,19 @@ def test_numbered_pictures_belong_to_lines(tmp_path, first, there, expected):
 
 
 @pytest.mark.parametrize("there", [[1, 2], [0, 3], [5, 6, 7]])
-def test_pictures_whose_line_is_uncertain_are_refused(tmp_path, capsys, there):
+def test_images_whose_line_is_uncertain_are_refused(tmp_path, capsys, there):
     for number in there:
-        picture(tmp_path / "in" / f"{number}.png")
+        image(tmp_path / "in" / f"{number}.png")
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
-    assert "which line is whose" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
+    assert "lines cannot be matched to images" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
 
 
-def test_two_pictures_of_one_number_are_left_out(tmp_path):
+def test_two_images_of_one_number_are_left_out(tmp_path):
     for name in ("0.png", "00.png", "1.png", "x.png"):
-        picture(tmp_path / "in" / name)
+        image(tmp_path / "in" / name)
     (tmp_path / "prompts.txt").write_text("a\nb\n")
     kept, left_out = make(tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
-    assert list(kept) == ["b"] and left_out == {"two pictures of one number": 1, "picture without a number": 1}
+    assert list(kept) == ["b"] and left_out == {"two images of one number": 1, "image without a number": 1}
 
 
 # ---------------------------------------------------------------------------------------------------------------- filters
@@ -193,37 +193,37 @@ def test_captions_that_name_somebody_are_left_out_and_counted(tmp_path):
     assert left_out == {"names somebody of the test group": 1, "names somebody of the train group": 1, "duplicate caption": 1}
 
 
-def test_small_corrupt_and_strange_pictures_are_left_out_and_counted(tmp_path):
+def test_small_corrupt_and_strange_images_are_left_out_and_counted(tmp_path):
     folder = captioned(tmp_path / "in", good="good", cut="cut", small="small", gif="gif", bomb="bomb", script="script")
     (folder / "cut.png").write_bytes(png(3)[:200])
-    picture(folder / "small.png", size=(7, 100))
-    picture(folder / "gif.png", suffix="GIF")
-    picture(folder / "bomb.png", suffix="BMP")
+    image(folder / "small.png", size=(7, 100))
+    image(folder / "gif.png", suffix="GIF")
+    image(folder / "bomb.png", suffix="BMP")
     content = (folder / "bomb.png").read_bytes()
     (folder / "bomb.png").write_bytes(content[:18] + struct.pack("<ii", 9000, 9000) + content[26:])  # width and height
     (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     kept, left_out = make(folder, tmp_path / "out")
-    assert set(kept) == {"good", "gif"} and left_out == {"corrupt picture": 2, "too small": 1, "too large": 1}
+    assert set(kept) == {"good", "gif"} and left_out == {"corrupt image": 2, "too small": 1, "too large": 1}
     assert kept["gif"].source.path.suffix == ".gif"
 
 
-def test_a_picture_without_or_with_unreadable_caption_is_left_out_and_counted(tmp_path):
+def test_a_image_without_or_with_unreadable_caption_is_left_out_and_counted(tmp_path):
     folder = captioned(tmp_path / "in", good="good", empty="  ", latin=b"caf\xe9", long=b"x" * (2**20 + 1), json="json")
-    picture(folder / "none.png")
+    image(folder / "none.png")
     (folder / "json.json").write_text("{" + "[" * 100_000)
-    picture(folder / "half.png")
+    image(folder / "half.png")
     (folder / "half.json").write_text('{"caption": "half a character \\ud83d"}')
     kept, left_out = make(folder, tmp_path / "out")
     assert set(kept) == {"good"}
     assert left_out == {"no caption": 2, "text not UTF-8": 1, "text too long": 1, "unreadable metadata": 2}
 
 
-def test_two_pictures_to_which_one_text_could_belong_are_left_out(tmp_path):
+def test_two_images_to_which_one_text_could_belong_are_left_out(tmp_path):
     folder = captioned(tmp_path / "in", a="a", b="b")
-    picture(folder / "a.jpg", suffix="JPEG")
+    image(folder / "a.jpg", suffix="JPEG")
     shard(folder / "0.tar", [("c.png", png(1)), ("c.jpg", png(2)), ("c.txt", b"c"), ("d.png", png(3)), ("d.txt", b"d")])
     kept, left_out = make(folder, tmp_path / "out")
-    assert set(kept) == {"b", "d"} and left_out == {"two pictures of one stem": 2}
+    assert set(kept) == {"b", "d"} and left_out == {"two images of one stem": 2}
 
 
 @pytest.mark.parametrize("cut", [512 + 100, 512 + 1536 + 512 + 512 + 512 + 200, 512 + 1536 + 512 + 512])
@@ -246,16 +246,16 @@ def test_a_shard_with_a_broken_header_in_its_middle_is_not_taken_for_whole(tmp_p
 
 def test_nothing_left_is_refused_with_the_counts(tmp_path, capsys):
     said = sentence(capsys, captioned(tmp_path / "in", a="Ben Wood", b=" "), tmp_path / "out")
-    assert "no picture is left" in said and "1 x no caption" in said
+    assert "no image is left" in said and "1 x no caption" in said
     assert (tmp_path / "out" / "dropped.csv").exists()
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "readme.md").touch()
-    assert "no pictures" in sentence(capsys, tmp_path / "none", tmp_path / "out2")
+    assert "no images" in sentence(capsys, tmp_path / "none", tmp_path / "out2")
 
 
 # ------------------------------------------------------------------------------------------------------- resume and folder
 
-def test_pictures_are_copied_byte_for_byte_with_where_they_come_from(tmp_path):
+def test_images_are_copied_byte_for_byte_with_where_they_come_from(tmp_path):
     folder = captioned(tmp_path / "in", a="a")
     kept, _ = make(folder, tmp_path / "out")
     assert kept["a"].source.read() == (folder / "a.png").read_bytes()
@@ -284,7 +284,7 @@ def test_a_killed_run_goes_on_and_copies_nothing_twice(tmp_path, monkeypatch):
     assert set(kept) == {"a", "b", "c"} and copied == ["a.png", "b.png", "c.png"]
 
 
-def test_a_caption_that_changes_takes_its_picture_along(tmp_path):
+def test_a_caption_that_changes_takes_its_image_along(tmp_path):
     folder = captioned(tmp_path / "in", a="a", b="b")
     make(folder, tmp_path / "out")
     (folder / "a.txt").write_text("Ben Wood")
@@ -296,11 +296,11 @@ def test_a_caption_that_changes_takes_its_picture_along(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["files", "shard"])
-def test_another_download_under_the_same_names_replaces_the_pictures(tmp_path, layout):
+def test_another_download_under_the_same_names_replaces_the_images(tmp_path, layout):
     folder = tmp_path / "in"
     for color, caption in ((1, "a"), (2, "b")):
         if layout == "files":
-            picture(folder / "1.png", color=color)
+            image(folder / "1.png", color=color)
             (folder / "1.txt").write_text(caption)
         else:
             shard(folder / "0.tar", [("1.png", png(color)), ("1.txt", caption.encode())])
@@ -311,12 +311,12 @@ def test_another_download_under_the_same_names_replaces_the_pictures(tmp_path, l
         assert kept[caption].source.read() == (changed.read_bytes() if layout == "files" else png(color))
 
 
-def test_a_picture_that_is_a_link_to_nowhere_is_left_out(tmp_path):
+def test_a_image_that_is_a_link_to_nowhere_is_left_out(tmp_path):
     folder = captioned(tmp_path / "in", a="a", b="b")
     (folder / "b.png").unlink()
     (folder / "b.png").symlink_to("none.png")
     kept, left_out = make(folder, tmp_path / "out")
-    assert set(kept) == {"a"} and left_out == {"corrupt picture": 1}
+    assert set(kept) == {"a"} and left_out == {"corrupt image": 1}
 
 
 def test_the_source_may_move_but_another_one_is_refused(tmp_path, capsys, monkeypatch):
@@ -354,9 +354,9 @@ def test_of_a_list_of_captions_in_a_table_the_first_is_taken(tmp_path):
     assert set(kept) == {"a cat"} and left_out == {"further captions": 1}
 
 
-def test_a_picture_that_coco_does_not_name_is_counted(tmp_path):
+def test_a_image_that_coco_does_not_name_is_counted(tmp_path):
     for number in (1, 2):
-        picture(tmp_path / "in" / f"{number}.png", color=number)
+        image(tmp_path / "in" / f"{number}.png", color=number)
     captions = coco(tmp_path, {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a cat"}]})
     kept, left_out = make(tmp_path / "in", tmp_path / "out", "--captions", captions)
     assert set(kept) == {"a cat"} and left_out == {"not in the captions": 1}
@@ -364,7 +364,7 @@ def test_a_picture_that_coco_does_not_name_is_counted(tmp_path):
 
 def test_an_image_of_too_many_pixels_for_pillow_is_too_large(tmp_path):
     folder = captioned(tmp_path / "in", good="good", bomb="bomb")
-    picture(folder / "bomb.png", suffix="BMP")
+    image(folder / "bomb.png", suffix="BMP")
     content = (folder / "bomb.png").read_bytes()
     (folder / "bomb.png").write_bytes(content[:18] + struct.pack("<ii", 20_000, 20_000) + content[26:])
     assert make(folder, tmp_path / "out")[1] == {"too large": 1}
@@ -390,16 +390,16 @@ def test_the_output_is_never_its_own_input(tmp_path, capsys):
                 '{"file_name": "00002.png", "text": "half \\ud83d"}\n{"file_name": "00003.png", "text": "a\\nb"}\n')])
 def test_a_table_of_captions_is_read_by_its_columns_and_shifts_nothing(tmp_path, name, table):
     for number in range(4):
-        picture(tmp_path / f"in/{number:05d}.png", color=50 * number)
+        image(tmp_path / f"in/{number:05d}.png", color=50 * number)
     (tmp_path / name).write_text(table, encoding="utf-8")
     kept, left_out = make(tmp_path / "in", tmp_path / "out", "--captions", tmp_path / name)
     assert set(kept) == {"zero", "one, too", "a\nb"} and load_image(kept["one, too"].source, 8)[0].mean() == pytest.approx(50 / 127.5 - 1)
     assert left_out["unreadable metadata"] == 1 and left_out["not in the captions"] == 1
 
 
-def test_a_header_is_no_caption_of_the_first_picture_and_half_a_character_stops_nothing(tmp_path):
+def test_a_header_is_no_caption_of_the_first_image_and_half_a_character_stops_nothing(tmp_path):
     for number in (1, 2):
-        picture(tmp_path / f"in/{number}.png", color=100 * number)
+        image(tmp_path / f"in/{number}.png", color=100 * number)
     (tmp_path / "lines.txt").write_text("caption\none\ntwo\n")
     kept, _ = make(tmp_path / "in", tmp_path / "lines", "--captions", tmp_path / "lines.txt")
     assert load_image(kept["one"].source, 8)[0].mean() == pytest.approx(100 / 127.5 - 1, abs=0.01)

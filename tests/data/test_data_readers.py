@@ -18,7 +18,7 @@ from ldm.util import UserError
 PEOPLE = "name,group,attributes\nAda Stone,train,\"A female pale-skinned pilot, brown eyes\"\nBen Wood,test,A male chef\n"
 
 
-def save_picture(path, color=(255, 0, 0), size=(20, 10)):
+def save_image(path, color=(255, 0, 0), size=(20, 10)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path)
     return path
@@ -42,10 +42,10 @@ def test_an_image_is_the_centre_square_in_minus_one_to_one(tmp_path):
 def test_identities_of_every_layout_carry_name_and_attributes(tmp_path, people, layout):
     folder = tmp_path / "s_id"
     if layout == "metadata":
-        save_picture(folder / "1.png")
+        save_image(folder / "1.png")
         (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "name": "Ada Stone"}))
     elif layout == "folders":
-        save_picture(folder / "Ada_Stone" / "1.png")
+        save_image(folder / "Ada_Stone" / "1.png")
     else:
         write_shard(folder / "0.tar", {"1.json": json.dumps({"name": "Ada Stone"}).encode()})
     (image,) = identity_images(folder, people)
@@ -55,7 +55,7 @@ def test_identities_of_every_layout_carry_name_and_attributes(tmp_path, people, 
 
 def test_people_of_the_test_group_stay_unseen(tmp_path, people):
     for name in ("Ada Stone", "Ben Wood"):
-        save_picture(tmp_path / "s_id" / name / "1.png")
+        save_image(tmp_path / "s_id" / name / "1.png")
     assert [image.name for image in identity_images(tmp_path / "s_id", people)] == ["Ada Stone"]
 
 
@@ -63,7 +63,7 @@ def test_people_of_the_test_group_stay_unseen(tmp_path, people):
 def test_captions_of_every_layout_are_found(tmp_path, layout):
     folder = tmp_path / "s_reg"
     if layout != "shard":
-        save_picture(folder / "00000" / "7.jpg")
+        save_image(folder / "00000" / "7.jpg")
     if layout == "txt":
         (folder / "00000" / "7.txt").write_text("a red car\n")
     elif layout == "jsonl":
@@ -86,43 +86,43 @@ def test_a_shard_is_never_unpacked(tmp_path):
 
 def write_shard(path, members, prefix=""):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = io.BytesIO()
-    Image.new("RGB", (20, 10), (255, 0, 0)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(image, "PNG")
     with tarfile.open(path, "w") as shard:
-        for name, content in {"1.png": picture.getvalue(), **members}.items():
+        for name, content in {"1.png": image.getvalue(), **members}.items():
             member = tarfile.TarInfo(prefix + name)
             member.size = len(content)
             shard.addfile(member, io.BytesIO(content))
 
 
 def test_a_corrupt_image_is_named(tmp_path):
-    path = save_picture(tmp_path / "broken.jpg", size=(200, 200))
+    path = save_image(tmp_path / "broken.jpg", size=(200, 200))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match="broken.jpg"):
         load_image(ImageSource(path), 8)
 
 
 def test_a_name_without_attributes_is_named(tmp_path, people):
-    save_picture(tmp_path / "s_id" / "Cleo Vance" / "1.png")
+    save_image(tmp_path / "s_id" / "Cleo Vance" / "1.png")
     with pytest.raises(UserError, match="'Cleo Vance'.*no attributes"):
         identity_images(tmp_path / "s_id", people)
 
 
-@pytest.mark.parametrize(("folder", "message"), [("empty", "holds no pictures"), ("absent", "does not exist")])
-def test_a_folder_without_pictures_is_refused(tmp_path, folder, message):
+@pytest.mark.parametrize(("folder", "message"), [("empty", "holds no images"), ("absent", "does not exist")])
+def test_a_folder_without_images_is_refused(tmp_path, folder, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         caption_images(tmp_path / folder)
 
 
-def test_a_picture_without_caption_is_refused(tmp_path):
-    save_picture(tmp_path / "7.png")
+def test_a_image_without_caption_is_refused(tmp_path):
+    save_image(tmp_path / "7.png")
     with pytest.raises(UserError, match="7.png has no caption"):
         caption_images(tmp_path)
 
 
-def test_metadata_for_a_missing_picture_is_refused(tmp_path):
-    save_picture(tmp_path / "7.png")
+def test_metadata_for_a_missing_image_is_refused(tmp_path):
+    save_image(tmp_path / "7.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "8.png", "text": "a red car"}))
     with pytest.raises(UserError, match="'8.png' in its entry 1"):
         caption_images(tmp_path)
@@ -130,7 +130,7 @@ def test_metadata_for_a_missing_picture_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("content", "message"), [
     ("name,group\nAda,train\n", "no attributes"), ("name,group,attributes\nAda,val,A chef\n", "'val'"),
-    ("name,group,attributes\nAda,train,A chef\nAda,test,A chef\n", "there twice")])
+    ("name,group,attributes\nAda,train,A chef\nAda,test,A chef\n", "listed twice")])
 def test_a_wrong_list_of_people_is_refused(tmp_path, content, message):
     (tmp_path / "people.csv").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -151,11 +151,11 @@ def test_wrong_templates_are_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("7.txt", b"caf\xe9", "7.txt is not UTF-8 text"), ("7.json", b"{", "no valid JSON"), ("metadata.jsonl", b"\xff", "not UTF-8"),
+    ("7.txt", b"caf\xe9", "7.txt is not UTF-8 text"), ("7.json", b"{", "not valid JSON"), ("metadata.jsonl", b"\xff", "not UTF-8"),
     ("metadata.csv", b'file_name,text\n7.png,"' + b"x" * 200_000 + b'"', "no valid CSV"), ("8.tar", b"\0" * 100, "8.tar is damaged"),
     ("7.jpg", b"", "have the same stem")])
 def test_training_refuses_a_flawed_collection_with_the_file(tmp_path, name, content, message):
-    save_picture(tmp_path / "7.png")
+    save_image(tmp_path / "7.png")
     (tmp_path / "7.txt").write_text("a red car")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -184,7 +184,7 @@ def test_a_shard_whose_member_has_an_impossible_size_is_refused(tmp_path, kind, 
 
 def test_two_people_with_one_file_stem_are_kept_apart(tmp_path, people):
     for name, color in (("Ada Stone", (255, 0, 0)), ("Ben Wood", (0, 0, 255))):
-        save_picture(tmp_path / "s_id" / name / "1.png", color)
+        save_image(tmp_path / "s_id" / name / "1.png", color)
     (image,) = identity_images(tmp_path / "s_id", people)
     assert image.name == "Ada Stone" and load_image(image.source, 8)[0].min() == 1
 
