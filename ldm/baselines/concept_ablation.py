@@ -1,4 +1,4 @@
-"""Concept Ablation (CA, arXiv 2303.13516): for a name, the model learns to predict what it predicts for an anchor, "a person".
+"""Concept Ablation (CA, arXiv 2303.13516): maps the prediction for a name to the prediction for an anchor such as "a person".
 
 Variants: model-based (the target is the model's own prediction for the anchor) and noise-based (the target is the noise).
 """
@@ -18,33 +18,36 @@ from ldm.finetuning.samples import noise_of, rng_of, timesteps_of
 from ldm.finetuning.weights import Weights, cross_attentions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # random sizes of a picture, and what the prompt says about them
-SMALL_WORDS, LARGE_WORDS = ("a far away ", "very small "), ("zoomed in ", "close up ")
-SHARE_SMALLER, LEFT_WHOLE = 0.66, 0.6  # of the smaller ones, those from this size on stay as they are
-BORDER = 8  # pixels of a smaller picture that do not count, a cell of its latent
+SMALLER, LARGER = (1 / 3, 1.0), (1.2, 1.4)  # ranges of the random scale factor
+SMALL_WORDS, LARGE_WORDS = ("a far away ", "very small "), ("zoomed in ", "close up ")  # added to the prompt
+SHARE_SMALLER, LEFT_WHOLE = 0.66, 0.6  # probability of SMALLER; a factor below 1 but at least LEFT_WHOLE keeps the size
+BORDER = 8  # pixels of a smaller image masked at its border: one latent pixel
 
 
 def ablation_loss(eps_edited: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Squared error where the mask (B, 1, h, w) is 1, mean over its pixels and all channels of each sample, then over samples; scalar.
+    """Masked mean squared error: mean over the masked pixels and all channels of each sample, then over samples; scalar.
 
     Args:
         eps_edited: prediction for the name, (B, 4, h, w).
-        target: prediction for the anchor (model-based) or the noise (noise-based), (B, 4, h, w); it gets no gradient.
+        target: prediction for the anchor (model-based) or the noise (noise-based), (B, 4, h, w); receives no gradient.
+        mask: (B, 1, h, w), 1 where a pixel counts, else 0.
     """
     error = (eps_edited - target.detach()).square() * mask
     return (error.sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * error.shape[1])).mean()
 
 
 class ConceptAblation:
-    """Training samples: a drawn picture of the anchor, noised, and its prompt with one of the names in the anchor's place.
+    """Concept Ablation as a `ldm.finetuning.trainer.Method`. A training sample is a generated image of the anchor with noise added, and
+    its prompt with the anchor replaced by one of the names.
 
     Args:
-        weights: what is trained.
-        anchor: the words in each prompt whose place the name takes.
-        prompts, latents: of the anchor's pictures, N and (N, 4, h, w).
-        noise_based: target, see above.
-        anchor_weight: of the ordinary loss on the anchor's pictures with their own prompts, 0: none.
-        augment: pictures are made smaller or larger, and the prompt says so.
+        weights: the trained parameters.
+        names: names to erase.
+        anchor: words in each prompt that the name replaces.
+        prompts, latents: prompts and latents of the anchor's images, N and (N, 4, h, w).
+        noise_based: variant noise-based instead of model-based.
+        anchor_weight: weight of the ordinary diffusion loss on the anchor's images with their own prompts; 0 omits it.
+        augment: scale the images randomly and describe the scale in the prompt.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str], *, anchor: str, prompts: Sequence[str],
@@ -59,7 +62,7 @@ class ConceptAblation:
         return self.place.sub(lambda _: name, prompt)
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.finetuning.trainer.Method`; the target is the edited model's own, as it is now, without gradient."""
+        """Loss as defined by `ldm.finetuning.trainer.Method`. The target is the current prediction of the edited model, detached."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         pictures = [rng.randrange(len(self.prompts)) for rng in rngs]
@@ -82,7 +85,7 @@ class ConceptAblation:
 
 @contextmanager
 def begin_of_text_detached(model: LatentDiffusion) -> Iterator[None]:
-    """While it lasts, no gradient passes the keys and values of a text's first position, which all texts share."""
+    """Temporarily stop gradients through the keys and values of the begin-of-text position, which all texts share."""
     def detached(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)  # (B, 77, inner)
 
@@ -95,7 +98,11 @@ def begin_of_text_detached(model: LatentDiffusion) -> Iterator[None]:
 
 @torch.no_grad()
 def resized(model: LatentDiffusion, latent: Tensor, rngs: Sequence[random.Random]) -> tuple[Tensor, Tensor, list[str]]:
-    """Pictures mirrored, made smaller, on grey, or larger, cut off: latents (B, 4, h, w), mask (B, 1, h, w), and words for the prompt."""
+    """Randomly flip and scale the images of latents (B, 4, h, w); smaller ones are padded with grey, larger ones cropped.
+
+    Returns:
+        New latents (B, 4, h, w), mask (B, 1, h, w) of the image without padding, and the words that describe the scale, one per image.
+    """
     changed, masks, words = [], [], []
     side = 8 * latent.shape[-1]
     for image, rng in zip(model.decode_first_stage(latent).float().split(1), rngs, strict=True):

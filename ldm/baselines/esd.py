@@ -1,7 +1,7 @@
-"""Erased Stable Diffusion (ESD, arXiv 2303.07345): the model learns to do for a name the opposite of what the name used to do.
+"""Erased Stable Diffusion (ESD, arXiv 2303.07345): trains the model to predict the negative guidance for a name.
 
-Variants, by the parameters that are trained: esd-x (cross-attention), esd-x-strict (its keys and values alone), esd-u (all but
-cross-attention), esd-full.
+The variants differ in the trained parameters: esd-x (cross-attention), esd-x-strict (only its keys and values), esd-u (all but
+cross-attention), esd-full (all).
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from ldm.finetuning.samples import PictureLatents, noise_of, rng_of
 from ldm.finetuning.weights import Weights
 from ldm.models.diffusion.ddim import DDIMSampler
 
-PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # by variant
+PARAMETERS_OF = {"esd-x": "xattn", "esd-x-strict": "xattn-kv", "esd-u": "noxattn", "esd-full": "full"}  # variant -> parameter group
 
 
 def esd_target(eps_empty: Tensor, eps_name: Tensor, eta: float) -> Tensor:
-    """Prediction for the name after erasure (ESD Eq. 7): away from it, eps_0(x, "", t) - eta (eps_0(x, c, t) - eps_0(x, "", t)).
+    """Target for the name (ESD Eq. 7): eps_0(x, "", t) - eta (eps_0(x, c, t) - eps_0(x, "", t)).
 
     Args:
-        eps_empty, eps_name: of the frozen model, (B, 4, h, w).
-        eta: negative guidance.
+        eps_empty, eps_name: predictions of the frozen model, (B, 4, h, w).
+        eta: strength of the negative guidance.
 
     Returns:
         (B, 4, h, w), detached.
@@ -37,16 +37,17 @@ def esd_loss(eps_edited: Tensor, eps_empty: Tensor, eps_name: Tensor, eta: float
 
 
 class ESD:
-    """Training samples: a name c, a part k of the schedule, and the latent z_t that the edited model itself draws for c up to there.
+    """ESD as a `ldm.finetuning.trainer.Method`. A training sample is a name c, a part k of the schedule, and the latent z_t that the
+    edited model reaches when it samples for c down to that part.
 
     Args:
-        weights: what is trained.
-        names: to be erased, each drawn as often.
+        weights: the trained parameters.
+        names: names to erase, chosen uniformly.
         eta: see `esd_target`.
-        start_guidance: guidance with which z_t is drawn.
-        bins: DDIM steps of a whole drawing, and parts of the schedule.
-        pictures: takes the noised latent of one of the name's pictures for z_t instead, at a fiftieth of the time; with the numbers of
-            each name's pictures.
+        start_guidance: guidance scale for sampling z_t.
+        bins: number of DDIM steps and of parts of the schedule.
+        pictures: images and, per name, their indices; z_t is then the latent of an image of the name with noise added, which takes
+            a fiftieth of the time.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
@@ -59,7 +60,7 @@ class ESD:
             self.empty = self.model.get_negative_conditioning("")  # (1, 77, d)
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.finetuning.trainer.Method`; gradients reach the weights alone."""
+        """Loss as defined by `ldm.finetuning.trainer.Method`; only the trained weights receive gradients."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [rng.choice(self.names) for rng in rngs]
         bins = [rng.randrange(self.bins) for rng in rngs]
@@ -81,7 +82,7 @@ class ESD:
 
     @torch.no_grad()
     def partly_drawn(self, noise: Tensor, k: int, context: Tensor, empty: Tensor) -> Tensor:
-        """z_t at the k-th timestep of the grid, (1, 4, h, w), drawn by the edited model from noise; k = bins - 1 is the noise itself."""
+        """z_t at the k-th DDIM timestep, (1, 4, h, w), sampled by the edited model from noise; the noise itself for k = bins - 1."""
         latent = noise
         with self.trained.in_place():
             for index in range(len(self.sampler.ddim_timesteps) - 1, k, -1):

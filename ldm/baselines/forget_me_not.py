@@ -1,6 +1,6 @@
-"""Forget-Me-Not (FMN, arXiv 2303.17591): the pixels learn not to attend to a name, nor to the end of a text with it.
+"""Forget-Me-Not (FMN, arXiv 2303.17591): minimizes the attention of image features to a name and to the end-of-text token after it.
 
-Variants: with-ti (the tokens are first learned from the name's pictures by textual inversion) and without-ti (the name's own).
+Variants: with-ti (tokens for each person, learned first by textual inversion) and without-ti (the tokens of the name).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ PROMPT = "a photo of {}"
 
 
 def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Tensor:
-    """Euclidean norm of all attention that some positions of the text get, mean over the samples, scalar.
+    """Euclidean norm of the attention to some text positions, over all layers; mean over samples, scalar.
 
     Args:
-        probabilities: of each layer, (B, heads, n, 77), of pixels to positions of the text.
-        columns: of each sample, the positions.
+        probabilities: attention of each layer from n pixels to text positions, (B, heads, n, 77).
+        columns: the text positions of each sample.
     """
     squares = [cast(Tensor, sum(layer[sample][..., list(places)].square().sum() for layer in probabilities))
                for sample, places in enumerate(columns)]
@@ -32,12 +32,14 @@ def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[i
 
 
 class ForgetMeNot:
-    """Training samples: a picture of somebody, noised, and the prompt "a photo of NAME".
+    """Forget-Me-Not as a `ldm.finetuning.trainer.Method`. A training sample is an image of a person with noise added, and the prompt
+    "a photo of NAME".
 
     Args:
-        weights: what is trained.
-        pictures: of the people, encoded; with the numbers of each name's pictures.
-        tokens: name -> vectors that stand for it, from textual inversion; empty: the name itself.
+        weights: the trained parameters.
+        pictures: latents of the images of all people.
+        of_name: name -> indices of its images.
+        tokens: name -> vectors from textual inversion that replace it; empty for without-ti.
     """
 
     def __init__(self, weights: Weights, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *, seed: int,
@@ -47,7 +49,7 @@ class ForgetMeNot:
         self._prompts: dict[str, tuple[Tensor, list[int]]] = {}
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.finetuning.trainer.Method`."""
+        """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         latent = self.pictures([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
@@ -61,17 +63,17 @@ class ForgetMeNot:
 
     @torch.no_grad()
     def prompt_of(self, name: str) -> tuple[Tensor, list[int]]:
-        """Context (1, 77, d) of "a photo of NAME", and the positions in it of the name and of the end of the text, which sums it up."""
+        """Context (1, 77, d) of "a photo of NAME", and its positions of the name and of the end-of-text tokens, which summarize it."""
         embedder, manager = self.model.cond_stage_model, self.tokens.get(name)
         word = name if manager is None else next(iter(manager.string_to_token_dict))
-        before = len(embedder.tokenizer(PROMPT.format("").strip(), add_special_tokens=False)["input_ids"]) + 1  # and begin of text
+        before = len(embedder.tokenizer(PROMPT.format("").strip(), add_special_tokens=False)["input_ids"]) + 1  # plus begin of text
         context = self.model.get_learned_conditioning([PROMPT.format(word)], manager)
-        return context, list(range(before, embedder.max_length))  # the end of the text follows the name, and fills the rest
+        return context, list(range(before, embedder.max_length))  # end-of-text tokens fill the rest
 
 
 @contextmanager
 def attention_recorded(model: LatentDiffusion) -> Iterator[list[Tensor]]:
-    """While it lasts, the list takes up the attention probabilities (B, heads, n, 77) of every cross-attention that is computed."""
+    """Temporarily record the attention probabilities (B, heads, n, 77) of every cross-attention; yields the list that collects them."""
     recorded: list[Tensor] = []
 
     def record(layer: CrossAttention, found: dict[str, Tensor]) -> Any:
@@ -88,6 +90,6 @@ def attention_recorded(model: LatentDiffusion) -> Iterator[list[Tensor]]:
 
 
 def attention_probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of (B, n, heads d) and (B, k, heads d): (B, heads, n, k), float32."""
+    """softmax(q k^T / sqrt(d)), (B, heads, n, k) float32, of queries (B, n, heads d) and keys (B, k, heads d)."""
     q, k = (tensor.float().unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, keys))
     return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)

@@ -1,4 +1,4 @@
-"""Which tensors of the model a method trains, and their float32 copies that are trained; the frozen model itself never changes."""
+"""Parameter groups that the methods train, and their trainable float32 copies. The frozen model itself never changes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from ldm.modules.attention import CrossAttention
 from ldm.util import UserError
 
 UNET = "model.diffusion_model."
-CROSS_ATTENTION = ".attn2."  # attn1 attends to the pixels themselves
-AROUND = (f"{UNET}time_embed.", f"{UNET}out.")  # the blocks; left out of "noxattn", as by the authors of ESD
+CROSS_ATTENTION = ".attn2."  # attn1 is self-attention
+AROUND = (f"{UNET}time_embed.", f"{UNET}out.")  # layers outside the blocks; "noxattn" excludes them, as the ESD authors' code does
 
-# Groups of parameters, by name: whether a parameter of the U-Net belongs to it.
+# Group name -> predicate on names of U-Net parameters.
 PARAMETERS = {
     "xattn-kv": lambda key: CROSS_ATTENTION in key and (".to_k." in key or ".to_v." in key),
     "xattn": lambda key: CROSS_ATTENTION in key,
@@ -25,13 +25,13 @@ PARAMETERS = {
 
 
 def parameters_of(model: LatentDiffusion, group: str, *, text_encoder: bool = False) -> list[str]:
-    """Names of the U-Net's parameters that belong to a group of `PARAMETERS`, and those of the text encoder if asked for."""
+    """Names of the U-Net parameters in a group of `PARAMETERS`, and with `text_encoder` those of the text encoder."""
     unet = [key for key, _ in model.named_parameters() if key.startswith(UNET) and PARAMETERS[group](key)]
     return unet + [key for key, _ in model.named_parameters() if text_encoder and key.startswith(f"{model.text_encoder}.")]
 
 
 class Weights:
-    """Copies of some of a model's parameters in float32, to be trained.
+    """Trainable float32 copies of some parameters of a model.
 
     Args:
         keys: names of the parameters.
@@ -55,18 +55,22 @@ class Weights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While it lasts, the model computes with the copies."""
+        """Temporarily replace the model's parameters by the copies; restore them on exit."""
         with edited(self.model, self.tensors):
             yield
 
     def eps(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """eps_theta(z_t, tau(c), t) of the edited model, (B, 4, h, w) float32; gradients reach the copies."""
+        """eps_theta(z_t, tau(c), t) of the edited model, (B, 4, h, w) float32; gradients flow to the copies."""
         with self.in_place():
             return self.model.apply_model(noisy_latent, timestep, context).float()
 
 
 def cross_attentions(model: LatentDiffusion) -> dict[str, CrossAttention]:
-    """The layers in which pixels attend to the text, by name."""
+    """Cross-attention layers between image features and text, by name.
+
+    Raises:
+        UserError: the model has none.
+    """
     found = {name: module for name, module in model.named_modules() if f"{name}.".endswith(CROSS_ATTENTION)}
     if not found:
         raise UserError("this model has no cross-attention to the text, which the method edits; give another")

@@ -173,7 +173,8 @@ def test_images_whose_line_is_uncertain_are_refused(tmp_path, capsys, there):
     for number in there:
         image(tmp_path / "in" / f"{number}.png")
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
-    assert "lines cannot be matched to images" in sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
+    said = sentence(capsys, tmp_path / "in", tmp_path / "out", "--captions", tmp_path / "prompts.txt")
+    assert "lines cannot be matched to images" in said
 
 
 def test_two_images_of_one_number_are_left_out(tmp_path):
