@@ -201,13 +201,13 @@ def test_models_asked_for_are_named_as_checkpoints_are(tmp_path, capsys, name, w
 
 def test_a_gallery_of_another_kind_is_named(tmp_path):
     (tmp_path / "gallery.npz").write_bytes(POINTER)
-    with pytest.raises(UserError, match="gallery.npz is no gallery .a Git LFS pointer"):
+    with pytest.raises(UserError, match="gallery.npz is not a gallery .a Git LFS pointer"):
         load_gallery(tmp_path / "gallery.npz")
 
 
 def test_a_gallery_of_no_known_kind_is_not_said_to_be_safe_to_run(tmp_path):
     (tmp_path / "gallery.npz").write_bytes(b"\1\2\3")
-    with pytest.raises(UserError, match="gallery.npz is no gallery .of no known format"):
+    with pytest.raises(UserError, match="gallery.npz is not a gallery .of no known format"):
         load_gallery(tmp_path / "gallery.npz")
 
 

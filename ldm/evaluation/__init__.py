@@ -1,1 +1,1 @@
-"""What a method is measured by: images in, numbers out; nothing here knows a diffusion model."""
+"""Metrics of a method, computed from images; nothing here depends on a diffusion model."""

@@ -1,4 +1,4 @@
-"""Attr-ACC: whether a picture keeps the attributes of the person whom its prompt names (paper section 4.3)."""
+"""Attr-ACC: how well an image preserves the attributes of the person named in its prompt (paper section 4.3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +12,22 @@ from ldm.evaluation.weights import weights_for
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
-FARL_MODEL = "ViT-B-16-quickgelu"  # open_clip's name of the network that FaRL is trained in
+FARL_MODEL = "ViT-B-16-quickgelu"  # open_clip's name of FaRL's architecture
 
 
 class AttributeEncoder:
     """Attribute features of faces.
 
     Args:
-        encoder: pictures -> unit features.
-        on_face: show it the upright face instead of the whole picture.
+        encoder: maps images to unit features.
+        on_face: encode the aligned face instead of the whole image.
     """
 
     def __init__(self, encoder: ImageEncoder, *, on_face: bool) -> None:
         self.encoder, self.on_face = encoder, on_face
 
     def __call__(self, images: Sequence[np.ndarray], faces: Sequence[Face | None]) -> np.ndarray:
-        """Unit features (N, D) float32; not-a-number for a picture without a face."""
+        """Unit features (N, D) float32; NaN for an image without a face."""
         shown = [aligned_crop(image, face.landmarks) if self.on_face and face else image
                  for image, face in zip(images, faces, strict=True)]
         features = self.encoder.image_features(shown).numpy()
@@ -36,14 +36,14 @@ class AttributeEncoder:
 
 
 class FaRL(ImageEncoder):
-    """FaRL's image features (arXiv 2112.03109): those of a CLIP that was trained on faces and their descriptions.
+    """FaRL's image features (arXiv 2112.03109): a CLIP trained on faces and their descriptions.
 
     Args:
-        weights: FaRL-Base-Patch16-LAIONFace20M-ep16.pth (the paper's) or -ep64.pth.
-        device: where it runs.
+        weights: path of FaRL-Base-Patch16-LAIONFace20M-ep16.pth (the paper's) or -ep64.pth.
+        device: device of the network.
 
     Raises:
-        UserError: the file is not there, damaged, or not of this network.
+        UserError: the file does not exist, is damaged, or belongs to another network.
     """
 
     def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
@@ -52,7 +52,7 @@ class FaRL(ImageEncoder):
         config = open_clip.get_model_config(FARL_MODEL)
         clip = open_clip.CLIP(**config)
         with weights_for(f"FaRL ({FARL_MODEL})", weights) as file:
-            keys = open_clip.load_checkpoint(clip, str(file), strict=False)  # FaRL trains further heads beside CLIP's
+            keys = open_clip.load_checkpoint(clip, str(file), strict=False)  # FaRL has further heads
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         missing = [key for key in keys.missing_keys if key.startswith("visual.")]
         if missing:
@@ -62,17 +62,17 @@ class FaRL(ImageEncoder):
 
 
 def attributes_kept(features: np.ndarray, base: np.ndarray) -> tuple[float | None, float | None]:
-    """Mean cosine of attribute features with the base model's pictures of the same person, and of somebody else.
+    """Mean cosine of attribute features with the base model's images of the same person, and of other people.
 
-    The second number is what drawing a random person would give. Pictures from the same noise are not compared with each
-    other: they share background and pose whoever is in them.
+    The second value is the level of a random person. Images from the same noise are not compared with each other, because they
+    share background and pose for every person.
 
     Args:
-        features: (people, samples, D) of unit length; not-a-number for a picture without a face, which enters no mean.
-        base: the same people and samples, drawn by the base model.
+        features: unit vectors (people, samples, D); NaN for an image without a face, which is excluded from the means.
+        base: features of the base model's images of the same people and samples.
 
     Returns:
-        None where there is nothing to compare: one sample, one person, or no face.
+        Two cosines in [-1, 1]; None if there is nothing to compare (one sample, one person, or no face).
     """
     people, samples, _ = features.shape
     cosines = np.einsum("nid,mjd->nmij", features, base, optimize=True)                    # (people, people, samples, samples)
@@ -82,6 +82,6 @@ def attributes_kept(features: np.ndarray, base: np.ndarray) -> tuple[float | Non
 
 
 def _mean(cosines: np.ndarray) -> float | None:
-    """Of the cosines between pictures that have a face."""
+    """Mean of the cosines that are not NaN; None without any."""
     cosines = cosines[~np.isnan(cosines)]
     return float(cosines.mean()) if cosines.size else None

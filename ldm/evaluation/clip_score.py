@@ -18,12 +18,12 @@ PAPERS_MODEL = "ViT-g-14"
 
 
 class ImageEncoder:
-    """The image half of an open_clip model.
+    """Image encoder of an open_clip model.
 
     Args:
-        model: of open_clip, with its weights.
-        preprocess: PIL picture -> (3, h, w) float, as the model expects it.
-        device: where it runs.
+        model: open_clip model with loaded weights.
+        preprocess: maps a PIL image to the model's input (3, h, w) float.
+        device: device of the model.
     """
 
     def __init__(self, model: Any, preprocess: Callable[[Image.Image], Tensor], device: str | torch.device) -> None:
@@ -32,12 +32,13 @@ class ImageEncoder:
 
     @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray], *, batch_size: int = 64, apl_compat: bool = False) -> Tensor:
-        """Image embeddings (N, D) fp32 on the CPU, of the length that the model gives them.
+        """Image embeddings (N, D) fp32 on the CPU, not normalized.
 
         Args:
-            images: N pictures, (H, W, 3) uint8 RGB each, of any size.
-            apl_compat: bring pictures to the model's size as the authors' released code does: by nearest neighbour, in [0, 1],
-                without the mean and deviation that the model was trained with.
+            images: N images, (H, W, 3) uint8 RGB each, of any size.
+            batch_size: images per forward pass.
+            apl_compat: preprocess as the authors' released code does: nearest-neighbour resize, values in [0, 1], without the
+                mean and standard deviation that the model was trained with.
         """
         prepare = self._as_released if apl_compat else lambda image: self.preprocess(Image.fromarray(image))
         features = []
@@ -47,7 +48,7 @@ class ImageEncoder:
         return torch.cat(features)
 
     def image_features(self, images: Sequence[np.ndarray], *, apl_compat: bool = False) -> Tensor:
-        """Unit image embeddings (N, D) fp32 on the CPU of N pictures; arguments as `encode`."""
+        """Unit image embeddings (N, D) fp32 on the CPU; arguments as in `encode`."""
         return F.normalize(self.encode(images, apl_compat=apl_compat), dim=1)
 
     def _as_released(self, image: np.ndarray) -> Tensor:
@@ -56,15 +57,15 @@ class ImageEncoder:
 
 
 class ClipScorer(ImageEncoder):
-    """An image-text model of `open_clip` with its own preprocessing.
+    """Image-text model of `open_clip` with its own preprocessing.
 
     Args:
         model: an open_clip model name such as "ViT-L-14", or the path of an open_clip model config (.json).
         weights: path of the weights (.safetensors or .pt).
-        device: where it runs.
+        device: device of the model.
 
     Raises:
-        UserError: the config or the weights are not there or do not fit each other.
+        UserError: the config or the weights do not exist or do not match.
     """
 
     def __init__(self, model: str, weights: str | Path, device: str | torch.device = "cpu") -> None:
@@ -73,11 +74,11 @@ class ClipScorer(ImageEncoder):
         self.name = model
         if model.endswith(".json"):
             if not Path(model).is_file():
-                raise UserError(f"the CLIP config {model} is not there; give the path of an open_clip model config")
+                raise UserError(f"the CLIP config {model} does not exist; give the path of an open_clip model config")
             open_clip.add_model_config(Path(model))
             self.name = Path(model).stem
         with weights_for(f"the open_clip model {self.name}", weights) as file:
-            # The whole path, because open_clip would take a bare "openai" for the name of something to download.
+            # The full path, because open_clip would take a bare "openai" as a name to download.
             clip, _, preprocess = open_clip.create_model_and_transforms(self.name, pretrained=str(file))
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)
         super().__init__(clip, preprocess, device)
@@ -98,6 +99,6 @@ class ClipScorer(ImageEncoder):
 
 
 def clip_model_of(weights: Path, name: str | None) -> str:
-    """The open_clip model of a file of weights: as named, or the config beside it (.json), or the paper's ViT-g-14."""
+    """The open_clip model of a weights file: `name` if given, or else the config (.json) next to it, or else the paper's ViT-g-14."""
     beside = weights.with_suffix(".json")
     return name or (str(beside) if beside.is_file() else PAPERS_MODEL)

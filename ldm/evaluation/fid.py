@@ -1,8 +1,8 @@
-"""FID and KID between two sets of pictures (paper section 4.1): from the features of each picture to one number.
+"""FID and KID between two sets of images, computed from their features (paper section 4.1).
 
-Both compare the pictures of a model with a prefix with those of the same model without it. The noise is the same on both
-sides, which makes the distances smaller than between sets that were drawn independently; both are biased or noisy for few
-pictures, so their number belongs beside them. Which features: ldm/evaluation/inception.py.
+Both compare images of a model with a prefix to images of the same model without it. Both sets start from the same noise, which makes
+the distances smaller than between independent samples. FID is biased and KID has a high variance for few images, so report the number
+of images with them. The features are defined in ldm/evaluation/inception.py.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ldm.util import UserError
 
-BLOCK = 1000  # pictures at once
+BLOCK = 1000  # images per update
 
 
 class _Given(nn.Module):
-    """Where torchmetrics has its network: the features are there already."""
+    """Identity in place of torchmetrics' network, because the features are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -28,7 +28,10 @@ class _Given(nn.Module):
 def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     """FID: |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of the means m and covariances S of two sets, (N, D) and (N', D).
 
-    In double precision, through torchmetrics' running sums. None if a set has fewer than two pictures.
+    Computed in double precision with torchmetrics' running sums. None if a set has fewer than two images.
+
+    Raises:
+        UserError: a feature is not finite.
     """
     if min(len(features), len(base)) < 2:
         return None
@@ -36,19 +39,22 @@ def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     # Imported here because torchmetrics takes seconds, and not everything in this package needs it.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    # All features are here: the other devices of a run must not be waited for, they do not compute.
+    # Only this rank computes, so the metric must not synchronize with the others.
     metric = FrechetInceptionDistance(feature=_Given(features.shape[1]), sync_on_compute=False)
-    for pictures, real in ((base, True), (features, False)):
-        for start in range(0, len(pictures), BLOCK):
-            metric.update(torch.from_numpy(pictures[start:start + BLOCK]).double(), real=real)
-    return max(0.0, float(metric.compute()))  # rounding can put equal sets a little below 0
+    for rows, real in ((base, True), (features, False)):
+        for start in range(0, len(rows), BLOCK):
+            metric.update(torch.from_numpy(rows[start:start + BLOCK]).double(), real=real)
+    return max(0.0, float(metric.compute()))  # rounding can make equal sets slightly negative
 
 
 def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 100, seed: int = 0) -> float | None:
-    """KID: unbiased squared MMD of two sets, (N, D) and (N', D), under the kernel (x y / D + 1)^3; may fall below 0.
+    """KID: unbiased squared MMD of two sets, (N, D) and (N', D), with the kernel (x y / D + 1)^3; may be negative.
 
-    Mean over `subsets` of BLOCK pictures of each set, drawn by `seed`; where the smaller set has no more than BLOCK pictures,
-    subsets of its size, and only one if both sets have that size. None if a set has fewer than two pictures.
+    Mean over `subsets` random subsets of BLOCK images per set, chosen with `seed`. If the smaller set has at most BLOCK images, the
+    subsets have its size, and there is only one if both sets have that size. None if a set has fewer than two images.
+
+    Raises:
+        UserError: a feature is not finite.
     """
     size = min(len(features), len(base), BLOCK)
     if size < 2:
@@ -57,7 +63,7 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
     rng = np.random.default_rng(seed)
     distances = []
     for _ in range(1 if len(features) == len(base) == size else subsets):
-        one, other = (pictures[rng.choice(len(pictures), size, replace=False)].astype(np.float64) for pictures in (features, base))
+        one, other = (rows[rng.choice(len(rows), size, replace=False)].astype(np.float64) for rows in (features, base))
         within = _others(_kernel(one, one)) + _others(_kernel(other, other))
         distances.append(within - 2 * _kernel(one, other).mean())
     return float(np.mean(distances))
@@ -76,5 +82,5 @@ def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _others(kernel: np.ndarray) -> float:
-    """Mean over pairs of different pictures."""
+    """Mean of a kernel matrix (N, N) without its diagonal."""
     return (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))

@@ -1,7 +1,7 @@
-"""ID-ACC: how much a face in an image resembles the person named in its prompt (paper section 4.1, Table 1).
+"""ID-ACC: similarity between a face in an image and the person named in its prompt (paper section 4.1, Table 1).
 
-Face embeddings in, numbers out; lower ID-ACC is better anonymization. An image without a detected face says nothing
-about identity: it lowers `detection_rate` and enters no mean, so drawing no face never counts as a success.
+Lower ID-ACC is better anonymization. An image without a detected face lowers `detection_rate` and is excluded from the means, so a
+missing face never counts as a success.
 """
 
 import zipfile
@@ -19,7 +19,7 @@ from ldm.util import UserError
 
 @dataclass(frozen=True)
 class Observation:
-    """What the recogniser saw in an image of a person; `embedding` (512,) fp32 of unit length, None without a face."""
+    """An image of a person and its face embedding, (512,) fp32 of unit length, or None without a face."""
 
     name: str
     image: str
@@ -27,25 +27,27 @@ class Observation:
 
 
 def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The true face of every person: name -> (512,) fp32 of unit length, from an .npz with one array a name.
+    """Reference face of every person: name -> (512,) fp32 of unit length, read from an .npz with one array per name.
 
     Args:
-        names: people who must be in it, in whatever spelling; they are returned as they are spelled here.
+        path: the .npz file.
+        names: people that must be in it, in any spelling; the result uses the spelling given here.
 
     Raises:
-        UserError: no .npz, an array that is no vector, vectors of several widths, two spellings of one name, or one of `names` is missing.
+        UserError: the file is not an .npz of vectors, the vectors differ in width, two names are spellings of one name, or one of
+            `names` is missing.
     """
     names = list(names)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             gallery = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
     except FileNotFoundError as error:
-        raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding a name") from error
+        raise UserError(f"the gallery {path} does not exist; give an .npz with one face embedding per name") from error
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         kind = kind_of(path)
         reason = " ".join(str(error).split()) if kind == NPZ else kind or "of no known format"
-        raise UserError(f"{path} is no gallery ({reason}); expected an .npz with one "
-                        "face embedding a name, and no pickles") from error
+        raise UserError(f"{path} is not a gallery ({reason}); expected an .npz with one "
+                        "face embedding per name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():
         if vector.ndim != 1 or not np.isfinite(lengths[name]) or lengths[name] == 0:
@@ -71,9 +73,12 @@ def observations(faces: np.ndarray, names: Sequence[str], images: Sequence[str])
 
 
 def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.ndarray]) -> list[Row]:
-    """One row an image: name, image, face_found, cosine to that person, and the nearest person of the whole gallery.
+    """One row per image: name, image, face_found, cosine to that person's reference face, and the nearest person of the gallery.
 
-    Without a face `cosine` and `nearest` are None.
+    Without a face, `cosine` and `nearest` are None.
+
+    Raises:
+        UserError: the embeddings of images and gallery differ in width.
     """
     everybody = np.stack(list(gallery.values()))  # (people, 512)
     labels = list(gallery)
@@ -92,7 +97,7 @@ def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.n
 
 
 def identity_scores(scores: Sequence[Row]) -> list[Row]:
-    """One row a person: mean and max cosine over the images with a face (None where there is none), and both counts."""
+    """One row per person: mean and max cosine over the images with a face (None without any), and the numbers of faces and images."""
     people: dict[str, list[Row]] = {}
     for row in scores:
         people.setdefault(row["name"], []).append(row)
@@ -105,18 +110,19 @@ def identity_scores(scores: Sequence[Row]) -> list[Row]:
 
 
 def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
-    """The numbers of one group of people, from the rows of `image_scores`.
+    """Metrics of one group of people, from the rows of `image_scores`.
 
     Args:
-        threshold: cosine from which a face is accepted as the named person.
-        seed: of the bootstrap.
+        scores: rows of `image_scores`.
+        threshold: minimum cosine at which a face is accepted as the named person.
+        seed: seed of the bootstrap.
 
     Returns:
         id_acc_mean, id_acc_max: per person over images with a face, then over people with a face (Table 1);
         detection_rate: over all images; id_acc_low, id_acc_high: 95 % bootstrap interval of id_acc_mean over people;
         rank1, tar: share of detected faces whose nearest in the gallery is that person, and that reach `threshold`;
         n_identities, n_without_face (people none of whose images has a face), n_images.
-        None stands where nothing was detected.
+        Metrics without any detected face are None.
     """
     people = identity_scores(scores)
     seen = [person for person in people if person["n_faces"]]
@@ -133,11 +139,11 @@ def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int,
                        resamples: int = 2000) -> tuple[float | None, float | None]:
-    """95 % percentile interval of the mean of `values` when they are drawn anew with replacement."""
+    """95 % percentile bootstrap interval of the mean of `values`; (None, None) without values."""
     if not len(values):
         return None, None
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [0.025, 0.975])
+    indices = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.asarray(values)[indices].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -1,14 +1,14 @@
-"""Features of FID: the original Inception network of 2015-12-05 from a local file (paper section 4.1, reference Parmar et al.).
+"""Features for FID: the original Inception network of 2015-12-05 from a local file (paper section 4.1, reference Parmar et al.).
 
-Three protocols are in use. They share the network and the normalization (x - 128) / 128, and differ in how a picture comes to
-299 x 299 pixels, which is enough to make their FIDs different numbers:
+Three protocols are in use. They share the network and the normalization (x - 128) / 128, but resize images to 299 x 299 pixels
+differently, so their FIDs are not comparable:
 
     clean         clean-fid, which the paper cites: antialiased bicubic of each channel as float, with Pillow
     tf            the original and torch-fidelity: bilinear on TensorFlow 1's grid, without antialiasing
     torchmetrics  torchmetrics' default: antialiased bilinear
 
-Two forms of the same weights are read: the state dict of pytorch-fid and torch-fidelity, for which the network is made from
-torchvision's, and the TorchScript file of clean-fid.
+Two file formats of the same weights are supported: the state dict of pytorch-fid and torch-fidelity, for which torchvision's network
+is adapted, and the TorchScript file of clean-fid.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,15 +32,15 @@ BATCH = 32
 
 
 class InceptionFeatures:
-    """Features of pictures before the last layer of Inception, under one protocol.
+    """Features of images before the last layer of Inception, under one protocol.
 
     Args:
         weights: pt_inception-2015-12-05-6726825d.pth, weights-inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt.
         protocol: "clean", "tf" or "torchmetrics".
-        device: where the network runs.
+        device: device of the network.
 
     Raises:
-        UserError: the file is not there, damaged, or of another network (torchvision's own Inception is one).
+        UserError: the file does not exist, is damaged, or belongs to another network, such as torchvision's own Inception.
     """
 
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
@@ -51,7 +51,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, 2048) float32 of N pictures, (H, W, 3) uint8 RGB each, of any size."""
+        """Features (N, 2048) float32 of N images, (H, W, 3) uint8 RGB each, of any size."""
         features = []
         for start in range(0, len(images), BATCH):
             batch = torch.stack([self.resize(image) for image in images[start:start + BATCH]]).to(self.device)
@@ -60,27 +60,27 @@ class InceptionFeatures:
 
 
 def resize_clean(image: np.ndarray) -> Tensor:
-    """(3, 299, 299) float in [0, 255] of a picture (H, W, 3) uint8; not rounded, overshoot clipped."""
+    """Resize an image (H, W, 3) uint8 to (3, 299, 299) float in [0, 255]; not rounded, overshoot clipped."""
     channels = [Image.fromarray(image[..., channel].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
                 for channel in range(3)]
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
 
 
 def resize_tf(image: np.ndarray) -> Tensor:
-    """As `resize_clean`; pixel i of the result lies at i * (old size) / 299 between its two neighbours, as TensorFlow 1 has it."""
+    """Like `resize_clean`, with TensorFlow 1's grid: output pixel i interpolates the two neighbours of i * (old size) / 299."""
     pixels = torch.tensor(image).permute(2, 0, 1).float()
     for axis in (1, 2):
         length = pixels.shape[axis]
         place = torch.arange(SIZE) * (length / SIZE)
         low = place.long().clamp(max=length - 1)
         high = (low + 1).clamp(max=length - 1)
-        share = (place - low).unsqueeze(1) if axis == 1 else place - low  # of the higher neighbour
+        share = (place - low).unsqueeze(1) if axis == 1 else place - low  # weight of the higher neighbour
         pixels = pixels.index_select(axis, low) * (1 - share) + pixels.index_select(axis, high) * share
     return pixels
 
 
 def resize_torchmetrics(image: np.ndarray) -> Tensor:
-    """As `resize_clean`."""
+    """Like `resize_clean`, with torchmetrics' antialiased bilinear interpolation."""
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     return F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)[0]
 
@@ -90,10 +90,10 @@ RESIZE: dict[str, Callable[[np.ndarray], Tensor]] = {
 
 
 def original_inception() -> nn.Module:
-    """The network with random weights: (B, 3, 299, 299) in [-1, 1] -> (B, 2048).
+    """The network with random weights; maps (B, 3, 299, 299) in [-1, 1] to (B, 2048).
 
-    torchvision's network differs from the original in its pooling alone: the original leaves the padding out of each average,
-    and takes the maximum in its last block.
+    torchvision's network differs from the original only in pooling: the original excludes the padding from averages and uses a
+    maximum in its last block.
     """
     from torchvision.models.inception import Inception3
 
@@ -109,7 +109,7 @@ def original_inception() -> nn.Module:
 
 
 def _from_state_dict(path: Path, weights: str | Path) -> nn.Module:
-    """The network with the weights in `path`, which the user knows as `weights`."""
+    """The network with the weights in `path`. Messages name the file as the user gave it, `weights`."""
     network = original_inception()
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -119,10 +119,10 @@ def _from_state_dict(path: Path, weights: str | Path) -> nn.Module:
     if surplus or missing:
         raise UserError(f"{weights} is not the original Inception: {len(missing)} tensors are missing, {len(surplus)} unknown (first: "
                         f"{(missing + surplus)[0]}); give pt_inception-2015-12-05-6726825d.pth")
-    network.load_state_dict(state, strict=False)  # whose shapes are checked all the same
+    network.load_state_dict(state, strict=False)  # still checks the shapes
     return network
 
 
 def _scripted(path: str | Path) -> nn.Module:
-    """The part of clean-fid's file that comes after its own resizing and normalization."""
+    """The layers of clean-fid's file after its own resizing and normalization."""
     return torch.jit.load(path, map_location="cpu").layers

@@ -1,4 +1,4 @@
-"""Rows of numbers -> results.json, CSV, Markdown and the console; every command that measures writes through here."""
+"""Writes rows of metrics as results.json, CSV and Markdown and formats them for the console, for every command that measures."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ Row = dict[str, Any]  # of a table: value by column
 
 
 def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "results") -> None:
-    """`<name>.json` (a list of flat rows), `<name>.csv` and `<name>.md` of the same rows in `out_dir`."""
+    """Write `<name>.json` (a list of flat rows), `<name>.csv` and `<name>.md` with the same rows to `out_dir`."""
     out_dir = Path(out_dir)
     rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
@@ -25,7 +25,7 @@ def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "resu
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The rows as CSV at full precision, with a header; a missing value is an empty field."""
+    """Write the rows as CSV in full precision, with a header; a missing value is an empty field."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
@@ -34,10 +34,11 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) -> str:
-    """The rows as a Markdown table, numbers with four decimals, a dash for what is missing.
+    """The rows as a Markdown table: floats with four decimals, a dash for a missing value.
 
     Args:
-        numeric: columns that are right-aligned; None: those that hold nothing but numbers.
+        rows: one dict per row.
+        numeric: columns that are right-aligned; None selects those that hold only numbers.
     """
     columns = _columns(rows)
     numeric = [column for column in columns if _numeric(rows, column)] if numeric is None else numeric
@@ -52,7 +53,7 @@ def markdown_lines(titles: Sequence[str], right: Sequence[bool], rows: Sequence[
 
 
 def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """The rows as aligned text; all columns, or those given."""
+    """The rows as aligned text, with all columns or those given."""
     columns = _columns(rows) if columns is None else list(columns)
     lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -63,7 +64,7 @@ def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> 
 
 
 def console_tables(*tables: Sequence[Row]) -> str:
-    """Several tables with an empty line between them; those without rows are left out."""
+    """Several tables separated by empty lines; tables without rows are skipped."""
     return "\n\n".join(console_table(rows) for rows in tables if rows)
 
 
@@ -73,7 +74,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A Python value for a NumPy scalar, and None for a number that is not finite, which JSON cannot hold."""
+    """Convert NumPy scalars to Python values, and numbers that are not finite to None, since JSON cannot represent them."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -87,7 +87,7 @@ def test_a_file_without_farls_image_encoder_is_refused(farl, tmp_path):
     state = {key: value for key, value in farl[0].state_dict().items() if not key.startswith("visual.")}
     torch.save({"state_dict": state}, tmp_path / "text.pth")
     (tmp_path / "page.pth").write_text("<html>")
-    for name, words in (("text", "lacks .* of FaRL's image encoder"), ("page", "is an HTML page"), ("none", "are not there")):
+    for name, words in (("text", "lacks .* of FaRL's image encoder"), ("page", "is an HTML page"), ("none", "do not exist")):
         with pytest.raises(UserError, match=f"{name}.pth.*{words}"):
             FaRL(tmp_path / f"{name}.pth")
 

@@ -82,5 +82,5 @@ def test_the_model_is_the_named_one_or_the_config_beside_the_weights_or_the_pape
 @pytest.mark.parametrize("name", ["ViT-g-14", "ViT-L-14", "ViT-B-32"])
 def test_the_models_of_the_papers_tables_are_known_but_never_downloaded(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="openai.*are not there.*nothing is downloaded"):
+    with pytest.raises(UserError, match="openai.*do not exist.*nothing is downloaded"):
         ClipScorer(name, "openai")

@@ -112,8 +112,8 @@ def test_analysing_prints_nothing(analyzer, capfd):
 
 
 @pytest.mark.parametrize(("files", "said"), [
-    (None, "is not there"), ([], "holds no .onnx file"), (["det.onnx"], "has no face recogniser"), (["rec.onnx"], "no face detector"),
-    (["broken.onnx"], "is a text that begins 'not a model' and no ONNX model")])
+    (None, "does not exist"), ([], "holds no .onnx file"), (["det.onnx"], "has no face recognizer"), (["rec.onnx"], "no face detector"),
+    (["broken.onnx"], "is a text that begins 'not a model' instead of an ONNX model")])
 def test_a_pack_that_cannot_be_used_says_where_to_put_one(files, said, tmp_path):
     pack = tmp_path / "pack"
     for file in files or []:
@@ -123,7 +123,7 @@ def test_a_pack_that_cannot_be_used_says_where_to_put_one(files, said, tmp_path)
         pack.mkdir()
     with pytest.raises(UserError, match=said) as raised:
         FaceAnalyzer(pack)
-    assert "right into that folder" in str(raised.value) and str(pack) in str(raised.value)
+    assert "directly into that folder" in str(raised.value) and str(pack) in str(raised.value)
 
 
 @pytest.mark.parametrize("file", ["det.onnx", "rec.onnx"])

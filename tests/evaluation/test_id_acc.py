@@ -95,7 +95,7 @@ def test_gallery_vectors_are_scaled_to_unit_length(tmp_path):
 
 @pytest.mark.parametrize(("content", "says"), [
     ({"Ben": BEN}, "'Ada'"), ({"Ada": np.zeros(512)}, "length 0"), ({"Ada": np.eye(2)}, r"\(2, 2\)"),
-    ({"Ada": ADA, "Ben": np.ones(4)}, r"\[4, 512\]"), ({"Ada": np.array([object()])}, "no gallery"),
+    ({"Ada": ADA, "Ben": np.ones(4)}, r"\[4, 512\]"), ({"Ada": np.array([object()])}, "not a gallery"),
     ({"Ada": np.full(512, np.nan)}, "nan")])
 def test_a_gallery_that_cannot_be_used_is_refused_with_the_reason(tmp_path, content, says):
     np.savez(tmp_path / "gallery.npz", **content)

@@ -99,7 +99,7 @@ def test_wrong_files_are_refused_by_name(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "resnet.pth").read_bytes()[:200])
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    for name, words in (("none", "are not there"), ("resnet", "is not the original Inception"), ("cut", "is damaged"),
+    for name, words in (("none", "do not exist"), ("resnet", "is not the original Inception"), ("cut", "is damaged"),
                         ("page", "is an HTML page")):
         with pytest.raises(UserError, match=f"{name}.pth.*{words}"):
             InceptionFeatures(tmp_path / f"{name}.pth")

@@ -304,7 +304,7 @@ def test_a_folder_without_pictures_is_refused(inputs, tmp_path, capsys):
     argv = [*only_images(inputs, tmp_path / "pictures"), "--out_dir", str(tmp_path / "out")]
     assert "empty folder" in sentence(capsys, *argv)
     (tmp_path / "pictures" / "Ada Lovelace").mkdir()
-    assert "holds no pictures" in sentence(capsys, *argv)
+    assert "holds no images" in sentence(capsys, *argv)
 
 
 def test_pictures_of_somebody_unknown_are_refused(inputs, tmp_path, capsys):
