@@ -1,4 +1,4 @@
-"""Latent diffusion, Stable Diffusion v1, and Anonymization Prompt Learning on top of it."""
+"""Latent diffusion models (Stable Diffusion v1, SDXL) and Anonymization Prompt Learning."""
 
 import sys
 

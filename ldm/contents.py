@@ -1,4 +1,4 @@
-"""Content of files as hashes: a run is the same while its inputs have the same bytes, wherever they are and however a path is spelled."""
+"""Hashes of file contents. They identify the inputs of a run by their bytes, independent of paths."""
 
 import functools
 import hashlib
@@ -15,21 +15,22 @@ from ldm.image_files import ImageSource, files_below
 from ldm.left_out import LeftOut
 from ldm.run_folder import write_json
 
-MANY = 1000  # files, from which hashes are worth keeping
-UNREADABLE = "unreadable"  # stands for the bytes of a file that cannot be read
+MANY = 1000  # number of files from which hashes are cached on disk
+UNREADABLE = "unreadable"  # in place of the hash of a file that cannot be read
 
 
 def file_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file; read once while its size and times of change stay."""
+    """First 16 hexadecimal digits of the SHA-256 of a file, cached in memory while its size and times of change stay the same."""
     return _hash(*_state(path))
 
 
 def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list[str]:
-    """What stands for the bytes of each image: the hash of its file, and for one in a shard that of the shard with the member's name.
+    """Identifier of the bytes of each image: the hash of its file, or the hash of its shard with the member's name.
 
     Args:
-        cache: a JSON file that keeps the hashes of MANY files from run to run. A file counts as unchanged while its path, size and both
-            times of change are (st_mtime_ns, st_ctime_ns); on POSIX systems no program can set back the second.
+        sources: the images.
+        cache: a JSON file that stores the hashes between runs, for MANY files or more. A file counts as unchanged while its path,
+            size, st_mtime_ns and st_ctime_ns are; on POSIX systems no program can set back the last.
     """
     sources = list(sources)
     known = _read(cache)
@@ -48,7 +49,7 @@ def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list
 
 
 def digest(*values: object) -> str:
-    """16 hexadecimal digits that stand for values with a plain `repr`."""
+    """Hash of values with a deterministic `repr`, 16 hexadecimal digits."""
     return hashlib.sha256(repr(values).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
@@ -79,7 +80,7 @@ def _content_of(folder: Path) -> str:
 
 
 def _state(path: str | Path) -> tuple[str, int, int, int]:
-    """Path, size, and the times at which the bytes and the file's entry changed last."""
+    """Real path, size, st_mtime_ns and st_ctime_ns of a file."""
     found = os.stat(path)
     return os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, found where they enter (weights) and where they would leave (files, scores): one sentence, no result."""
+"""Checks for NaN and infinity, in weights that are loaded and in tensors that are about to be saved or scored."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,24 +12,37 @@ FETCH_AGAIN = "fetch the file again, or give another one"
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; one pass, of two bytes an element or more without a temporary tensor."""
+    """Whether all elements are finite; one pass, without a temporary tensor for types of two or more bytes."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     if tensor.element_size() == 1:
-        tensor = tensor.float()  # float8, which has no minimum
-    return all(math.isfinite(end) for end in tensor.detach().aminmax())  # NaN goes through minimum and maximum
+        tensor = tensor.float()  # float8 does not support aminmax
+    return all(math.isfinite(end) for end in tensor.detach().aminmax())  # minimum and maximum propagate NaN
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str | Path, to_do: str) -> None:
-    """Raises UserError that names the first tensor of `what` with NaN or infinity, and says what to do."""
+    """Check that all tensors are finite.
+
+    Args:
+        tensors: tensors by name.
+        what: their origin, for the message.
+        to_do: advice, for the message.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity; the message names the first.
+    """
     broken = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if broken is not None:
-        raise UserError(f"{what} holds NaN or infinity in the tensor '{broken}', so nothing that it computes has a meaning; {to_do}")
+        raise UserError(f"{what} holds NaN or infinity in the tensor '{broken}', so its results are meaningless; {to_do}")
 
 
 def check_training(step: int, tensors: Iterable[Tensor], lr: float) -> None:
-    """Raises UserError unless the losses and the trained tensors of a step (from 1) are finite."""
+    """Check the losses and the trained tensors of a step, counted from 1.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
     if not all(map(is_finite, tensors)):
-        raise UserError(f"the training has diverged: the loss or what is trained is not finite after step {step}; nothing of this step was "
-                        f"saved, and what was saved before stays; give a smaller --lr than {lr:g} or --precision fp32, and another "
+        raise UserError(f"the training has diverged: the loss or a trained tensor is not finite after step {step}; nothing of this step "
+                        f"was saved, and earlier files are kept; give a smaller --lr than {lr:g} or --precision fp32, and another "
                         "--out_dir or --no-resume")

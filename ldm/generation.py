@@ -1,4 +1,4 @@
-"""Prompts and seeds -> images: DDIM with guidance on a frozen model, with and without a prefix, over batches of prompts."""
+"""Generates images from prompts and seeds: DDIM with classifier-free guidance on a frozen model, with or without a prefix."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,14 +15,14 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.sharing import Devices, gather, share
 from ldm.util import UserError, warn
 
-Job = tuple[str, int]  # prompt, number of the sample
+Job = tuple[str, int]  # prompt, sample number
 Item = TypeVar("Item")
 
 
 def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Tensor:
-    """Noise z_T from which an image is drawn, `shape` float32 on the CPU: a pure function of its arguments.
+    """Initial noise z_T of an image, `shape` float32 on the CPU: a pure function of the arguments.
 
-    The prompt enters without the prefix, so that the images with and without it start from the same noise.
+    The prompt is given without the prefix, so that images with and without it start from the same noise.
     """
     digest = hashlib.sha256(f"{seed}\n{sample}\n{prompt}".encode()).digest()
     return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
@@ -31,19 +31,22 @@ def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Te
 @torch.no_grad()
 def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: int = 20, scale: float = 7.0, seed: int = 0,
              batch_size: int = 16, negative_prompt: str = "") -> Iterator[tuple[Job, np.ndarray]]:
-    """Each job with its image, (H, W, 3) uint8 RGB, in order.
+    """Generate the image of each job; yields (job, image) in order, with images (H, W, 3) uint8 RGB.
 
-    An image depends on the model, the prefix, its job and the settings, but not on the batch it is drawn in.
+    An image depends on the model, the prefix, its job and the settings, but not on the other images of its batch.
 
     Args:
         model: LatentDiffusion.
-        jobs: (prompt, number of the sample); prompts are given without the placeholder.
-        embedding_manager: holds the prefix, which is put in front of each prompt, never of the negative one.
-        ddim_steps: steps of the sampler, eta = 0.
-        scale: guidance.
+        jobs: pairs (prompt, sample number); prompts are given without the placeholder.
+        embedding_manager: holds the prefix, which is placed in front of each prompt but not of the negative prompt.
+        ddim_steps: number of DDIM steps, with eta = 0.
+        scale: guidance scale.
         seed: see `image_noise`.
-        batch_size: images a pass; the U-Net sees twice as many.
-        negative_prompt: what guidance leads away from.
+        batch_size: images per batch; the U-Net's batch is twice as large.
+        negative_prompt: prompt of the unconditional prediction.
+
+    Raises:
+        UserError: a pixel is not finite.
     """
     sampler = DDIMSampler(model)
     shape = (model.channels, model.image_size, model.image_size)
@@ -60,10 +63,14 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
 
 
 def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, batch_size: int = 16, **drawing) -> list[np.ndarray]:
-    """The image of each job, in order, on every device; each draws every n-th of the batches that one device would draw.
+    """The image of each job, in order, gathered on every rank. Each rank generates its shard of the batches.
 
     Args:
-        label: of the progress bar.
+        fabric: devices that share the work.
+        model: LatentDiffusion.
+        jobs: see `generate`.
+        label: label of the progress bar.
+        batch_size: images per batch.
         drawing: further arguments of `generate`.
     """
     mine = share(fabric, lambda: batches_of(jobs, batch_size))
@@ -73,7 +80,7 @@ def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, 
 
 
 def batches_of(jobs: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
-    """The jobs, `batch_size` at a time."""
+    """Split the items into batches of `batch_size`; the last may be smaller."""
     return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
 
 
@@ -86,17 +93,18 @@ def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:
 
 
 def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, what: str = "prompts") -> None:
-    """Warn of the texts that lose words behind each prefix, and of those that are too long without one.
+    """Warn about texts that the text encoder truncates behind each prefix, or without a prefix.
 
     Args:
-        texts: without the placeholder.
-        managers: of prefixes; None among them stands for no prefix.
-        what: the texts, in the warning.
+        model: LatentDiffusion.
+        texts: texts without the placeholder.
+        managers: embedding managers of the prefixes; None stands for no prefix.
+        what: name of the texts in the warning.
     """
     embedder, texts = model.cond_stage_model, list(dict.fromkeys(texts))
     lengths = [len(ids) for ids in embedder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]] if texts else []
     for m in sorted({0 if manager is None else len(next(manager.embedding_parameters())) for manager in managers}):
-        room = embedder.max_length - 2 - m  # beside begin and end of text
+        room = embedder.max_length - 2 - m  # without begin and end of text
         cut, without = (sum(length > limit for length in lengths) for limit in (room, room + m))
         if cut:
             also = f"; {without} of them would without a prefix too" if m and without else ""
@@ -105,7 +113,11 @@ def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, w
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8 RGB; UserError if a pixel is not finite."""
+    """Convert images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8 RGB; values are clamped.
+
+    Raises:
+        UserError: a pixel is not finite.
+    """
     if not is_finite(image):
         raise UserError("the model has generated NaN or infinity where pixels should be, which would be a black image; give --precision "
                         "fp32, a smaller guidance scale, or another checkpoint or autoencoder")

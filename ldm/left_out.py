@@ -1,4 +1,4 @@
-"""What a reader leaves out of its input: counted per reason, listed with what to do, never dropped in silence."""
+"""Report of the inputs that a reader leaves out: counted per reason and listed with advice, so that nothing is dropped silently."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS
 
 @dataclass
 class LeftOut:
-    """The report of a reader: one row of reason and sentence per item.
+    """Report of a reader, with one row (reason, sentence) per item that is left out.
 
     Args:
-        strict: a flaw of the input raises UserError; only what is HARMLESS is left out and listed.
+        strict: raise UserError for every reason that is not HARMLESS.
     """
 
     strict: bool = False
@@ -37,7 +37,7 @@ class LeftOut:
         return ", ".join(f"{count} x {reason}" for reason, count in counts.most_common()) or "nothing"
 
     def write(self, path: Path) -> None:
-        """The rows as CSV."""
+        """Write the rows as CSV."""
         text = io.StringIO()
         writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
         writer.writeheader()
@@ -45,7 +45,7 @@ class LeftOut:
         write_text(path, text.getvalue())
 
     def announce(self, out_dir: Path) -> None:
-        """Print the counts and the first sentence in one line and write left_out.csv; without rows, remove that of an earlier run."""
+        """Print counts and the first sentence, and write left_out.csv; without rows, remove the file of an earlier run."""
         if self.rows:
             self.write(out_dir / "left_out.csv")
             first = self.rows[0]["what"].encode(errors="replace").decode()
@@ -55,5 +55,5 @@ class LeftOut:
 
 
 def besides(report: Report) -> str:
-    """What a sentence about an empty folder adds: the counts of what was left out of it."""
+    """Suffix for messages about an empty folder: the counts of what was left out."""
     return f" (left out: {report})" if isinstance(report, LeftOut) and report.rows else ""

@@ -1,4 +1,4 @@
-"""Checkpoint file -> frozen model. The one door for foreign weights: strict, and with a sentence for a wrong file."""
+"""Loads checkpoints into frozen models. All foreign weights are loaded here, strictly and with clear errors."""
 
 import argparse
 import hashlib
@@ -38,17 +38,17 @@ GIVE_CHECKPOINT = "give a whole Stable Diffusion v1 or SDXL checkpoint in the or
 
 
 class LightningCallback:
-    """Stands for the class that CompVis's checkpoints (sd-v1-4.ckpt) name beside their tensors; it does nothing."""
+    """Inert substitute for a class that CompVis's checkpoints (sd-v1-4.ckpt) refer to."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a frozen model, named as the flags of every command."""
+    """Files of a frozen model, named like the flags of every command."""
 
     config_path: Path
     ckpt_path: Path
-    vae_path: Path | None = None        # an autoencoder in place of the checkpoint's
-    edited_weights: Path | None = None  # tensors in place of the checkpoint's
+    vae_path: Path | None = None        # replaces the checkpoint's autoencoder
+    edited_weights: Path | None = None  # replaces some of the checkpoint's tensors
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "ModelFiles":
@@ -56,31 +56,35 @@ class ModelFiles:
 
     @property
     def name(self) -> str:
-        """Of the model in tables."""
+        """Name of the model in tables."""
         return (self.edited_weights or self.ckpt_path).stem
 
     def hash(self) -> str:
-        """16 hexadecimal digits that stand for the content of all weights, each in its place; of a checkpoint alone its `file_hash`."""
+        """Hash of all weights files, 16 hexadecimal digits; for a checkpoint alone its `file_hash`."""
         others = {flag: file_hash(path) for flag, path in (("vae_path", self.vae_path), ("edited_weights", self.edited_weights)) if path}
         base = file_hash(self.ckpt_path)
         return hashlib.sha256(f"{base} {others}".encode()).hexdigest()[:16] if others else base
 
     def load(self, device: str | torch.device = "cpu") -> LatentDiffusion:
-        """See `load_frozen_model`."""
+        """Load the model, see `load_frozen_model`."""
         return load_frozen_model(self.config_path, self.ckpt_path, device, vae_path=self.vae_path, edited_weights=self.edited_weights)
 
 
 def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
                       dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
                       edited_weights: str | Path | None = None) -> LatentDiffusion:
-    """The model of a config with the weights of a checkpoint, in eval mode, without gradients.
+    """Build the model of a config and load a checkpoint; returns it in eval mode, without gradients.
 
-    The model is built without memory and takes one tensor after the other out of what was read, so that the peak is about the
-    larger of model and file; a mapped .ckpt adds pages that the system can take back. Any floating type becomes `dtype`.
+    The model is built on the meta device and its tensors are moved out of the state dict one by one, so that the peak memory is about
+    the larger of model and file; a memory-mapped .ckpt adds pages that the system can reclaim.
 
     Args:
-        vae_path: file of an autoencoder, alone or in a checkpoint, which takes the place of the checkpoint's.
-        edited_weights: .safetensors of some of the model's tensors, which take the place of the checkpoint's.
+        config_path: YAML file with an entry `model: {target, params}`.
+        ckpt_path: checkpoint, .safetensors or PyTorch.
+        device: device of the model.
+        dtype: type of the model; every floating type is converted to it.
+        vae_path: file of an autoencoder, alone or in a checkpoint, that replaces the checkpoint's.
+        edited_weights: .safetensors of some of the model's tensors, which replace the checkpoint's.
 
     Raises:
         UserError: a file is missing, damaged, of another architecture, or incomplete, or a weight is not finite.
@@ -106,20 +110,24 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
         if not value.is_floating_point():
             raise UserError(f"{files} has '{key}' as {str(value.dtype).removeprefix('torch.')}, as quantized models have their weights; "
                             "give weights that are floating-point numbers")
-        # A copy in any case: a parameter that shared the mapped file would change with it.
+        # Always copy: a parameter that shared the memory-mapped file would change with it.
         value = value.to(device=device, dtype=dtype, copy=True)
         check_finite({key: value}, files, FETCH_AGAIN)
         setattr(model.get_submodule(owner), name, torch.nn.Parameter(value, requires_grad=False))
-    return model.to(device).eval()  # the schedule and the position numbers
+    return model.to(device).eval()  # moves the buffers
 
 
 def read_config(config_path: str | Path) -> Mapping:
-    """The `model:` entry (target, params) of a YAML config."""
+    """The `model:` entry (target, params) of a YAML config.
+
+    Raises:
+        UserError: the file does not exist, is not YAML, or has no such entry.
+    """
     try:
         config = OmegaConf.to_container(OmegaConf.load(config_path), resolve=True)
     except FileNotFoundError:
         raise UserError(f"there is no model config {config_path}; {GIVE_CONFIG}") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:  # OSError: also a number alone
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:  # OSError: also for a file with only a number
         raise UserError(f"the model config {config_path} cannot be read as YAML ({first_line(error)}); correct it") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise UserError(f"the model config {config_path} has no entry 'model: {{target, params}}'; {GIVE_CONFIG}")
@@ -127,14 +135,14 @@ def read_config(config_path: str | Path) -> Mapping:
 
 
 def has_two_encoders(config_path: str | Path) -> bool:
-    """Whether a config is of SDXL's form, with two text encoders."""
+    """Whether a config describes a model with two text encoders, such as SDXL."""
     return "conditioner_config" in (read_config(config_path).get("params") or {})
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU; the latter mapped, not read, where possible.
+    """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU. PyTorch checkpoints are memory-mapped if possible.
 
-    A wrapper `state_dict` is taken off. Nothing in the file is executed.
+    An outer `state_dict` entry is unwrapped. Nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, without tensors, or a pickle that would run code.
@@ -145,47 +153,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} is {describe(content) or 'a file'} without model weights; {GIVE_CHECKPOINT}")
-    # Some merged checkpoints were saved by a transformers version whose text model had one level less.
+    # Some merged checkpoints were saved by a transformers version without the level `text_model`.
     short, full = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
     return {key.replace(short, full) if key.startswith(short) and not key.startswith(full) else key: value
             for key, value in state.items()}
 
 
 def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of an autoencoder by their keys in a checkpoint; `path` holds an autoencoder alone, or a checkpoint that has one.
+    """Tensors of an autoencoder by their keys in a checkpoint; `path` is an autoencoder alone or a checkpoint with one.
 
     Raises:
-        UserError: it lacks one of the model's, or has it in another shape.
+        UserError: a tensor of the model's autoencoder is missing or has another shape.
     """
     state = read_state_dict(path)
     found = {key: state.get(key, state.get(key.removeprefix(AUTOENCODER))) for key in expected if key.startswith(AUTOENCODER)}
     wrong = [key for key, value in found.items() if value is None or tuple(value.shape) != expected[key]]
     if wrong:
-        raise UserError(f"{path} is {describe(state) or 'no autoencoder of this model'}: {len(wrong)} of the {len(found)} tensors of one "
-                        f"are not there or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
+        raise UserError(f"{path} is {describe(state) or 'not an autoencoder of this model'}: {len(wrong)} of its {len(found)} tensors "
+                        f"are missing or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
                         "alone or in a checkpoint")
     return {key: value for key, value in found.items() if value is not None}
 
 
 def shapes_of(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor by its key in a checkpoint."""
+    """Shape of each tensor of the model, by its key in a checkpoint."""
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def averaged(key: str) -> str:
-    """Where a checkpoint keeps the moving average of a tensor of the U-Net; those saved for training may have nothing else."""
+    """Key of a U-Net tensor's moving average; some training checkpoints contain only the averages."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path) -> dict[str, Tensor]:
-    """Tensors that take the place of a checkpoint's.
+    """Tensors of an edited-weights file, which replace the checkpoint's, by key.
 
     Raises:
-        UserError: the file has tensors that this model lacks, or says that it was made for another checkpoint.
+        UserError: the file has tensors that are not in this model, or was made for another checkpoint.
     """
     to_do = "give a .safetensors file, or a prefix as --embedding"
     if (kind := container_of(path, "file of edited weights", to_do)) != SAFETENSORS:
-        raise UserError(f"{path} is {kind} and no .safetensors, as edited weights are; {to_do}")
+        raise UserError(f"{path} is {kind}, but edited weights are a .safetensors file; {to_do}")
     state, metadata = read_state_dict(path), safetensors_metadata(path)
     foreign = [key for key, value in state.items() if tuple(value.shape) != expected.get(key)]
     if foreign:
@@ -200,7 +208,11 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path,
                 config_path: str | Path) -> None:
-    """Raises UserError unless the checkpoint has all expected tensors in their shapes, and no unknown ones."""
+    """Check that the checkpoint has all expected tensors in the expected shapes, and no unknown ones.
+
+    Raises:
+        UserError: it does not; the message says which model the file seems to be and which config fits.
+    """
     looks_like = describe(state)
     if looks_like == describe(expected):
         looks_like = None
@@ -227,18 +239,22 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
 
 def check_metadata(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises UserError for a file that says it predicts v (many do not say, and cannot be told from their weights), or edits another."""
+    """Check that a file declares neither v-prediction nor edited weights. Many v-prediction models do not declare it.
+
+    Raises:
+        UserError: it declares one of them.
+    """
     metadata = safetensors_metadata(path)
     if "v_pred" in state or metadata.get("modelspec.prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} is a v-prediction model, and the anonymization prompt is learned on models that predict the noise "
                         "(eps); give another checkpoint")
     if "base_model" in metadata:
-        raise UserError(f"{path} holds edited weights, a few of a model's tensors; give it as --edited_weights, beside the checkpoint "
-                        "that it was made for")
+        raise UserError(f"{path} holds edited weights, a few of a model's tensors; give it as --edited_weights, together with the "
+                        "checkpoint that it was made for")
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, Any]:
-    """What the header of a .safetensors file says beside its tensors, our own entries among the rest; nothing for another file."""
+    """Metadata in the header of a .safetensors file, including our own entries; empty for other files."""
     if kind_of(path) != SAFETENSORS:
         return {}
     with safe_open(path, framework="pt") as file:
@@ -247,7 +263,7 @@ def safetensors_metadata(path: str | Path) -> dict[str, Any]:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path, backend="pread")  # mapped, the whole file would stay beside the model until the last tensor is taken
+        return load_file(path, backend="pread")  # memory-mapped, the whole file would stay resident until the last tensor is moved
     except SafetensorError as error:
         raise damaged(path, "safetensors file", first_line(error)) from None
 
@@ -255,15 +271,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickled(path: Path, container: str) -> Mapping[str, object]:
     try:
         with torch.serialization.safe_globals([(LightningCallback, LIGHTNING_CALLBACK)]), named_by_content(path, container) as file:
-            content = torch.load(file, map_location="cpu", mmap=container == ZIP, weights_only=True)  # no other can be mapped
+            content = torch.load(file, map_location="cpu", mmap=container == ZIP, weights_only=True)  # only zip files can be mapped
     except pickle.UnpicklingError as error:
         if "global" not in str(error).lower():
             raise damaged(path, "PyTorch checkpoint") from None
-        raise UserError(f"{path} holds Python objects beside its tensors, which could run code, and was not loaded; "
+        raise UserError(f"{path} holds Python objects besides its tensors, which could run code, and was not loaded; "
                         "convert it to .safetensors or give a file of tensors only") from None
     except (RuntimeError, EOFError, OSError, struct.error, LookupError, ValueError, AttributeError, TypeError):
         raise damaged(path, "PyTorch checkpoint") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} holds a {type(content).__name__} and no tensors by name; {GIVE_CHECKPOINT}")
+        raise UserError(f"{path} holds a {type(content).__name__} instead of tensors by name; {GIVE_CHECKPOINT}")
     return content

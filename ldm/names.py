@@ -1,8 +1,8 @@
-"""Names of people: the one normal form in which lists, folders, metadata, galleries, answers and captions are compared.
+"""Normal form of people's names, by which lists, folders, metadata, galleries, answers and captions are compared.
 
-Two spellings are one name if they differ only in case, in kinds of spaces, hyphens, apostrophes, quotation marks and dots between
-words, in invisible characters, or in how Unicode composes their letters. Accents count: Zoe and Zoë are two people. Captions are
-searched without accents as well (`NamesInText`), since they are often written without.
+Two spellings are the same name if they differ only in case, in kinds of spaces, hyphens, apostrophes, quotation marks and dots between
+words, in invisible characters, or in Unicode composition. Accents are significant: Zoe and Zoë are two people. Captions are also
+searched without accents (`NamesInText`), since they are often omitted there.
 """
 
 import difflib
@@ -27,7 +27,7 @@ SPACELESS = (r"\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19ff
 
 
 def normal_form(name: str) -> str:
-    """The form that all spellings of a name share; for comparison, never for display."""
+    """The form that all spellings of a name share, for comparison only."""
     plain = unicodedata.normalize("NFKC", name.translate(ALIKE_TABLE)).casefold()
     plain = unicodedata.normalize("NFKC", plain).translate(ALIKE_TABLE)
     kinds = ((letter, unicodedata.category(letter)) for letter in plain)
@@ -35,14 +35,14 @@ def normal_form(name: str) -> str:
 
 
 class NameList:
-    """People of a list, found by any spelling of their names and by any folder name that stands for them.
+    """List of people that can be searched by any spelling of a name and by folder names derived from it.
 
     Args:
-        names: in the spelling that `find` returns.
-        source: of the names, for messages.
+        names: names in the spelling that `find` returns.
+        source: origin of the names, for messages.
 
     Raises:
-        UserError: two names have one normal form.
+        UserError: two names have the same normal form.
     """
 
     def __init__(self, names: Iterable[str], source: object = "the list of people") -> None:
@@ -63,27 +63,27 @@ class NameList:
         return bool(self._known)
 
     def find(self, text: str) -> str | None:
-        """The name that a text spells or a folder of this name stands for, as the list spells it."""
+        """The listed name of which `text` is a spelling or a folder name; None without a match."""
         return self._known.get(normal_form(text)) or self._known.get(_folder_form(text))
 
     def hint(self, text: str) -> str:
-        """" (the nearest name of ... is ...)", for a message about a name that is not in the list."""
+        """Suffix " (the nearest name in ... is ...)" for messages about a name that is not in the list; empty without a similar name."""
         near = difflib.get_close_matches(normal_form(text), self._known, n=1, cutoff=0.7)
         return f" (the nearest name in {self.source} is '{self._known[near[0]]}')" if near else ""
 
 
 class NamesInText:
-    """Finds people whom a caption names.
+    """Finds names of people in captions.
 
-    A name is found as whole words, with or without accents, also as "Last, First" and as #FirstLast or @firstlast. Scripts without
-    spaces between words have no whole words: there, a name of two or more letters is found anywhere.
+    A name matches whole words, with or without accents, also as "Last, First" and as #FirstLast or @firstlast. In scripts without
+    spaces between words, a name of two or more letters matches anywhere.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._forms = {name: _Forms(name) for name in names}
 
     def find(self, text: str) -> str | None:
-        """The first name of the list that the text names."""
+        """The first name of the list that occurs in the text; None without any."""
         text = html.unescape(text)
         with_commas = words_of(text, ",")
         spaced = " ".join(with_commas.replace(",", " ").split())
@@ -92,7 +92,7 @@ class NamesInText:
 
 
 class _Forms:
-    """The forms of a name that are searched for in a caption."""
+    """Forms of a name that are searched for in captions."""
 
     def __init__(self, name: str) -> None:
         plain = words_of(name)
@@ -107,10 +107,12 @@ class _Forms:
 
 
 def words_of(text: str, keep: str = "", *, accents: bool = False) -> str:
-    """Letters, marks and digits of the normal form, one space between words; symbols and accents only with `accents`.
+    """Letters, marks and digits of the normal form, with one space between words.
 
     Args:
-        keep: punctuation that stays, each with a space behind it.
+        text: any text.
+        keep: punctuation to keep, followed by a space.
+        accents: keep accents and symbols.
     """
     text = normal_form(text)
     if not accents:
@@ -122,26 +124,26 @@ def words_of(text: str, keep: str = "", *, accents: bool = False) -> str:
 
 
 def _is_accent(letter: str) -> bool:
-    """Whether a combining mark may be left away: accents of Latin, Greek and Cyrillic, points of Hebrew and Arabic; no vowel signs."""
+    """Whether a combining mark is optional: accents of Latin, Greek and Cyrillic, points of Hebrew and Arabic, but not vowel signs."""
     return unicodedata.combining(letter) >= 200 or 10 <= unicodedata.combining(letter) <= 36
 
 
 def _handles(text: str) -> set[str]:
-    """What stands behind # and @ in a text, without punctuation."""
+    """Words after # and @ in a text, without punctuation."""
     return {words_of(handle).replace(" ", "") for handle in re.findall(r"[#@]([\w.'-]+)", unicodedata.normalize("NFKC", text))} - {""}
 
 
 def _closed_up(text: str) -> str:
-    """A text without the spaces between letters of scripts that need none."""
+    """The text without spaces between letters of scripts that do not separate words by spaces."""
     return re.sub(rf"(?<=[{SPACELESS}{KATAKANA}]) (?=[{SPACELESS}{KATAKANA}])", "", text)
 
 
 def _stands_in(name: str, text: str) -> bool:
-    """Whether a text holds the name, and not as a part of a longer word."""
+    """Whether the text contains the name, not as a part of a longer word."""
     start = text.find(name)
     while start >= 0:
         before, after = text[:start][-1:], text[start + len(name):][:1]
-        marked = bool(after) and unicodedata.category(after)[0] == "M"  # the last letter is another one
+        marked = bool(after) and unicodedata.category(after)[0] == "M"  # a combining mark makes the last letter another one
         if not marked and not _joined(before, name[0], name) and not _joined(name[-1], after, name):
             return True
         start = text.find(name, start + 1)
@@ -149,7 +151,7 @@ def _stands_in(name: str, text: str) -> bool:
 
 
 def _joined(left: str, right: str, name: str) -> bool:
-    """Whether two neighbouring letters belong to one word, of which the name would be a part."""
+    """Whether two neighbouring letters belong to one word, so that the name is a part of a longer word."""
     if not left.strip(" ,") or not right.strip(" ,"):
         return False
     if len(name) == 1:
@@ -159,5 +161,5 @@ def _joined(left: str, right: str, name: str) -> bool:
 
 
 def _folder_form(name: str) -> str:
-    """The normal form without what file systems refuse or drop."""
+    """The normal form without characters that file systems refuse or drop."""
     return normal_form(name.translate(NOT_IN_FILE_NAMES)).rstrip(" .")

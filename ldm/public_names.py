@@ -1,7 +1,7 @@
-"""Names of the public latent diffusion code that this repository does not have, each with what to use instead.
+"""Names of the public latent diffusion code that this repository does not provide, with their replacements.
 
-Public scripts import them from `ldm`, and public configs name them as `target:`. A missing module is refused by AbsentModules, a
-missing name of a module that exists by the module's `__getattr__`; both say the sentence of ABSENT.
+Public scripts import them from `ldm`, and public configs name them as `target:`. AbsentModules refuses missing modules, and the
+`__getattr__` of a module refuses its missing names; both raise an error with the sentence in ABSENT.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,22 +51,22 @@ INSTEAD = {name: sentence for sentence, names in ABSENT.items() for name in name
 
 
 def refuse(name: str) -> NoReturn:
-    """Raise the ImportError that says what to use instead of `name`."""
-    # Without the argument `name`, with which `from package import module` would replace the sentence by its own.
+    """Raise a ModuleNotFoundError that says what to use instead of `name`."""
+    # Without the argument `name`: otherwise `from package import module` replaces the sentence.
     raise ModuleNotFoundError(f"{name} is not part of this repository: {INSTEAD[name]}")
 
 
 def absent_names(module: str) -> Callable[[str], NoReturn]:
-    """The `__getattr__` of a module from which public scripts import names that it does not have."""
+    """`__getattr__` for a module from which public scripts import names that it does not provide."""
     def __getattr__(name: str) -> NoReturn:
         if f"{module}.{name}" in INSTEAD:
-            refuse(f"{module}.{name}")  # an AttributeError would lose its sentence on the way through `from module import name`
+            refuse(f"{module}.{name}")  # `from module import name` would discard the message of an AttributeError
         raise AttributeError(f"module '{module}' has no attribute '{name}'")
     return __getattr__
 
 
 class AbsentModules:
-    """Finder for the end of `sys.meta_path`: asked for a module that no other finder has."""
+    """Finder at the end of `sys.meta_path`, called for modules that no other finder has."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> None:

@@ -1,11 +1,11 @@
-"""The output folder of a command: finished images, and a manifest of every setting they depend on.
+"""Output folder of a command: finished images, and a manifest of all settings that determine them.
 
     <out_dir>/manifest.json                          settings, and the hash of each prefix
     <out_dir>/arguments.json                         resolved arguments, seed, versions
     <out_dir>/images/<prefix or none>/<name>/<sample>.png
 
-Run again with the same settings, a command goes on where it stopped; with other settings it is refused, so that images
-made one way are never scored as if they were made another way.
+A command with the same settings resumes in the folder. A command with other settings is refused, so that images of different settings
+are never mixed.
 """
 
 import hashlib
@@ -29,15 +29,16 @@ LONGEST_NAME = 60  # characters; a file system counts up to 4 bytes for each, 25
 
 
 class RunFolder:
-    """Images and manifest under `path`.
+    """Images and manifest of a run.
 
     Args:
-        settings: what every image depends on (model hash, prompt template, seed, guidance, steps, eta), JSON values.
-            The number of samples is not among them: asking for more of the same images adds to the folder.
-        resume: keep finished images; False deletes the images that an earlier run left here.
+        path: the folder.
+        settings: settings that determine every image (model hash, prompt template, seed, guidance, steps, eta), JSON values.
+            The number of samples is not one of them: more samples are added to the folder.
+        resume: keep finished images; False deletes the images of an earlier run.
 
     Raises:
-        UserError: the images here were made with other settings, or not by a run like this.
+        UserError: the folder holds images of other settings, or images without a manifest.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = True) -> None:
@@ -45,7 +46,7 @@ class RunFolder:
         self._manifest_path = self.path / "manifest.json"
         images, manifest = self.path / "images", self._read_manifest()
         if manifest is None and images.exists():
-            raise UserError(f"{images} exists without a manifest, so nothing says how its images were made; "
+            raise UserError(f"{images} exists without a manifest, so the settings of its images are unknown; "
                             "use another --out_dir")
         if manifest is not None and not resume:
             shutil.rmtree(images, ignore_errors=True)
@@ -57,7 +58,7 @@ class RunFolder:
     @classmethod
     def shared(cls, fabric: Devices, path: str | Path, settings: Mapping[str, Any], prefixes: Mapping[str, str | None], *,
                resume: bool = True, arguments: Mapping[str, Any] | None = None) -> "RunFolder":
-        """The folder for every device of a run, made by the first one, with prefixes (hash by label) that are all announced."""
+        """Create the folder on rank 0, register all prefixes (label -> hash), and broadcast it to every rank."""
         folder = None
         if fabric.is_global_zero:
             folder = cls(path, settings, resume=resume)
@@ -68,10 +69,10 @@ class RunFolder:
         return fabric.broadcast(folder)
 
     def add_prefix(self, label: str, prefix_hash: str | None) -> None:
-        """Announce images that are made with a prefix (or "none", hash None), before the first of them is written.
+        """Register a prefix (or "none", hash None) before its first image is written.
 
         Raises:
-            UserError: there are images under this label that were made with another prefix.
+            UserError: the folder has images of another prefix under this label.
         """
         known = self._manifest["prefixes"]
         if label in known:
@@ -81,11 +82,11 @@ class RunFolder:
             self._write_manifest()
 
     def image_path(self, label: str, name: str, sample: int) -> Path:
-        """Where the image of one prefix, name and sample number is or will be."""
+        """Path of the image of a prefix, a name and a sample number."""
         return image_path(self.path, label, name, sample)
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """arguments.json: the resolved arguments of this run (seed included) and the versions it ran with."""
+        """Write arguments.json: the resolved arguments of this run, including the seed, and the library versions."""
         write_json(self.path / "arguments.json", {"arguments": dict(arguments), "versions": versions()})
 
     def _read_manifest(self) -> dict[str, Any] | None:
@@ -95,33 +96,33 @@ class RunFolder:
             manifest = json.loads(self._manifest_path.read_text(encoding="utf-8"))
             return {"settings": dict(manifest["settings"]), "prefixes": dict(manifest["prefixes"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._manifest_path} is no manifest of this program; use another --out_dir") from error
+            raise UserError(f"{self._manifest_path} is not a manifest of this program; use another --out_dir") from error
 
     def _write_manifest(self) -> None:
         write_json(self._manifest_path, self._manifest)
 
     def _refuse_others(self, what: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        there, asked = (json.loads(json.dumps(values)) for values in (there, asked))  # as they come back from the file
+        there, asked = (json.loads(json.dumps(values)) for values in (there, asked))  # as read back from the file
         different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key)]
         if different:
             changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
             raise UserError(f"the images in {self.path} were made with {what} ({changes}); use another "
-                            "--out_dir, or --no-resume to delete them and start anew")
+                            "--out_dir, or --no-resume to delete them and start again")
 
 
 def image_path(folder: Path, label: str, name: str, sample: int) -> Path:
-    """See RunFolder.image_path, for a folder that a run has made."""
+    """Path of an image in the folder of a run, see RunFolder.image_path."""
     return folder / "images" / safe_name(label) / safe_name(name) / f"{sample}.png"
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """`content` as readable JSON in a whole file; what JSON does not know (paths) is written as a string."""
+    """Write `content` as indented JSON, atomically; values that JSON does not support (paths) are written as strings."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
     write_text(path, text)
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz with an array per name; any name may be used, unlike in np.savez, which has arguments of its own."""
+    """Write an .npz with one array per name; unlike np.savez, it allows any name, also names of np.savez's arguments."""
     def write(target: Path) -> None:
         with zipfile.ZipFile(target, "w") as file:
             for name, array in arrays.items():
@@ -132,18 +133,22 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_json(path: Path, keys: Set[str] = frozenset()) -> Any:
-    """What `write_json` has written; UserError where the file is damaged, or is none with these keys."""
+    """Read a file of `write_json`.
+
+    Raises:
+        UserError: the file is not valid JSON or lacks one of `keys`.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if keys and not (isinstance(content, dict) and keys <= set(content)):
             raise ValueError(f"it lacks {', '.join(sorted(keys - set(content if isinstance(content, dict) else ())))}")
         return content
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); delete it, and the same command makes it again") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it, and the same command creates it again") from None
 
 
 def safe_name(name: str) -> str:
-    """Folder or file name for any text: itself where every system allows it, else cleaned and kept apart by a hash."""
+    """Folder or file name for any text: the text if every system allows it, else a cleaned form with a hash that keeps it unique."""
     cleaned = re.sub(r"[^\w .,'()+-]", "_", name).strip(" .")[:LONGEST_NAME] or "_"
     reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)  # devices of Windows
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
@@ -151,7 +156,7 @@ def safe_name(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that an image's last bit may depend on, where they are installed."""
+    """Versions of Python and of the installed libraries that can change an image's exact values."""
     found = {"python": platform.python_version()}
     for package in VERSIONS_OF:
         try:

@@ -125,7 +125,7 @@ def test_edited_weights_and_their_header_are_read_under_any_name(tiny_files, tmp
     with pytest.raises(UserError, match="give it as --edited_weights"):
         load_frozen_model(tiny_files[0], tmp_path / "edited.pt")
     torch.save(TENSORS, tmp_path / "pickled.safetensors")
-    with pytest.raises(UserError, match="pickled.safetensors is a PyTorch file and no .safetensors"):
+    with pytest.raises(UserError, match="pickled.safetensors is a PyTorch file, but edited weights are a .safetensors"):
         ModelFiles(*tiny_files, edited_weights=tmp_path / "pickled.safetensors").load()
 
 

@@ -66,7 +66,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path, left_out):
     found = [str(path.relative_to(folder)) for path in image_files(folder, left_out)]
     assert found == ["3.png", "Ada/1.png", "real/2.png"]
     assert reasons(left_out) == ["link to nowhere", "link to nowhere", "met twice", "met twice"]
-    with pytest.raises(UserError, match="(gone|self) is a link to .* which is not there"):
+    with pytest.raises(UserError, match="(gone|self) is a link to .* which does not exist"):
         image_files(folder, LeftOut(strict=True))
 
 

@@ -148,7 +148,7 @@ def test_lightning_checkpoint_with_its_callback_loads(config, state, tmp_path, m
 def test_pickle_that_would_run_code_does_not_run(config, state, tmp_path, monkeypatch, zipped):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": state, "callbacks": RunsCode()}, "evil.ckpt", _use_new_zipfile_serialization=zipped)
-    assert "holds Python objects beside its tensors, which could run code" in refused(config, "evil.ckpt")
+    assert "holds Python objects besides its tensors, which could run code" in refused(config, "evil.ckpt")
     assert not (tmp_path / "executed").exists()
 
 
@@ -201,7 +201,7 @@ def test_autoencoder_of_its_own_takes_the_place_of_the_checkpoints_or_of_none(co
     assert "has no autoencoder (VAE), as some community checkpoints; give --vae_path" in refused(config, tmp_path / "without.safetensors")
     part = dict(list(other.items())[:3])
     save_file(part, tmp_path / "part.safetensors")
-    with pytest.raises(UserError, match="part.safetensors is no autoencoder of this model: .* tensors of one are not there or have"):
+    with pytest.raises(UserError, match="part.safetensors is not an autoencoder of this model: .* tensors are missing or have"):
         load_frozen_model(config, tmp_path / "baked.safetensors", vae_path=tmp_path / "part.safetensors")
     with pytest.raises(UserError, match="without.safetensors is a Stable Diffusion v1 checkpoint: .* give an autoencoder in the original"):
         load_frozen_model(config, tmp_path / "baked.safetensors", vae_path=tmp_path / "without.safetensors")

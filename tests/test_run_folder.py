@@ -55,7 +55,7 @@ def test_images_that_no_run_of_ours_made_are_neither_used_nor_deleted(tmp_path, 
 
 def test_a_broken_manifest_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="no manifest"):
+    with pytest.raises(UserError, match="not a manifest"):
         RunFolder(tmp_path, SETTINGS)
 
 

@@ -48,10 +48,10 @@ def test_every_form_of_a_list_of_people_is_the_same(tmp_path, content, name):
 @pytest.mark.parametrize(("rows", "words"), [
     ("Ada,train,A female White singer, long face", "line 2, has 4 fields where the header has 3"),
     ("Ada,train", "line 2, has 2 fields where the header has 3"),
-    ('Ada,train,"A female White singer, long face\nBo,test,"A male Black actor"', "line 2, is no valid CSV"),
+    ('Ada,train,"A female White singer, long face\nBo,test,"A male Black actor"', "line 2, is not valid CSV"),
     ('Ada,train,"A female, long face\nBo,test,A male, beard"\nCy,train,x', "line 2, has a text that runs over lines up to line 3"),
-    ('Bo,test,x\nAda,train,"never closed', "line 3, is no valid CSV"),
-    ('"Weird" Al,train,x', "line 2, is no valid CSV"),
+    ('Bo,test,x\nAda,train,"never closed', "line 3, is not valid CSV"),
+    ('"Weird" Al,train,x', "line 2, is not valid CSV"),
     ("Ada,train,x\n\nada ,test,y", "'Ada' of line 2 is listed twice, as 'ada' in line 4"),
     ("Ada,trian,x", "line 2, puts 'Ada' into the group 'trian'"), (",train,x", "line 2: the name is empty")])
 def test_a_damaged_row_is_refused_with_its_line(tmp_path, rows, words):
@@ -64,7 +64,7 @@ def test_a_damaged_row_is_refused_with_its_line(tmp_path, rows, words):
     ("name,group,atributes\nAda,train,x\n", "no attributes ('atributes' may be meant so)"), ("", "is empty"),
     ("Ada Example,train,x\n", "no name, group, attributes"), ("name,name,group,attributes\n", "the column 'name' twice"),
     (b"PK\x03\x04sheet", "an Excel workbook"), (b"\x1f\x8b\x08", "compressed"), (b"name,gr\0up", "zero bytes"), (b"n\xe4me", "not UTF-8"),
-    ('{"name": "Ada",\n', "line 1, is no valid JSON"),
+    ('{"name": "Ada",\n', "line 1, is not valid JSON"),
     ('{"name": "half \\ud83d", "group": "train", "attributes": "x"}', "line 1, has half"),
     ('{"name": "Ada"}\n[1]\n', "line 1, has no 'group'")])
 def test_what_is_no_such_table_is_named(tmp_path, content, words):

@@ -129,5 +129,5 @@ def test_sampling_of_textual_inversion(model, tiny_files, tmp_path):
     assert not missing and not unexpected and personal.state_dict().keys() == model.state_dict().keys()
     assert not hasattr(model, "embedding_manager")
     config.params.personalization_config.params.progressive_words = True
-    with pytest.raises(UserError, match="EmbeddingManager is asked for progressive_words=True but only builds False"):
+    with pytest.raises(UserError, match="EmbeddingManager is asked for progressive_words=True but only supports False"):
         instantiate_from_config(config).get_learned_conditioning(["*"])

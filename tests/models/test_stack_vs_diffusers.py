@@ -256,8 +256,8 @@ def test_public_v1_config_builds_the_same_model():
 
 
 @pytest.mark.parametrize(("changed", "sentence"), [
-    ({"use_scale_shift_norm": True}, "UNetModel is asked for use_scale_shift_norm=True but only builds False"),
-    ({"resblock_updown": True}, "UNetModel is asked for resblock_updown=True but only builds False"),
+    ({"use_scale_shift_norm": True}, "UNetModel is asked for use_scale_shift_norm=True but only supports False"),
+    ({"resblock_updown": True}, "UNetModel is asked for resblock_updown=True but only supports False"),
     ({"num_attention_blocks": [1]}, "UNetModel has no parameter 'num_attention_blocks'"),
     ({"adm_in_channels": 2816}, "num_classes=None with adm_in_channels=2816; give neither"),
     ({"num_classes": "sequential"}, "num_classes='sequential' with adm_in_channels=None; give neither"),

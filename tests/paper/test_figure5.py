@@ -380,7 +380,7 @@ def test_damaged_rows_are_named(figure):
     piece, = pieces(figure(n_people=1))
     piece.folder.mkdir(parents=True)
     (piece.folder / "faces.json").touch()
-    with pytest.raises(UserError, match="faces.json is damaged .*delete it, and the same command makes it again"):
+    with pytest.raises(UserError, match="faces.json is damaged .*delete it, and the same command creates it again"):
         assert piece.faces
 
 

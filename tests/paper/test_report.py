@@ -196,7 +196,7 @@ def test_a_damaged_file_ends_with_a_sentence(tmp_path, file, content, words):
 
 def test_a_picture_that_is_none_is_named(tmp_path):
     (make_up(tmp_path, "figure1") / "figure1.png").write_text("no picture")
-    with pytest.raises(UserError, match="figure1.png cannot be read as a picture"):
+    with pytest.raises(UserError, match="figure1.png cannot be read as an image"):
         write_report(tmp_path, "mini")
 
 

@@ -140,7 +140,7 @@ def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(t
     ("forget_me_not", ("--names_file", "unknown.txt"), "has no picture of Cleo Vance"),
     ("dreambooth", ("--photos", "many"), "give the folder of one, such as many/n1"),
     ("dreambooth", ("--photos", "empty"), "holds no photos"),
-    ("dreambooth", ("--photos", "corrupt"), "corrupt/2.png cannot be read as a picture"),
+    ("dreambooth", ("--photos", "corrupt"), "corrupt/2.png cannot be read as an image"),
     ("textual_inversion", ("--token", "two words"), "one ordinary token"),
     ("dreambooth", ("--dry_run",), "--dry_run has no use")])
 def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, method, flags, said):

@@ -248,7 +248,7 @@ def test_a_corrupt_image_is_named_and_nothing_is_lost(command, capsys, tmp_path,
         (tmp_path / "s_reg").mkdir(exist_ok=True)
         (tmp_path / "s_reg" / f"{name}.png").write_bytes((inputs / "s_reg" / f"{name}.png").read_bytes()[:100])
         (tmp_path / "s_reg" / f"{name}.txt").write_text("a red car")
-    assert ".png cannot be read as a picture" in sentence(capsys, command("--caption_images", "s_reg"))
+    assert ".png cannot be read as an image" in sentence(capsys, command("--caption_images", "s_reg"))
 
 
 def test_a_name_without_attributes_is_named(command, capsys, tmp_path, inputs):
