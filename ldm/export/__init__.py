@@ -1,1 +1,1 @@
-"""A learned prefix as a file for other programs: A1111, Forge, ComfyUI, InvokeAI, diffusers."""
+"""Exports a learned prefix for other programs: A1111, Forge, ComfyUI, InvokeAI, diffusers."""

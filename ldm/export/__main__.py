@@ -1,9 +1,9 @@
-"""A prefix file for another program: python -m ldm.export IN OUT --format universal|safetensors|a1111|comfyui|diffusers|invokeai|sdxl
+"""Convert a prefix for another program: python -m ldm.export IN OUT --format universal|safetensors|a1111|comfyui|diffusers|invokeai|sdxl
 
     python -m ldm.export embeddings/apl-mini.pt alz.safetensors --format diffusers
-    python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # back again, with equal vectors
+    python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # convert back, with equal vectors
 
-Writes OUT and says, for each program that reads it, where to put it and what to type.
+Writes OUT and prints, for each program that reads it, where to put the file and how to use it in a prompt.
 """
 
 from args.export_args import parse_export_args
@@ -13,7 +13,7 @@ from ldm.util import exit_with_sentence
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_export_args(argv)
-    # Imported here so that --help and a mistyped flag are answered at once.
+    # Imported here so that --help and errors in flags do not wait for torch.
     from ldm.export.clients import instructions
     from ldm.export.formats import export_prefix
 

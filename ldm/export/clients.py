@@ -1,4 +1,4 @@
-"""Where an exported prefix goes and what calls it, in each program that reads it."""
+"""Instructions for using an exported prefix in each program that reads it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ DIFFUSERS_SDXL = """diffusers: start the prompt with: <{token}> after
     pipe.load_textual_inversion(state["clip_l"], token="<{token}>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
     pipe.load_textual_inversion(state["clip_g"], token="<{token}>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)"""
 
-DIFFUSERS_SECOND = """diffusers: the vectors of SDXL's second text encoder, beside those of the first under the same token:
+DIFFUSERS_SECOND = """diffusers: the vectors of SDXL's second text encoder, in addition to those of the first under the same token:
     pipe.load_textual_inversion({path!r}, token="<{token}>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)"""
 
 READ_BY = {
@@ -29,9 +29,10 @@ READ_BY = {
 
 
 def instructions(path: Path, *, format: str, token: str, part: str | None = None) -> list[str]:
-    """A text for each program that reads the file `path` of this format: where to put it, and what to type.
+    """Instructions, one text per program that reads the file `path` of this format: where to put it, and how to use it in a prompt.
 
-    Most programs call a prefix by the name of its file; diffusers calls it by `token`, and alone reads the `part` clip_g by itself.
+    Most programs refer to a prefix by its file name. diffusers refers to it by `token`, and only diffusers can load the `part` clip_g
+    alone.
     """
     clients = (DIFFUSERS_SECOND,) if part == SDXL_KEYS[1] else READ_BY[format]
     return [client.format(path=path.as_posix(), stem=path.stem, token=token) for client in clients]

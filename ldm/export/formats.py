@@ -1,4 +1,4 @@
-"""A prefix in the form that another program reads best: which key, which container; always float32, whole or not at all."""
+"""Writes a prefix with the key and the container that another program expects; always float32, atomically."""
 
 from pathlib import Path
 
@@ -14,19 +14,21 @@ from ldm.modules.embedding_file import (
 )
 from ldm.util import UserError
 
-ASTERISK = 265  # CLIP's token of "*", which AUTOMATIC1111 writes into each of its files and never reads
+ASTERISK = 265  # CLIP's token id of "*", which AUTOMATIC1111 writes into each of its files but never reads
 
 
 def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz", part: str | None = None) -> None:
-    """Writes the prefix of `source`, a file of any form, as `target`; equal vectors and metadata give equal bytes.
+    """Convert the prefix file `source`, in any supported form, to `target`; equal vectors and metadata give equal bytes.
 
     Args:
-        format: a key of FORMATS in args/export_args.py, with its suffix on `target`.
-        token: word that stands for the prefix, where the file names one.
-        part: the entry to write of a file with several.
+        source: a prefix file.
+        target: the new file, with the suffix of its format.
+        format: a key of FORMATS in args/export_args.py.
+        token: placeholder word of the prefix, for formats that store one.
+        part: entry to export from a file with several.
 
     Raises:
-        UserError: `source` cannot be read, holds not what the format needs, or `token` is no single token of CLIP (universal alone).
+        UserError: `source` cannot be read or lacks what the format needs, or `token` is not a single CLIP token (universal only).
     """
     file = read_embedding_file(source)
     carried = carried_metadata(source, file)
@@ -41,27 +43,27 @@ def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz"
             write_embedding_file(target, {token: vectors}, {token: ASTERISK}, **carried)
         case "diffusers":
             write_safetensors_file(target, {f"<{token}>": vectors}, **carried)
-        case _:  # the key under which InvokeAI takes the width from the last axis
+        case _:  # with this key InvokeAI reads the width from the last axis
             write_safetensors_file(target, {"emb_params": vectors}, **carried)
 
 
 def _pair(source: Path, file: EmbeddingFile) -> tuple[Tensor, Tensor]:
-    """The vectors of SDXL's two text encoders, (m, d_l) and (m, d_g)."""
+    """Vectors for SDXL's two text encoders, (m, d_l) and (m, d_g)."""
     if file.pair is None:
         raise UserError(f"{source} holds {_listed(file)}, but SDXL has two text encoders and needs clip_l and clip_g; make the second part "
                         f"with python -m ldm.apl.transfer {source} OUT --to sdxl")
     clip_l, clip_g = file.pair
     if len(clip_l) != len(clip_g):
-        raise UserError(f"{source} holds {len(clip_l)} vectors for clip_l but {len(clip_g)} for clip_g; give a file with as many for each")
+        raise UserError(f"{source} holds {len(clip_l)} vectors for clip_l but {len(clip_g)} for clip_g; give a file with equal numbers")
     return clip_l, clip_g
 
 
 def _matrix(source: Path, file: EmbeddingFile, format: str, part: str | None) -> Tensor:
-    """The one entry that is written, (m, d)."""
+    """The entry to export, (m, d)."""
     if part in file.vectors:
         return file.vectors[part]
     if part is not None:
-        raise UserError(f"{source} holds {_listed(file)} and no part '{part}'; give one that it holds")
+        raise UserError(f"{source} holds {_listed(file)} but no part '{part}'; give one of these")
     if file.pair is not None:
         raise UserError(f"{source} is for SDXL, with clip_l and clip_g, but --format {format} holds one of them; "
                         "give --format sdxl, or choose with --part clip_l or --part clip_g")

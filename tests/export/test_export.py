@@ -300,7 +300,7 @@ def test_a_pair_of_different_lengths_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(("out", "format", "flags", "sentence"), [
     ("alz.pt", "a1111", [], "is for SDXL, with clip_l and clip_g, but --format a1111 holds one of them"),
-    ("alz.pt", "a1111", ["--part", "clip_h"], "holds 'clip_g', 'clip_l' and no part 'clip_h'"),
+    ("alz.pt", "a1111", ["--part", "clip_h"], "holds 'clip_g', 'clip_l' but no part 'clip_h'"),
     ("alz.bin", "diffusers", [], "does not end in .safetensors, as files of --format diffusers do"),
     ("alz", "universal", [], "does not end in .pt"),
     ("my face.pt", "a1111", [], "would not be found in a prompt, where its name is typed"),
