@@ -1,1 +1,1 @@
-"""Command lines: argparse and plain checks, no torch, so that --help answers at once."""
+"""Command lines: argparse and checks of values, without torch, so that --help is fast."""

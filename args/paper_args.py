@@ -17,32 +17,32 @@ from args.figure5_flags import FIGURE5_FLAGS, add_figure5_arguments
 from args.paths import ROOT, found
 
 CONFIGS = ROOT / "configs" / "paper"
-TABLES = {"table1": "the prefix on other models, in numbers", "figure1": "what the prefix does, in pictures",
-          "figure3": "the prefix on other models, in pictures", "table3": "by prompt length m", "table4": "by alpha",
+TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of the prefix, images",
+          "figure3": "the prefix on other models, images", "table3": "by prompt length m", "table4": "by alpha",
           "figure6": "over the training", "figure7": "without L_Reg", "figure8": "by the number of identities",
-          "table2": "competing methods, in numbers", "figure4": "competing methods, in pictures",
-          "figure5": "identities that are learned later"}  # in the order in which they are made
-OTHERS = {"all": "all of them, the claims and the report", "list": "what there is, and how far it is",
-          "report": "one page of all that is finished, report.html and report.md"}
+          "table2": "competing methods, metrics", "figure4": "competing methods, images",
+          "figure5": "attacks that teach the model new people"}  # in the order in which they are made
+OTHERS = {"all": "all of them, the claims and the report", "list": "list of tables and figures with their progress",
+          "report": "one page of all finished results, report.html and report.md"}
 
 
 def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Checked flags; a wrong value ends with a sentence and exit status 2.
+    """Checked flags; an invalid value exits with a sentence and status 2.
 
-    `what` becomes a list of tables and figures, by name or as YAML files, `task` one of "make", "list" and "report", `whole` tells whether
-    all was asked for, and `out_dir` is filled in.
+    `what` becomes a list of tables and figures, by name or as YAML files; `task` is "make", "list" or "report"; `whole` is whether "all"
+    was given; `out_dir` is filled in.
     """
     parser = build_parser()
     args = parse_with_preset(parser, argv)
     if not args.what:
-        parser.error(f"it is not said what to make; give some of {', '.join([*TABLES, *OTHERS])}, as in python -m ldm.paper table1")
+        parser.error(f"WHAT is missing; give some of {', '.join([*TABLES, *OTHERS])}, as in python -m ldm.paper table1")
     check_devices(parser, args)
     if args.num_nodes != 1:
-        parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with one --out_dir that they "
-                     "share")
+        parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with a shared "
+                     "--out_dir")
     alone = [word for word in args.what if word in OTHERS]
     if alone and len(args.what) > 1:
-        parser.error(f"'{alone[0]}' stands alone; leave out {' '.join(word for word in args.what if word != alone[0])}")
+        parser.error(f"'{alone[0]}' cannot be combined; leave out {' '.join(word for word in args.what if word != alone[0])}")
     args.whole = alone == ["all"]
     args.task = alone[0] if alone and not args.whole else "make"
     asked = [str(found(word)) if word.endswith((".yaml", ".yml")) else word for word in args.what]
@@ -53,9 +53,9 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
                          "configs/paper/table3.yaml")
         names = [Path(one).stem for one in args.what if one != word]
         if Path(word).stem in names or (word not in TABLES and Path(word).stem in TABLES and Path(word).resolve().parent != CONFIGS):
-            parser.error(f"{word} would take the place of another {Path(word).stem} in the same folder; give the file a name of its own")
+            parser.error(f"{word} would overwrite another {Path(word).stem} in the same folder; rename the file")
         if Path(word).stem in ("training", "targets", "pictures", "attacks"):
-            parser.error(f"{word} would have the folder of the {Path(word).stem} of all tables; give the file a name of its own")
+            parser.error(f"{word} would use the folder of the {Path(word).stem} of all tables; rename the file")
     if "figure5" not in args.what:
         for flag in sorted(typed_flags(argv) & FIGURE5_FLAGS):
             parser.error(f"--{flag} has no use without figure5; leave it out")
@@ -66,7 +66,7 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.out_dir = args.out_dir or Path("runs") / "paper" / Path(args.preset).stem
     check_paths(parser, args, ("photos",) if "figure5" in args.what and args.task != "report" else ())
     if args.task == "report" and not args.out_dir.is_dir():
-        parser.error(f"--out_dir {args.out_dir} is not there; give the folder in which something is finished")
+        parser.error(f"--out_dir {args.out_dir} is not there; give a folder with finished results")
     return args
 
 
@@ -75,19 +75,19 @@ def build_parser() -> Parser:
     lines = "\n".join(f"  {name:8} {what}" for name, what in (TABLES | OTHERS).items())
     parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [WHAT ...] [--preset NAME] [--seeds N] [--devices LIST] "
                                                       "[--out_dir DIR]",
-                    description="Tables and figures of the paper: train what is missing, draw, score, and print published beside "
-                                f"measured.\n\n{lines}\n\n"
-                                "The same command again goes on where it stopped; several machines may share one --out_dir.")
+                    description="Reproduce the tables and figures of the paper: train what is missing, generate images, score them, and "
+                                f"print published next to measured values.\n\n{lines}\n\n"
+                                "The same command resumes an interrupted run; several machines can share one --out_dir.")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", metavar="WHAT", nargs="*", help="see above, or a YAML file of one's own, as those of configs/paper")
+    parser.add_argument("what", metavar="WHAT", nargs="*", help="see above, or a YAML file like those of configs/paper")
     add_preset_argument(parser)
     parser.add_argument("--seeds", metavar="N", type=number(int, 1, 100), default=3,
-                        help="trainings of each row, with seeds 0 to N-1 (default: 3)")
+                        help="trainings per row, with seeds 0 to N-1 (default: 3)")
     add_devices_argument(parser)
     parser.add_argument("--out_dir", metavar="DIR", type=Path,
-                        help="folder of trainings, pictures, tables and report (default: runs/paper/PRESET)")
+                        help="folder of trainings, images, tables and report (default: runs/paper/PRESET)")
     group = parser.add_argument_group("report")
-    group.add_argument("--publish", metavar="DIR", type=Path, help="also put a copy of the report there")
-    group.add_argument("--readme", metavar="FILE", type=Path, help="also write its results into this file, between its two marks")
+    group.add_argument("--publish", metavar="DIR", type=Path, help="folder for a copy of the report")
+    group.add_argument("--readme", metavar="FILE", type=Path, help="file into which the results are also written, between its two marks")
     add_figure5_arguments(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Paths of the command line: a relative one is looked for in the current folder, then in the repository; pipes are kept."""
+"""Paths of the command line: relative paths are looked up in the current folder, then in the repository; pipes are buffered."""
 
 import argparse
 import atexit
@@ -9,18 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = {"people", "names", "names_file", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts", "templates",
-         "captions", "identity_meta", "anchors", "drift_prompts"}  # small files of text, which may be pipes
-PIPES = "APL_PIPES"  # environment variable: files that hold what pipes have given, for the processes that this one starts
+         "captions", "identity_meta", "anchors", "drift_prompts"}  # text files, which may be pipes
+PIPES = "APL_PIPES"  # environment variable with the buffer file of each pipe, for child processes
 
 
 def found(path: str | Path) -> Path:
-    """The path itself, or that of the same name in the repository if there is such a one and none in the current folder."""
+    """The path itself, or the same path in the repository if it exists only there."""
     path = Path(path)
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def keep_pipes(args: argparse.Namespace) -> None:
-    """Put a temporary file in place of each pipe, such as <(command) or /dev/stdin, that the flags of LISTS name."""
+    """Replace each pipe in the flags of LISTS, such as <(command) or /dev/stdin, by a temporary file with its content."""
     for flag in LISTS & set(vars(args)):
         given = getattr(args, flag)
         if given is not None:
@@ -28,7 +28,7 @@ def keep_pipes(args: argparse.Namespace) -> None:
 
 
 def _kept(path: Path) -> Path:
-    """The path, or for a pipe, which can be read only once, that of a temporary file with its content."""
+    """The path, or for a pipe, which can be read only once, a temporary file with its content."""
     known = json.loads(os.environ.get(PIPES, "{}"))
     if str(path) in known:
         return Path(known[str(path)])

@@ -33,16 +33,16 @@ from args.train_methods import (
 )
 
 INITIALIZATIONS = ("uniform01", "vocab")
-LONGEST_PREFIX = 60  # of CLIP's 77 tokens; the rest is for the prompt, see ldm/modules/embedding_manager.py
+LONGEST_PREFIX = 60  # of CLIP's 77 tokens; the remaining ones are for the prompt, see ldm/modules/embedding_manager.py
 NEEDED = ("config_path", "ckpt_path")
 ONLY_FOR_THE_TABLE = ("face_pack", "gallery", "clip")
 
 
 def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Checked flags of train.py; a wrong value ends with a sentence and exit status 2.
+    """Checked flags of train.py; an invalid value exits with a sentence and status 2.
 
-    `out_dir` and `embeddings_dir` are filled in, and what only the final table reads is None where there is none (--eval_names 0).
-    With --dry_run files may be missing; `train_inputs` tells.
+    `out_dir` and `embeddings_dir` are filled in. With --eval_names 0, flags that only the final table reads are None. With --dry_run,
+    files may be missing; see `train_inputs`.
     """
     parser = build_parser(method_asked_for(argv))
     args = parse_with_preset(parser, argv)
@@ -55,7 +55,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     vars(args).update({flag: None for flag, methods in READ_BY.items() if method not in methods})
     args.prompt = args.prompt or ("apl" if method in APL else method)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
-        parser.error(f"--prompt '{args.prompt}' names files; give letters, digits, '-', '_' or '.'")
+        parser.error(f"--prompt '{args.prompt}' is part of file names; give letters, digits, '-', '_' or '.'")
     if method in APL:
         check_apl(parser, args)
     else:
@@ -71,17 +71,17 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_apl(parser: Parser, args: argparse.Namespace) -> None:
-    """Flags of APL's own methods."""
+    """Check the flags of APL's own methods."""
     args.init = args.init if args.init in INITIALIZATIONS else str(found(args.init))
     if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
-        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor a prefix file that is there")
+        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor an existing prefix file")
     if args.grad_accum > args.batch_size:
-        parser.error(f"--grad_accum {args.grad_accum} parts cannot be made of --batch_size {args.batch_size} samples; give a larger batch")
+        parser.error(f"--grad_accum {args.grad_accum} parts need more than --batch_size {args.batch_size} samples; give a larger batch")
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
 
 
 def train_inputs(args: argparse.Namespace) -> list[Input]:
-    """What the training of these flags reads, and what is missing."""
+    """Input files and folders of a training, with their flaws."""
     return inputs_of(build_parser(), args)
 
 
@@ -102,12 +102,12 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--placeholder", metavar="WORD", default="alz",
                        help="word that stands for the prefix; must be one CLIP token")
     group.add_argument("--num_vectors", metavar="M", type=number(int, 1, LONGEST_PREFIX), default=10,
-                       help="learnable vectors behind the placeholder (m)")
+                       help="number of learnable vectors (m)")
     group.add_argument("--init", metavar="KIND", default="uniform01",
-                       help="first vectors: uniform01 (U[0, 1)), vocab (normal, with the token table's mean and deviation), or "
-                            "the file of a prefix")
+                       help="initial vectors: uniform01 (U[0, 1)), vocab (normal, with the token table's mean and standard deviation), "
+                            "or a prefix file")
     group.add_argument("--initializer_words", metavar="TEXT",
-                       help="text whose token embeddings are the first vectors, instead of --init")
+                       help="text whose token embeddings are the initial vectors, instead of --init")
 
     group = parser.add_argument_group("objective", "paper Eq. 5 to 7")
     group.add_argument("--train_method", choices=METHODS, default="apl",
@@ -117,70 +117,70 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--mix", metavar="P", type=number(float, 0, 1), default=0.5,
                        help="probability that a sample is from S_ID, else S_Reg")
     group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=50,
-                       help="bins of the 1000 timesteps from which t is drawn (apl, esd)")
+                       help="number of bins of the 1000 timesteps from which t is sampled (apl, esd)")
 
-    group = parser.add_argument_group("optimization", "Adam, on the prefix alone; for the published values of another method: "
+    group = parser.add_argument_group("optimization", "Adam, on the prefix only; for the published values of another method: "
                                                       "train.py --train_method esd --help")
     group.add_argument("--iterations", metavar="N", type=number(int, 1), default=20_000, help="optimizer steps")
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=1e-3, help="learning rate")
     group.add_argument("--lr_decay", metavar="SHARE", type=number(float, 0, 1), default=0.0,
-                       help="share of the steps, at the end, over which the learning rate falls to 0")
-    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=1, help="samples a step, all devices")
+                       help="final share of the steps over which the learning rate decays to 0")
+    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=1, help="samples per step, total over all devices")
     group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0,
-                       help="of the samples, timesteps, noise and first vectors")
+                       help="seed of samples, timesteps, noise and initial vectors")
     group.add_argument("--data_seed", metavar="N", type=number(int, 0, 2**63 - 1),
-                       help="of the samples, timesteps and noise alone (default: --seed)")
+                       help="seed of samples, timesteps and noise only (default: --seed)")
 
     add_eraser_arguments(parser)
     add_attack_arguments(parser)
 
-    group = parser.add_argument_group("speed and memory", "the same steps, faster or in less memory")
+    group = parser.add_argument_group("speed and memory", "the same steps, faster or with less memory")
     group.add_argument("--lookahead", metavar="STEPS", type=number(int, 1),
-                       help="steps whose frozen predictions are made at once (default: those of 16 samples, fewer where memory is short)")
+                       help="steps whose frozen predictions share a batch (default: those of 16 samples, fewer if memory is short)")
     group.add_argument("--target_cache", metavar="DIR", type=Path,
-                       help="keep frozen predictions there: runs that differ in alpha, m, lr, init or --seed (not --data_seed) share them")
+                       help="cache of frozen predictions, shared by runs that differ in alpha, m, lr, init or --seed (not --data_seed)")
     group.add_argument("--target_cache_gb", metavar="GB", type=number(float, 0), default=20.0,
-                       help="space that --target_cache may take, 1e9 bytes")
+                       help="maximum size of --target_cache, in 1e9 bytes")
     group.add_argument("--grad_accum", metavar="N", type=number(int, 1), default=1,
-                       help="parts in which a device takes its samples of a step, one after another")
+                       help="number of parts into which each device splits its samples of a step (gradient accumulation)")
     group.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False,
-                       help="compute inner results of the U-Net again for the gradient instead of keeping them")
+                       help="recompute activations of the U-Net in the backward pass instead of storing them (gradient checkpointing)")
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                       help="compile the U-Net's blocks (torch.compile); pays on a GPU, after minutes")
+                       help="compile the U-Net's blocks (torch.compile); faster on a GPU, after minutes of compilation")
     group.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=False,
-                       help="replay the whole step as one CUDA graph; pays at batches of up to 4 on one GPU")
+                       help="replay the whole step as one CUDA graph; faster for batches of up to 4 on one GPU")
 
     group = parser.add_argument_group("training data")
     group.add_argument("--identity_images", metavar="DIR", type=Path, help="S_ID: images of the people of --people")
     group.add_argument("--n_identities", metavar="N", type=number(int, 1),
-                       help="learn from the first N people of S_ID alone (default: all)")
+                       help="use only the first N people of S_ID (default: all)")
     group.add_argument("--caption_images", metavar="DIR", type=Path, help="S_Reg: images with captions")
     group.add_argument("--templates", metavar="FILE", type=Path,
-                       help="prompt templates, one a line, filled alike into c1 and c2")
+                       help="prompt templates, one per line, used for both c1 and c2")
 
     group = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix; not for attacks")
     add_face_arguments(group)
     add_attribute_arguments(group)
     group.add_argument("--prompts_file", metavar="FILE", type=Path, nargs="+",
-                       help="prompts that name nobody, one a line; a row of drift for each file")
+                       help="prompts without names, one per line; one row of drift per file")
     group.add_argument("--eval_names", metavar="N", type=number(int, 0), default=100,
-                       help="names of each group that are drawn; 0: no table, only before-after.png")
-    group.add_argument("--eval_samples", metavar="N", type=number(int, 1), default=4, help="images a name")
+                       help="number of names per group; 0: no table, only before-after.png")
+    group.add_argument("--eval_samples", metavar="N", type=number(int, 1), default=4, help="images per name")
     group.add_argument("--eval_ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
     group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
 
     group = parser.add_argument_group("output")
     group.add_argument("--out_dir", metavar="DIR", type=Path,
-                       help="folder of log, tables and pictures (default: runs/NAME)")
+                       help="folder of log, tables and images (default: runs/NAME)")
     group.add_argument("--embeddings_dir", metavar="DIR", type=Path,
                        help="folder of the saved prefixes (default: embeddings, or embeddings in a given --out_dir)")
     group.add_argument("--save_every", metavar="N", type=number(int, 1), default=1000,
                        help="steps between saved prefixes")
     group.add_argument("--val_every", metavar="N", type=number(int, 0), default=1000,
-                       help="steps between picture grids; 0: none")
+                       help="steps between image grids; 0: none")
     group.add_argument("--log_every", metavar="N", type=number(int, 1), default=50, help="steps between logged losses")
     group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                       help="continue an interrupted run of the same arguments")
-    group.add_argument("--dry_run", action="store_true", help="say what is there, what is missing, and what the training will take")
+                       help="resume an interrupted run of the same arguments")
+    group.add_argument("--dry_run", action="store_true", help="print existing and missing inputs, and the memory and time needed")
     parser.set_defaults(**PUBLISHED.get(method, {}))
     return parser

@@ -1,4 +1,4 @@
-"""The competing methods and the attacks of train.py: their published settings, the flags that each reads, and checks."""
+"""Baselines and attacks of train.py: their published settings, the flags that each method reads, and checks."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,7 @@ VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_abla
             "uce": ("last-token", "to-end"), "forget_me_not": ("with-ti", "without-ti")}
 PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 Z_T = ("sampled", "noised")
-# Flags that only some methods read; the others read all further ones.
+# Flags that only some methods read, with these methods; all methods read the other flags.
 READ_BY = {
     **dict.fromkeys(("alpha", "mix", "init", "initializer_words", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
                      "checkpointing", "compile", "cuda_graphs", "caption_images", "val_every", "lr_decay", "embeddings_dir"), APL),
@@ -42,59 +42,59 @@ READ_BY = {
     **dict.fromkeys(("people", "gallery", "face_pack", "clip", "prompts_file", "eval_names", "eval_samples", "threshold", "det_size",
                      "det_thresh", "c2"), (*APL, *ERASERS)),
 }
-WITHOUT_USE = (  # beside another flag: (flag, flag that it has no use beside, value of that)
+WITHOUT_USE = (  # (flag, other flag that makes it useless, value of the other flag or None for any)
     ("iterations", "iters_per_concept", None), ("identity_images", "z_t", "sampled"), ("start_guidance", "z_t", "noised"),
     ("templates", "anchor_prompts", None))
 
 
 def add_eraser_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the competing methods of Table 2."""
-    group = parser.add_argument_group("competing methods", "edit the model's weights so that it no longer knows some names")
-    group.add_argument("--names_file", metavar="FILE", type=Path, help="names to erase, one a line (default: S_ID of --people)")
+    """Add the flags of the baselines of Table 2."""
+    group = parser.add_argument_group("competing methods", "edit the model's weights so that it no longer generates some people")
+    group.add_argument("--names_file", metavar="FILE", type=Path, help="names to erase, one per line (default: S_ID of --people)")
     group.add_argument("--iters_per_concept", metavar="N", type=number(int, 1),
-                       help="optimizer steps for each name, in place of --iterations, whose published values are for one concept")
+                       help="optimizer steps per name, instead of --iterations, whose published values are for one concept")
     group.add_argument("--variant", metavar="NAME", help="; ".join(f"{name}: {', '.join(some)}" for name, some in VARIANTS.items()))
     group.add_argument("--parameters", choices=PARAMETERS, default="full",
-                       help="what concept_ablation and forget_me_not train of the U-Net: keys and values of cross-attention, all of it, "
-                            "all but it, or everything")
+                       help="parameters of the U-Net that concept_ablation and forget_me_not train: keys and values of cross-attention, "
+                            "all of cross-attention, everything else, or everything")
     group.add_argument("--negative_guidance", metavar="ETA", type=number(float, 0), default=1.0, help="esd: strength of the erasure")
-    group.add_argument("--start_guidance", metavar="FLOAT", type=number(float, 0), default=3.0, help="esd: guidance where z_t is drawn")
+    group.add_argument("--start_guidance", metavar="FLOAT", type=number(float, 0), default=3.0, help="esd: guidance scale for sampling z_t")
     group.add_argument("--z_t", choices=Z_T, default=Z_T[0],
-                       help="esd: z_t is drawn by the model from noise (up to --ddim_steps calls a step), or a noised picture of "
+                       help="esd: sample z_t with the model (up to --ddim_steps calls per step), or add noise to an image of "
                             "--identity_images")
-    group.add_argument("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce: what takes a name's place")
+    group.add_argument("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce: phrase that replaces a name")
     group.add_argument("--anchor_prompts", metavar="FILE", type=Path,
-                       help="concept_ablation: prompts with the anchor in them, one a line (default: --templates with the anchor)")
+                       help="concept_ablation: prompts that contain the anchor, one per line (default: --templates with the anchor)")
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
-                       help="concept_ablation: pictures made smaller or larger, and prompts that say so")
+                       help="concept_ablation: scale images randomly and describe the scale in the prompt")
     group.add_argument("--preserve_prompts", metavar="FILE", type=Path, nargs="+",
-                       help="uce: texts that are kept: one a line, COCO captions .json, .jsonl or .csv")
+                       help="uce: texts to preserve: one per line, COCO captions .json, .jsonl or .csv")
     group.add_argument("--erase_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each name")
-    group.add_argument("--preserve_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each text kept")
+    group.add_argument("--preserve_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each preserved text")
     group.add_argument("--lamb", metavar="FLOAT", type=number(float, 0, above=True), default=0.5,
-                       help="uce: weight of the matrices as they are")
+                       help="uce: weight of the original matrices")
     group.add_argument("--ti_iterations", metavar="N", type=number(int, 1), default=500,
-                       help="forget_me_not with-ti: steps of textual inversion for each name")
+                       help="forget_me_not with-ti: steps of textual inversion per name")
 
 
 def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the attacks of section 4.4; concept_ablation shares the last two."""
-    group = parser.add_argument_group("attacks", "learn a person later, from photos")
+    """Add the flags of the attacks of section 4.4; concept_ablation shares the last two."""
+    group = parser.add_argument_group("attacks", "teach the model a new person from photos")
     group.add_argument("--photos", metavar="DIR", type=Path, help="photos of one person")
     group.add_argument("--token", metavar="WORD", default="sks", help="word for the person; must be one CLIP token")
-    group.add_argument("--class_word", metavar="WORD", default="person", help="word behind the token, and for others of the kind")
+    group.add_argument("--class_word", metavar="WORD", default="person", help="word after the token, and prompt word of the class")
     group.add_argument("--train_text_encoder", action=argparse.BooleanOptionalAction, default=False,
-                       help="dreambooth: train the text encoder beside the U-Net")
+                       help="dreambooth: train the text encoder as well as the U-Net")
     group.add_argument("--embedding", metavar="FILE", type=Path,
-                       help="a prefix: stands in front while textual_inversion learns, and in the last row of the pictures")
+                       help="prefix in front of the prompts of textual_inversion, and in the last row of the image grid")
     group.add_argument("--n_prior_images", metavar="N", type=number(int, 1), default=200,
-                       help="pictures that the frozen model draws of the anchor (concept_ablation) or of the class (dreambooth)")
+                       help="images of the anchor (concept_ablation) or of the class (dreambooth) that the frozen model generates")
     group.add_argument("--prior_weight", metavar="FLOAT", type=number(float, 0), default=1.0,
-                       help="weight of the loss on those pictures with their own prompts; 0: none")
+                       help="weight of the loss on those images with their own prompts; 0: none")
 
 
 def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
-    """Flags of the competing methods and the attacks, some of them `typed`."""
+    """Check the flags of the baselines and the attacks; `typed` are those on the command line."""
     for flag, other, value in WITHOUT_USE:
         given = getattr(args, other)
         if flag in typed and given is not None and value in (None, given):
@@ -109,14 +109,14 @@ def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> N
 
 
 def needed_by(args: argparse.Namespace) -> tuple[str, ...]:
-    """Files without which the method cannot be trained; the trainer of APL says itself what it lacks."""
+    """Flags of files that the method needs; APL's trainer reports missing files itself."""
     names = () if args.names_file else ("people",)
     return {"esd": (*names, *["identity_images"] * (args.z_t == "noised")), "concept_ablation": names, "uce": names,
             "forget_me_not": (*names, "identity_images"), **dict.fromkeys(ATTACKS, ("photos",))}.get(args.train_method, ())
 
 
 def method_asked_for(argv: list[str] | None) -> str:
-    """--train_method of a command line, before it is known to be one."""
+    """--train_method of a command line, not checked yet."""
     asked = Parser(add_help=False)
     asked.add_argument("--train_method", default=APL[0])
     return asked.parse_known_args(argv)[0].train_method

@@ -8,12 +8,12 @@ from args.paths import keep_pipes
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
-        "mean": ()}  # flags by route, beside those that all have
+        "mean": ()}  # route -> its own flags
 SCALES = ("target", "ratio")
 
 
 def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Checked flags, with the `ckpt_path` that --to names; a wrong value ends with a sentence and exit status 2. IN is not looked at."""
+    """Checked flags, with the `ckpt_path` that --to names; an invalid value exits with a sentence and status 2. IN is not checked."""
     parser = build_parser()
     args = parser.parse_args(argv)
     keep_pipes(args)
@@ -21,7 +21,7 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     if unused:
         parser.error(f"--{unused[0]} has no use with --route {args.route}; leave it out")
     if args.to is not None:
-        args.ckpt_path = args.ckpt_path or model_of_preset(parser, args.to)["ckpt_path"]  # its `scale`, of guidance, means another thing
+        args.ckpt_path = args.ckpt_path or model_of_preset(parser, args.to)["ckpt_path"]  # not its `scale`, the guidance scale
         if args.ckpt_path is None:
             parser.error(f"--to {args.to} names no checkpoint; give a preset that does, or --ckpt_path FILE")
     elif args.ckpt_path is None:
@@ -33,7 +33,7 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"OUT {args.target} is a folder; give the name of a file in it")
     for flag, path in (("IN", args.source), ("--ckpt_path", args.ckpt_path)):
         if args.target.resolve() == path.resolve():
-            parser.error(f"OUT {args.target} is {flag} itself, which would be lost; give another OUT")
+            parser.error(f"OUT {args.target} is {flag} itself, which would be overwritten; give another OUT")
     if args.route == "relative" and args.scale is None:
         args.scale = "target"
     return args
@@ -42,29 +42,30 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_parser() -> Parser:
     """Flags of the transfer."""
     parser = Parser(prog="transfer.py", usage="python -m ldm.apl.transfer IN OUT --to PRESET [--route NAME] [--centred] [--scale NAME] ...",
-                    description="A prefix of Stable Diffusion v1's text encoder for both encoders of SDXL, from their token tables alone.")
+                    description="Transfer a prefix from Stable Diffusion v1's text encoder to both encoders of SDXL, using only their "
+                                "token tables.")
     parser.add_argument("source", metavar="IN", type=Path, help="prefix file of any form: .pt, .bin or .safetensors")
     parser.add_argument("target", metavar="OUT", type=Path, help=".safetensors file to write, with clip_l (the prefix itself) and clip_g")
     parser.add_argument("--to", metavar="PRESET", help="preset whose ckpt_path is the target model; its other values are not used")
     parser.add_argument("--ckpt_path", metavar="FILE", type=Path, help="SDXL checkpoint, .safetensors or .ckpt, instead of the preset's")
 
-    group = parser.add_argument_group("route", "from the first token table to the second")
+    group = parser.add_argument_group("route", "method that maps the first token table to the second")
     group.add_argument("--route", choices=ROUTES, default="relative",
                        help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mean: a control")
     group.add_argument("--scale", choices=SCALES,
-                       help="target: mean and standard deviation of the target's table; ratio: each norm as it was beside the table's "
-                            "(default: target for relative, else the map's own)")
+                       help="target: mean and standard deviation of the target's table; ratio: each norm in its original ratio to the "
+                            "table's (default: target for relative, else the map's own)")
     group.add_argument("--centred", action=argparse.BooleanOptionalAction, default=False,
-                       help="cosines from each table's mean row instead of from 0; the linear maps always start there")
+                       help="center each table at its mean row before taking cosines; the linear maps always do")
     group.add_argument("--anchors", metavar="FILE", type=Path, nargs="+",
-                       help="texts whose tokens alone stand for the vocabulary (default: all of it)")
+                       help="texts whose tokens are used as anchors (default: the whole vocabulary)")
     group.add_argument("--penalty", metavar="FLOAT", type=number(float, 0, above=True),
-                       help="of ridge, in units of the mean diagonal entry of A_s^T A_s (default: chosen by cross-validation)")
+                       help="ridge penalty, in units of the mean diagonal entry of A_s^T A_s (default: chosen by cross-validation)")
 
     group = parser.add_argument_group("route relative")
     group.add_argument("--top_k", metavar="K", type=number(int, 0),
-                       help="tokens kept of each vector's code; 0 keeps all (default: 8192, as published, or all of fewer)")
-    group.add_argument("--steps", metavar="N", type=number(int, 1), default=2000, help="of Adam")
+                       help="number of tokens kept per vector; 0 keeps all (default: 8192, as published, or all if fewer)")
+    group.add_argument("--steps", metavar="N", type=number(int, 1), default=2000, help="steps of Adam")
     group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=5e-3, help="learning rate of Adam")
-    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="of the first candidate")
+    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="seed of the initial candidate")
     return parser

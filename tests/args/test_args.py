@@ -199,10 +199,10 @@ def test_a_table_of_one_s_own_does_not_take_the_place_of_the_paper_s(world, caps
     for name in ("table2.yaml", "mine.yaml", "other/mine.yaml"):
         (world / name).write_text("rows: []")
     for what in (["table2.yaml"], ["mine.yaml", "other/mine.yaml"], ["table3", str(ROOT / "configs/paper/table3.yaml")]):
-        assert "would take the place of another" in sentence(capsys, lambda *flags: parse_paper_args([*flags]), *what)
+        assert "would overwrite another" in sentence(capsys, lambda *flags: parse_paper_args([*flags]), *what)
     (world / "training.yaml").write_text("rows: []")
     said = sentence(capsys, lambda *flags: parse_paper_args([*flags]), "training.yaml")
-    assert "would have the folder of the training of all tables" in said
+    assert "would use the folder of the training of all tables" in said
     assert parse_paper_args([str(ROOT / "configs/paper/table3.yaml"), "mine.yaml"]).what[1] == "mine.yaml"
 
 

@@ -152,7 +152,7 @@ def test_wrong_templates_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("7.txt", b"caf\xe9", "7.txt is not UTF-8 text"), ("7.json", b"{", "not valid JSON"), ("metadata.jsonl", b"\xff", "not UTF-8"),
-    ("metadata.csv", b'file_name,text\n7.png,"' + b"x" * 200_000 + b'"', "no valid CSV"), ("8.tar", b"\0" * 100, "8.tar is damaged"),
+    ("metadata.csv", b'file_name,text\n7.png,"' + b"x" * 200_000 + b'"', "not valid CSV"), ("8.tar", b"\0" * 100, "8.tar is damaged"),
     ("7.jpg", b"", "have the same stem")])
 def test_training_refuses_a_flawed_collection_with_the_file(tmp_path, name, content, message):
     save_image(tmp_path / "7.png")
@@ -191,7 +191,7 @@ def test_two_people_with_one_file_stem_are_kept_apart(tmp_path, people):
 
 @pytest.mark.parametrize(("row", "message"), [
     ("Ada,train,A female White singer, long face, brown eyes\n", "line 2, has 5 fields where the header has 3"),
-    ('Ada,train,"A female singer\nBo,test,"A male actor"\nCy,train,A cook\n', "line 2, is no valid CSV"),
+    ('Ada,train,"A female singer\nBo,test,"A male actor"\nCy,train,A cook\n', "line 2, is not valid CSV"),
     ('Ada,train,"A female singer\nBo,test,A male actor"\n', "line 2, has a text that runs over lines"),
     ("Ada,train\n", "line 2, has 2 fields"), ("Ada,tarin,A chef\n", "line 2, puts 'Ada' into the group 'tarin'")])
 def test_a_row_of_people_that_is_not_whole_is_refused_with_its_line(tmp_path, row, message):

@@ -394,7 +394,7 @@ def test_what_fits_no_model_and_models_alike_are_refused(several, tiny_files, ca
     only = [*flags[:start], "--models", str(tiny_files[1]), *flags[start + 4:]]
     assert "pair.safetensors is for two text encoders, and none of the models asked for has as many" in sentence(capsys, *only)
     assert "names two models alike" in sentence(capsys, *flags[:start], "--models", *[str(tiny_files[1])] * 2)
-    assert "--models draws, and --images scores" in sentence(capsys, *flags, "--images", str(out))
+    assert "--models generates images, and --images scores" in sentence(capsys, *flags, "--images", str(out))
     assert "--edited_weights has no use with --models" in sentence(capsys, *flags, "--edited_weights", str(tiny_files[1]))
     assert "--vae_path has no use with presets" in sentence(capsys, *flags[:start], "--models", "mini", "--vae_path", str(tiny_files[1]))
     assert "there is no preset 'nonsense'" in sentence(capsys, *flags[:start], "--models", "nonsense")

@@ -187,7 +187,7 @@ def test_the_same_images_under_another_path_are_the_same_run(command, own_images
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--ckpt_path", "absent.ckpt"], "absent.ckpt is not there"), (["--devices", "977"], "asks for GPU 977"),
-    (["--iterations", "-5"], "'-5'"), (["--lookahead", "0"], "'0'"), (["--grad_accum", "3"], "cannot be made of --batch_size 2"),
+    (["--iterations", "-5"], "'-5'"), (["--lookahead", "0"], "'0'"), (["--grad_accum", "3"], "need more than --batch_size 2"),
     (["--target_cache", "/proc/targets"], "/proc/targets cannot be written"), (["--data_seed", "-1"], "'-1'"),
     (["--batch_size", "3", "--devices", "cpu:2"], "cannot be shared evenly"), (["--n_identities", "0"], "--n_identities"),
     (["--n_identities", "3"], "S_ID shows 2 people where --n_identities asks for 3; give a smaller number"),
