@@ -1,12 +1,12 @@
-"""Makes the paper's datasets (section 4.1): S_ID's attributes and pictures, the gallery of true faces, and S_Reg.
+"""Create the paper's datasets (section 4.1): attributes and images of S_ID, the gallery of reference faces, and S_Reg.
 
     python dataset_generation.py attributes --names names.txt                      # prints requests for any assistant
-    python dataset_generation.py attributes --names names.txt --answers reply.txt  # takes what it answers
+    python dataset_generation.py attributes --names names.txt --answers reply.txt  # reads its answer
     python dataset_generation.py faces --preset mini
     python dataset_generation.py gallery --preset mini --photos runs/faces
     python dataset_generation.py captions --preset sd-v1-5 --images laion_shards --out_dir data/caption_images
 
-Each writes into --out_dir what it made and how, and goes on where it stopped when the same command is run again.
+Each writes its results and settings to --out_dir. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def attributes(args: argparse.Namespace) -> None:
-    """c2 of S_ID, "A [gender] [race] [occupation], [facial attributes]"."""
+    """Create c2 of S_ID, "A [gender] [race] [occupation], [facial attributes]"."""
     from ldm.data.attribute_book import AttributeBook
     from ldm.data.attribute_sentences import read_names
     from ldm.data.chat_endpoint import ChatEndpoint
@@ -39,7 +39,7 @@ def attributes(args: argparse.Namespace) -> None:
 
 
 def faces(args: argparse.Namespace) -> None:
-    """Pictures x^i of S_ID, drawn by the frozen model from the names."""
+    """Generate the images x^i of S_ID with the frozen model from the names."""
     from ldm.apl.launch import launch, set_precision
     from ldm.data.identities import read_people
     from ldm.data.templates import read_templates
@@ -66,7 +66,7 @@ def faces(args: argparse.Namespace) -> None:
 
 
 def gallery(args: argparse.Namespace) -> None:
-    """The face to which ID-ACC compares, of everybody."""
+    """Create the gallery: the reference face of each person, to which ID-ACC compares."""
     from ldm.data.identities import read_people
     from ldm.device import pick_device
     from ldm.evaluation.faces import FaceAnalyzer
@@ -84,7 +84,7 @@ def gallery(args: argparse.Namespace) -> None:
 
 
 def captions(args: argparse.Namespace) -> None:
-    """S_Reg: pictures that the prefix must leave as they are, with their captions."""
+    """Create S_Reg: captioned images whose generation the prefix must preserve."""
     from ldm.data.caption_set import Filters, write_caption_set
     from ldm.data.caption_sources import caption_candidates
     from ldm.data.identities import read_people
@@ -98,7 +98,7 @@ def captions(args: argparse.Namespace) -> None:
                 "people": args.people and file_hash(args.people)}
     RunFolder(args.out_dir, settings, resume=args.resume).write_arguments(vars(args))
     kept = write_caption_set(candidates, args.out_dir, filters, total=total, dropped=dropped)
-    print(f"{args.out_dir} holds {kept} pictures with captions; left out: {dropped} (see dropped.csv there)")
+    print(f"{args.out_dir} holds {kept} images with captions; left out: {dropped} (see dropped.csv there)")
 
 
 if __name__ == "__main__":

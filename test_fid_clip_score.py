@@ -4,8 +4,8 @@
     python test_fid_clip_score.py --preset sd-v1-5 --embedding embeddings/apl-20000.pt --devices 0,1 --keep_images 100
     python test_fid_clip_score.py --preset mini --images theirs_without theirs_with      # no diffusion model is loaded
 
-Writes images, scores, a sheet of pairs for each half, the table of the paper (table2.json, .csv, .md) and a row a half and prefix
-(results.json, .csv, .md) into --out_dir. The same command again goes on where it stopped.
+Writes images, scores, a sheet of image pairs per half, the paper's table (table2.json, .csv, .md) and one row per half and prefix
+(results.json, .csv, .md) to --out_dir. The same command resumes an interrupted run.
 """
 
 from args.common import options_of
@@ -16,7 +16,7 @@ from ldm.util import exit_with_sentence
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_test_fid_clip_score_args(argv)
-    # Imported here so that --help and a mistyped flag are answered at once.
+    # Imported here so that --help and errors in flags do not wait for torch.
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
     from ldm.evaluation.tables import console_table, write_results
