@@ -62,7 +62,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         yield from zip(batch, to_uint8(model.decode_first_stage(latent)), strict=True)
 
 
-def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, batch_size: int = 16, **drawing) -> list[np.ndarray]:
+def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, batch_size: int = 16, **settings) -> list[np.ndarray]:
     """The image of each job, in order, gathered on every rank. Each rank generates its shard of the batches.
 
     Args:
@@ -71,12 +71,12 @@ def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, 
         jobs: see `generate`.
         label: label of the progress bar.
         batch_size: images per batch.
-        drawing: further arguments of `generate`.
+        settings: further arguments of `generate`.
     """
     mine = share(fabric, lambda: batches_of(jobs, batch_size))
-    drawn = [[image for _, image in generate(model, batch, batch_size=batch_size, **drawing)]
+    images = [[image for _, image in generate(model, batch, batch_size=batch_size, **settings)]
              for batch in tqdm(mine, label, unit="batch", disable=not fabric.is_global_zero)]
-    return list(chain(*gather(fabric, drawn)))
+    return list(chain(*gather(fabric, images)))
 
 
 def batches_of(jobs: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:

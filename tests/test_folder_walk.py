@@ -12,8 +12,8 @@ from ldm.data.images import read_collection
 from ldm.evaluation.gallery import person_folders
 from ldm.evaluation.portraits import portraits_in
 from ldm.image_files import image_files, image_suffixes, natural_order
+from ldm.images import images_in
 from ldm.left_out import LeftOut
-from ldm.pictures import picture_files
 from ldm.util import UserError
 
 
@@ -76,7 +76,7 @@ def test_hidden_files_and_folders_are_passed_over_and_counted(tmp_path, left_out
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert names(image_files(tmp_path, left_out)) == ["1.png"] and reasons(left_out) == ["hidden"] * 5
-    assert names(picture_files(tmp_path)) == ["1.png"]
+    assert names(images_in(tmp_path)) == ["1.png"]
 
 
 def test_what_seems_to_be_an_image_or_holds_some_is_listed(tmp_path, left_out):
@@ -176,7 +176,7 @@ def test_pipes_are_listed_and_never_waited_for(tmp_path, left_out):
     assert [record.source.path.name for record in read_collection(tmp_path, left_out)] == ["1.png"]
     assert reasons(left_out) == ["no file"] * 3
     (tmp_path / "folder.png").mkdir()
-    assert names(picture_files(tmp_path)) == ["1.png"]
+    assert names(images_in(tmp_path)) == ["1.png"]
 
 
 @pytest.mark.parametrize(("name", "text"), [

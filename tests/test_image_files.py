@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from ldm.data.images import ImageSource, load_image
 from ldm.image_files import TURNS
-from ldm.pictures import read_image
+from ldm.images import read_image
 from ldm.util import UserError
 
 ORIENTATION = 0x0112

@@ -6,15 +6,15 @@ import time
 import numpy as np
 import pytest
 
-import ldm.pictures
-from ldm.pictures import WAITING, ImageWriter, write_image
+import ldm.images
+from ldm.images import WAITING, ImageWriter, write_image
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (WAITING + 20, 8, 6, 3), np.uint8))
 
 
 def test_all_images_are_written_in_order_with_the_bytes_of_write_image(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: written.append(path) or write_image(path, image))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: written.append(path) or write_image(path, image))
     with ImageWriter() as writer:
         for number, image in enumerate(IMAGES):
             writer.write(tmp_path / f"{number}.png", image)
@@ -26,7 +26,7 @@ def test_all_images_are_written_in_order_with_the_bytes_of_write_image(tmp_path,
 
 def test_no_more_than_a_few_images_wait(monkeypatch):
     given, written, most = 0, [], 0
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: time.sleep(1e-3) or written.append(path))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: time.sleep(1e-3) or written.append(path))
     with ImageWriter() as writer:
         for image in IMAGES:
             given += 1
@@ -42,7 +42,7 @@ def test_a_full_disk_is_the_main_threads_error_and_the_other_images_are_whole(tm
             raise OSError(errno.ENOSPC, "No space left on device")
         write_image(path, image)
 
-    monkeypatch.setattr(ldm.pictures, "write_image", full)
+    monkeypatch.setattr(ldm.images, "write_image", full)
     with pytest.raises(OSError, match="No space left"), ImageWriter() as writer:
         for number, image in enumerate(IMAGES[:count]):
             writer.write(tmp_path / f"{number}.png", image)

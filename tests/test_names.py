@@ -10,8 +10,8 @@ from ldm.data.identities import identity_images, read_people
 from ldm.evaluation.gallery import person_folders
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.portraits import portraits_in
+from ldm.images import write_image
 from ldm.names import NameList, NamesInText, normal_form
-from ldm.pictures import write_image
 from ldm.run_folder import safe_name
 from ldm.util import UserError
 

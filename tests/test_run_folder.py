@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm.evaluation.tables import console_table, markdown_table, write_results
-from ldm.pictures import picture_files, picture_grid, read_image, write_image
+from ldm.images import image_grid, images_in, read_image, write_image
 from ldm.run_folder import RunFolder, safe_name, write_arrays
 from ldm.util import UserError
 
@@ -103,18 +103,18 @@ def test_a_corrupt_picture_is_named(tmp_path, damage):
 def test_picture_files_come_in_natural_order_without_hidden_ones(tmp_path):
     for name in ("10.png", "2.png", "1.JPG", ".3.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in picture_files(tmp_path)] == ["1.JPG", "2.png", "10.png"]
+    assert [path.name for path in images_in(tmp_path)] == ["1.JPG", "2.png", "10.png"]
 
 
 def test_the_grid_shows_every_picture_in_its_cell():
-    sheet = picture_grid([[RED, BLUE], [BLUE, None]], ["no prefix", "with prefix"], ["Ada Lovelace", "Ben"], cell=32)
+    sheet = image_grid([[RED, BLUE], [BLUE, None]], ["no prefix", "with prefix"], ["Ada Lovelace", "Ben"], cell=32)
     pixels = np.asarray(sheet)
     assert (pixels == (255, 0, 0)).all(-1).sum() == 32 * 32 and (pixels == (0, 0, 255)).all(-1).sum() == 2 * 32 * 32
 
 
 def test_a_grid_with_too_few_labels_is_refused():
     with pytest.raises(ValueError, match="label"):
-        picture_grid([[RED, BLUE]], ["row"], ["only one"])
+        image_grid([[RED, BLUE]], ["row"], ["only one"])
 
 
 ROWS = [{"prefix": "none", "id_acc_mean": 0.5, "n_images": 4},

@@ -16,7 +16,7 @@ from ldm.data.benchmarks import read_benchmark
 from ldm.data.captions import caption_images
 from ldm.data.identities import read_people
 from ldm.data.templates import read_templates
-from ldm.pictures import write_image
+from ldm.images import write_image
 from ldm.text_files import read_text, rows_of
 from ldm.util import UserError
 

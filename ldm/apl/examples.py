@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data.captions import CaptionImage
-from ldm.data.frozen import TEXTS_KEPT, Contexts, picture_moments, posterior_draw
+from ldm.data.frozen import TEXTS_KEPT, Contexts, image_moments, sample_latent
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import Mixture, Sample, normal
@@ -71,7 +71,7 @@ class TrainingSet:
         """Compute the posterior of every image of these samples, one image at a time, so that its bits depend on no other image."""
         for key, source in self.sources(numbers).items():
             if key not in self._moments:
-                self._moments[key] = picture_moments(self.model, source)
+                self._moments[key] = image_moments(self.model, source)
 
     def samples(self, numbers: Iterable[int]) -> Samples:
         """The samples with these numbers, S_ID first."""
@@ -84,7 +84,7 @@ class TrainingSet:
         """z_t of the samples, (B, 4, h, w) on the model's device; encodes images that have not been encoded yet."""
         self.encode(samples.numbers)
         drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
-        latent = torch.stack([posterior_draw(self.model, self._moments[sample.is_identity, sample.item], sample.posterior_seed)
+        latent = torch.stack([sample_latent(self.model, self._moments[sample.is_identity, sample.item], sample.posterior_seed)
                               for sample in drawn])
         noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in drawn])
         return self.model.q_sample(latent.to(device), torch.tensor(samples.timesteps, device=device), noise.to(device))

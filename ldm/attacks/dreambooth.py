@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.finetuning.samples import PictureLatents, noise_of, rng_of, timesteps_of
+from ldm.finetuning.samples import ImageLatents, noise_of, rng_of, timesteps_of
 from ldm.finetuning.weights import Weights
 
 
@@ -21,7 +21,7 @@ class DreamBooth:
         prior_weight: of the loss on the class's pictures (prior preservation).
     """
 
-    def __init__(self, weights: Weights, photos: PictureLatents, *, prompt: str, class_prompt: str,
+    def __init__(self, weights: Weights, photos: ImageLatents, *, prompt: str, class_prompt: str,
                  class_latents: Tensor, prior_weight: float, seed: int):
         self.model, self.trained, self.photos = weights.model, weights, photos
         self.prompt, self.class_prompt, self.class_latents = prompt, class_prompt, class_latents

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ldm.contents import digest, hashes_of
 from ldm.data.templates import fill
-from ldm.finetuning.samples import PictureLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
+from ldm.finetuning.samples import ImageLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -62,7 +62,7 @@ class TextualInversion:
         prefixed: the manager's first placeholder stands in front of every prompt.
     """
 
-    def __init__(self, model: LatentDiffusion, vectors: TokenVectors, photos: PictureLatents, *, templates: Sequence[str], phrase: str,
+    def __init__(self, model: LatentDiffusion, vectors: TokenVectors, photos: ImageLatents, *, templates: Sequence[str], phrase: str,
                  prefixed: bool, seed: int):
         self.model, self.trained, self.photos = model, vectors, photos
         self.templates, self.phrase, self.prefixed, self.seed = templates, phrase, prefixed, seed
@@ -79,7 +79,7 @@ class TextualInversion:
         return F.mse_loss(eps.float(), noise)
 
 
-def tokens_of_names(work: Work, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
+def tokens_of_names(work: Work, pictures: ImageLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
                     seed: int, model_hash: str, folder: Path) -> dict[str, EmbeddingManager]:
     """For each name the vectors that textual inversion finds for its pictures, learned by all devices together and kept in files.
 
@@ -96,7 +96,7 @@ def tokens_of_names(work: Work, pictures: PictureLatents, of_name: Mapping[str, 
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
     settings = FinetuningSettings(iterations=iterations, **NAME_OPTIMIZER)
     for name in tqdm(missing, "textual inversion", unit="name", disable=not fabric.is_global_zero):
-        photos = PictureLatents(model, [pictures.sources[number] for number in of_name[name]])
+        photos = ImageLatents(model, [pictures.sources[number] for number in of_name[name]])
         method = TextualInversion(model, TokenVectors(manager_of_name(model, name, seed), NAME_TOKEN), photos, templates=[template],
                                   phrase=NAME_TOKEN, prefixed=False, seed=seed)
         optimizer = adam(method, settings)

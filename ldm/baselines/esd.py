@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.frozen import Contexts
-from ldm.finetuning.samples import PictureLatents, noise_of, rng_of
+from ldm.finetuning.samples import ImageLatents, noise_of, rng_of
 from ldm.finetuning.weights import Weights
 from ldm.models.diffusion.ddim import DDIMSampler
 
@@ -46,13 +46,13 @@ class ESD:
         eta: see `esd_target`.
         start_guidance: guidance scale for sampling z_t.
         bins: number of DDIM steps and of parts of the schedule.
-        pictures: images and, per name, their indices; z_t is then the latent of an image of the name with noise added, which takes
+        photos: images and, per name, their indices; z_t is then the latent of an image of the name with noise added, which takes
             a fiftieth of the time.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
-                 seed: int, pictures: tuple[PictureLatents, dict[str, list[int]]] | None = None):
-        self.model, self.trained, self.names, self.pictures = weights.model, weights, names, pictures
+                 seed: int, photos: tuple[ImageLatents, dict[str, list[int]]] | None = None):
+        self.model, self.trained, self.names, self.photos = weights.model, weights, names, photos
         self.eta, self.start_guidance, self.bins, self.seed = eta, start_guidance, bins, seed
         self.contexts, self.sampler = Contexts(self.model), DDIMSampler(self.model)
         self.sampler.make_schedule(bins, verbose=False)
@@ -69,8 +69,8 @@ class ESD:
         context, noise = self.contexts(names), noise_of(self.model, rngs)
         empty = self.empty.expand_as(context)
         with torch.no_grad():
-            if self.pictures:
-                latents, of_name = self.pictures
+            if self.photos:
+                latents, of_name = self.photos
                 latent = latents([rng.choice(of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
                 noisy_latent = self.model.q_sample(latent, timestep, noise)
             else:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ldm.finetuning.samples import PictureLatents, noise_of, rng_of, timesteps_of
+from ldm.finetuning.samples import ImageLatents, noise_of, rng_of, timesteps_of
 from ldm.finetuning.weights import Weights, cross_attentions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import CrossAttention
@@ -37,14 +37,14 @@ class ForgetMeNot:
 
     Args:
         weights: the trained parameters.
-        pictures: latents of the images of all people.
+        photos: latents of the images of all people.
         of_name: name -> indices of its images.
         tokens: name -> vectors from textual inversion that replace it; empty for without-ti.
     """
 
-    def __init__(self, weights: Weights, pictures: PictureLatents, of_name: Mapping[str, Sequence[int]], *, seed: int,
+    def __init__(self, weights: Weights, photos: ImageLatents, of_name: Mapping[str, Sequence[int]], *, seed: int,
                  tokens: Mapping[str, EmbeddingManager]):
-        self.model, self.trained, self.pictures, self.of_name = weights.model, weights, pictures, of_name
+        self.model, self.trained, self.photos, self.of_name = weights.model, weights, photos, of_name
         self.names, self.seed, self.tokens = list(of_name), seed, tokens
         self._prompts: dict[str, tuple[Tensor, list[int]]] = {}
 
@@ -52,7 +52,7 @@ class ForgetMeNot:
         """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
-        latent = self.pictures([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
+        latent = self.photos([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
         timestep = timesteps_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise_of(self.model, rngs))
         self._prompts |= {name: self.prompt_of(name) for name in names if name not in self._prompts}

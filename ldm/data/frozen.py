@@ -14,7 +14,7 @@ TEXTS_KEPT = 4096  # contexts cached in CPU memory, each 30 kB for the miniature
 
 
 @torch.no_grad()
-def picture_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
+def image_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
     """Mean and log-variance of the autoencoder's posterior for an image, (8, h, w), on the CPU.
 
     Raises:
@@ -25,7 +25,7 @@ def picture_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
 
 
-def posterior_draw(model: LatentDiffusion, moments: Tensor, seed: int) -> Tensor:
+def sample_latent(model: LatentDiffusion, moments: Tensor, seed: int) -> Tensor:
     """Latent z_0 sampled from the posterior with these moments (8, h, w), multiplied by the scale factor; (4, h, w), on the CPU."""
     mean, logvar = moments.chunk(2)  # (4, h, w) each
     return model.get_first_stage_encoding(mean + torch.exp(0.5 * logvar) * normal(seed, mean.shape))

@@ -21,9 +21,9 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.tables import Row, write_csv
 from ldm.image_files import ImageSource, image_files
+from ldm.images import images_in, read_image
 from ldm.left_out import LeftOut, Report, besides
 from ldm.names import NameList, normal_form
-from ldm.pictures import picture_files, read_image
 from ldm.run_folder import safe_name, versions, write_arrays, write_json
 from ldm.text_files import first_of, read_text, rows_of
 from ldm.util import UserError, write_atomically
@@ -119,7 +119,7 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
     there = NameList(gallery, onto)
     rows, table = [], []
     for name, folder in tqdm(people.items(), "gallery", unit="person"):
-        files = picture_files(folder)[first_photo:max_photos]
+        files = images_in(folder)[first_photo:max_photos]
         embeddings, seen, reasons = _embeddings(files, analyzer, out_dir / "gallery" / f"{safe_name(name)}.npz", recogniser)
         seen = _with_unlike(seen, embeddings)
         faces = [what for what in seen if what in WITH_FACE]

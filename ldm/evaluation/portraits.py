@@ -12,9 +12,9 @@ from PIL import Image
 from ldm.evaluation.id_acc import id_acc, identity_scores, image_scores, observations
 from ldm.evaluation.tables import Row, write_csv
 from ldm.image_files import image_files
+from ldm.images import image_grid, read_image
 from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.names import NameList
-from ldm.pictures import picture_grid, read_image
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # of each group
@@ -73,7 +73,7 @@ class IdentityTable:
         """The first picture of the first people of each group, a row for each prefix."""
         columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
         pictures = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
-        return picture_grid(pictures, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
+        return image_grid(pictures, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
 
 
 def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None = None) -> dict[str, list[Path]]:

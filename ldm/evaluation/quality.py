@@ -18,7 +18,7 @@ from ldm.evaluation.fid import frechet_distance, kernel_distance
 from ldm.evaluation.id_acc import bootstrap_interval, id_acc, image_scores, observations
 from ldm.evaluation.portraits import Analyzer
 from ldm.evaluation.tables import Row
-from ldm.pictures import read_image
+from ldm.images import read_image
 from ldm.util import UserError
 
 FACE_WIDTH = 512    # of ArcFace embeddings

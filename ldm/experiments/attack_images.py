@@ -8,10 +8,10 @@ from torch import Tensor
 from ldm.edited_weights import edited, is_edited_weights
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import Variant
+from ldm.images import ImageWriter
 from ldm.loading import read_edited_weights, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import ImageWriter
 
 TOKEN_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 

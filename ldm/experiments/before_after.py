@@ -8,8 +8,8 @@ from PIL import Image
 
 from ldm.experiments.variants import BASE, Variant
 from ldm.generation import generate
+from ldm.images import image_grid
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import picture_grid
 
 
 class BeforeAfter:
@@ -28,7 +28,7 @@ class BeforeAfter:
         """The grid with the prefix, or the edited weights, in their current state."""
         self._before = self._before or self._generate(BASE)
         labels = ["no prefix", "with prefix"] if variant.manager else ["frozen", "edited"]
-        return picture_grid([self._before, self._generate(variant)], labels, list(self.prompts))
+        return image_grid([self._before, self._generate(variant)], labels, list(self.prompts))
 
     def _generate(self, variant: Variant) -> list[np.ndarray]:
         jobs = [(prompt, 0) for prompt in self.prompts.values()]

@@ -17,8 +17,8 @@ from ldm.data.images import write_metadata
 from ldm.data.templates import fill
 from ldm.experiments.pipeline import unfinished_batches
 from ldm.generation import Job, generate
+from ldm.images import ImageWriter
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import ImageWriter
 from ldm.run_folder import RunFolder
 from ldm.sharing import Devices, in_rounds
 from ldm.util import UserError, write_text

@@ -19,7 +19,7 @@ from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import ImageSource
 from ldm.data.templates import fill, read_templates
 from ldm.experiments.method_options import MethodOptions
-from ldm.finetuning.samples import PictureLatents, Work, drawn_latents
+from ldm.finetuning.samples import ImageLatents, Work, generated_latents
 from ldm.finetuning.weights import Weights, parameters_of
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, Report, besides
@@ -54,7 +54,7 @@ def build_esd(options: MethodOptions, material: Material, weights: Weights, _wor
     if weights.model.num_timesteps % options.ddim_steps:
         raise UserError(f"--ddim_steps {options.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give "
                         "a number that does, such as 50")
-    pictures = pictures_of_names(material, weights.model) if options.z_t == "noised" else None
+    pictures = latents_of_names(material, weights.model) if options.z_t == "noised" else None
     return ESD(weights, material.names, eta=options.negative_guidance, start_guidance=options.start_guidance, bins=options.ddim_steps,
                seed=options.seed, pictures=pictures)
 
@@ -70,7 +70,7 @@ def build_concept_ablation(options: MethodOptions, material: Material, weights: 
 
 def build_forget_me_not(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
     """Forget-Me-Not, after its first stage where there is one."""
-    pictures, of_name = pictures_of_names(material, weights.model)
+    pictures, of_name = latents_of_names(material, weights.model)
     tokens = {}
     if options.variant == "with-ti":
         tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=options.ti_iterations, seed=options.seed,
@@ -82,7 +82,7 @@ def build_dreambooth(options: MethodOptions, material: Material, weights: Weight
     """DreamBooth, with the class's pictures drawn."""
     class_prompt = f"a photo of a {options.class_word}"
     jobs = [(class_prompt, number) for number in range(options.n_prior_images if options.prior_weight else 0)]
-    return DreamBooth(weights, PictureLatents(weights.model, material.photos), prompt=f"a photo of {options.phrase}",
+    return DreamBooth(weights, ImageLatents(weights.model, material.photos), prompt=f"a photo of {options.phrase}",
                       class_prompt=class_prompt, class_latents=prior_latents(options, weights.model, jobs, work),
                       prior_weight=options.prior_weight, seed=options.seed)
 
@@ -91,7 +91,7 @@ def build_textual_inversion(options: MethodOptions, material: Material, weights:
     """Textual inversion, behind the prefix of --embedding if there is one."""
     model = weights.model
     vectors = TokenVectors(token_manager(options, model), options.token)
-    return TextualInversion(model, vectors, PictureLatents(model, material.photos), templates=templates_of(options),
+    return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates=templates_of(options),
                             phrase=options.phrase, prefixed=options.embedding is not None, seed=options.seed)
 
 
@@ -136,15 +136,15 @@ def templates_of(options: MethodOptions) -> list[str]:
 
 def prior_latents(options: MethodOptions, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
     """What the frozen model draws for the prompts of the anchor or of the class."""
-    return drawn_latents(work, model, jobs, options.out_dir, model_hash=options.files.hash(), scale=options.scale, seed=options.seed)
+    return generated_latents(work, model, jobs, options.out_dir, model_hash=options.files.hash(), scale=options.scale, seed=options.seed)
 
 
-def pictures_of_names(material: Material, model: LatentDiffusion) -> tuple[PictureLatents, dict[str, list[int]]]:
+def latents_of_names(material: Material, model: LatentDiffusion) -> tuple[ImageLatents, dict[str, list[int]]]:
     """The pictures that show the names, and the numbers of each name's."""
     of_name: dict[str, list[int]] = {name: [] for name in material.names}
     for number, image in enumerate(material.images):
         of_name[image.name].append(number)
-    return PictureLatents(model, material.pictures), of_name
+    return ImageLatents(model, material.sources), of_name
 
 
 def images_of(options: MethodOptions, names: list[str], report: Report) -> list[IdentityImage]:

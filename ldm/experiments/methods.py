@@ -83,7 +83,7 @@ class MethodPlan:
         options = self.options
         files = [getattr(options, flag) for flag in FILES if getattr(options, flag)] + [*(options.preserve_prompts or ())]
         files += [options.embedding] if self.method == "textual_inversion" and options.embedding else []
-        images = [image.name for image in self.material.images], hashes_of(self.material.pictures, options.out_dir / "hashes.json")
+        images = [image.name for image in self.material.images], hashes_of(self.material.sources, options.out_dir / "hashes.json")
         return {name: getattr(options, name) for name in LEARNED_FROM} | {
             "devices": same_devices(options.devices), "precision": precision,
             "images": digest(images), "texts": digest(self.material.names, [file_hash(path) for path in files]),

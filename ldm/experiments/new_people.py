@@ -11,8 +11,8 @@ from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.gallery import make_gallery, person_folders
 from ldm.evaluation.id_acc import load_gallery
 from ldm.image_files import ImageSource
+from ldm.images import images_in
 from ldm.left_out import LeftOut
-from ldm.pictures import picture_files
 from ldm.util import UserError, warn
 
 
@@ -53,7 +53,7 @@ def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -
     people = {}
     for number in range(n_people):
         name, folder = folders[(seed * n_people + number) % len(folders)]
-        files = picture_files(folder)
+        files = images_in(folder)
         if len(files) <= n_photos:
             raise UserError(f"{folder} has {len(files)} photos, and {n_photos} to learn from leave none for the true face; give more, or a "
                             "smaller --n_photos")

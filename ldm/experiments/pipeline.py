@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ldm.evaluation.quality import Scorer, Scores, joined
 from ldm.experiments.variants import ImageSettings, Variant
 from ldm.generation import Job, batches_of, generate
+from ldm.images import ImageWriter, read_image
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import ImageWriter, read_image
 from ldm.sharing import Devices, gather, share
 
 Item = TypeVar("Item")

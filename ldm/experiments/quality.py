@@ -32,8 +32,8 @@ from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.sheet import LABEL
 from ldm.experiments.variants import BASE, ImageSettings, Variant
 from ldm.generation import warn_of_cut_texts
+from ldm.images import ImageWriter, image_grid, read_image
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import ImageWriter, picture_grid, read_image
 from ldm.run_folder import RunFolder, write_json
 from ldm.sharing import Devices, share
 from ldm.util import UserError, first_line, write_atomically
@@ -164,4 +164,4 @@ class HalfFolder:
 def pairs_sheet(pictures: Sequence[Sequence[np.ndarray]], variants: Sequence[Variant], texts: Sequence[str]) -> Image.Image:
     """A row per variant, a column per prompt or name: images of the same noise below each other."""
     rows = ["no prefix" if variant == BASE else f"with {variant.label}" for variant in variants]
-    return picture_grid(pictures, rows, [textwrap.shorten(text, LABEL) for text in texts], cell=160)
+    return image_grid(pictures, rows, [textwrap.shorten(text, LABEL) for text in texts], cell=160)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.pictures import picture_grid, read_image
+from ldm.images import image_grid, read_image
 
 CELL = 128  # side of an image in pixels
 LABEL = 90  # characters above a column
@@ -15,4 +15,4 @@ LABEL = 90  # characters above a column
 def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[str], cell: int = CELL) -> Image.Image:
     """A row per label, a column per person or prompt; None leaves its place empty. UserError if a file is no image."""
     images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
-    return picture_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)
+    return image_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)

@@ -12,7 +12,7 @@ from ldm.attacks.textual_inversion import TextualInversion, TokenVectors
 from ldm.baselines.concept_ablation import ConceptAblation, ablation_loss, begin_of_text_detached, resized
 from ldm.baselines.esd import ESD, PARAMETERS_OF, esd_loss, esd_target
 from ldm.baselines.forget_me_not import ForgetMeNot, attention_norm, attention_probabilities, attention_recorded
-from ldm.finetuning.samples import PictureLatents
+from ldm.finetuning.samples import ImageLatents
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.finetuning.weights import PARAMETERS, UNET, Weights, cross_attentions, parameters_of
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -25,7 +25,7 @@ CAR = "a photo of a person"
 
 @pytest.fixture(scope="module")
 def photos(tiny_model, pictures):
-    return PictureLatents(tiny_model, [image.source for image in pictures[0]])
+    return ImageLatents(tiny_model, [image.source for image in pictures[0]])
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from PIL import Image
 import dataset_generation
 from ldm.data.captions import caption_images
 from ldm.data.images import load_image
+from ldm.images import read_image
 from ldm.left_out import LeftOut
-from ldm.pictures import read_image
 from tests.refusals import refusal
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

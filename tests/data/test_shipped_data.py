@@ -15,7 +15,7 @@ from ldm.data.attribute_sentences import flaw_of, parse_answer
 from ldm.data.identities import read_people
 from ldm.data.templates import read_templates
 from ldm.evaluation.gallery import person_folders
-from ldm.pictures import picture_files, read_image
+from ldm.images import images_in, read_image
 from ldm.run_folder import safe_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,8 +133,8 @@ def test_presets_of_one_scale_differ_only_in_the_model(preset):
 def test_the_miniatures_photos_show_twelve_new_people_in_vggface2s_layout():
     people = person_folders(DATA / "mini" / "photos")
     assert list(people) == [f"n{number:06d}" for number in range(1, 13)]
-    assert {name: len(picture_files(folder)) for name, folder in people.items()} == dict.fromkeys(people, 12)
-    assert {read_image(picture_files(folder)[0]).shape for folder in people.values()} == {(128, 128, 3)}
+    assert {name: len(images_in(folder)) for name, folder in people.items()} == dict.fromkeys(people, 12)
+    assert {read_image(images_in(folder)[0]).shape for folder in people.values()} == {(128, 128, 3)}
 
 
 def values_of(preset: str) -> dict:

@@ -12,7 +12,7 @@ import dataset_generation
 import ldm.evaluation.faces
 from ldm.evaluation.gallery import person_folders, read_classes
 from ldm.evaluation.id_acc import load_gallery
-from ldm.pictures import write_image
+from ldm.images import write_image
 from ldm.run_folder import safe_name
 from ldm.util import UserError
 from tests.refusals import refusal

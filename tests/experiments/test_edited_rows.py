@@ -69,7 +69,7 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_row(tiny_files, tiny_edite
 
 def test_rows_of_pairs_say_what_they_were_drawn_with(tiny_edited, monkeypatch):
     labels = []
-    monkeypatch.setattr("ldm.experiments.quality.picture_grid", lambda pictures, rows, columns, cell: labels.extend(rows))
+    monkeypatch.setattr("ldm.experiments.quality.image_grid", lambda pictures, rows, columns, cell: labels.extend(rows))
     pairs_sheet([[np.zeros((4, 4, 3), np.uint8)]] * 2, [BASE, Variant("esd-4", "esd-4.safetensors", "hash", None, dict)], ["a car"])
     assert labels == ["no prefix", "with esd-4"]
 

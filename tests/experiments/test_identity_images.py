@@ -12,8 +12,8 @@ import dataset_generation
 import ldm.evaluation.faces
 import ldm.experiments.identity_images
 from ldm.data.identities import identity_images, read_people
+from ldm.images import read_image
 from ldm.loading import file_hash
-from ldm.pictures import read_image
 from tests.as_script import run_script
 from tests.refusals import refusal
 
@@ -172,7 +172,7 @@ def test_a_log_that_was_cut_within_a_letter_is_read_to_the_line_before(tmp_path)
 def test_a_finished_run_draws_nothing_again(command, tmp_path, monkeypatch):
     command(tmp_path)
     before = rows_in(tmp_path)
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
     command(tmp_path)
     assert rows_in(tmp_path) == before
 

@@ -19,6 +19,7 @@ from ldm.edited_weights import write_edited_weights
 from ldm.experiments import identity_table, pipeline
 from ldm.experiments.new_people import read_new_people
 from ldm.generation import generate
+from ldm.images import read_image, write_image
 from ldm.loading import ModelFiles, file_hash
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -31,7 +32,6 @@ from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_pla
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import Place, Training
-from ldm.pictures import read_image, write_image
 from ldm.util import UserError
 
 RED, GREEN, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 0)

@@ -10,11 +10,12 @@ import torch
 import yaml
 
 import ldm.experiments.quality
-import ldm.pictures
+import ldm.images
 from args.paper_args import TABLES, parse_paper_args
 from args.train_args import parse_train_args
 from ldm.evaluation.tables import markdown_table
 from ldm.experiments import sheet
+from ldm.images import read_image, write_image
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.paper import __main__ as paper
 from ldm.paper.config import COLUMNS, read_table
@@ -22,7 +23,6 @@ from ldm.paper.results import tables
 from ldm.paper.results.cells import Cell, read_cells
 from ldm.paper.results.tables import MeasuredTable, in_words
 from ldm.paper.runner import trainings
-from ldm.pictures import read_image, write_image
 from ldm.util import UserError
 from tests.refusals import refusal
 from tests.scripts import test_test_fid_clip_score
@@ -120,7 +120,7 @@ def drawn_in(folder: Path) -> dict[str, bytes]:
 
 def no_work(monkeypatch) -> None:
     monkeypatch.setattr(trainings, "run_script", lambda *given: pytest.fail(f"{given} was run"))
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn"))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: pytest.fail(f"{path} was drawn"))
 
 
 def test_a_row_is_trained_once_a_seed_whatever_asks_for_it_and_drawn_once(whole):
@@ -184,8 +184,8 @@ def test_what_was_asked_and_what_it_has_cost_is_noted(whole):
 
 
 def test_the_picture_has_a_row_a_shown_row_and_columns_of_each_part(finished, command, own, asked, monkeypatch):
-    grids, grid = [], sheet.picture_grid
-    monkeypatch.setattr(sheet, "picture_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
+    grids, grid = [], sheet.image_grid
+    monkeypatch.setattr(sheet, "image_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
     paper.main(command(finished, own))
     [(pictures, rows, columns)] = grids
     assert rows == ["base", "other noise", "half", "ours"]
@@ -244,13 +244,13 @@ def test_a_killed_run_goes_on(whole, command, asked, tmp_path, monkeypatch):
         write_image(path, image)
         kept.append(path)
 
-    monkeypatch.setattr(ldm.pictures, "write_image", killed)
+    monkeypatch.setattr(ldm.images, "write_image", killed)
     words = command(tmp_path / "out", [BASE, OURS], seeds=1)
     with pytest.raises(SystemExit) as stopped:
         paper.main(words)
     assert stopped.value.code == 130 and not (tmp_path / "out" / "own").exists() and not list(tmp_path.glob("**/claim"))
     times = {path: path.stat().st_mtime_ns for path in kept if path.exists()}
-    monkeypatch.setattr(ldm.pictures, "write_image", write_image)
+    monkeypatch.setattr(ldm.images, "write_image", write_image)
     paper.main(words)
     drawn = drawn_in(tmp_path / "out")
     assert asked == [0] and times and all(path.stat().st_mtime_ns == written for path, written in times.items())

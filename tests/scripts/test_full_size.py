@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.evaluation.inception import original_inception
+from ldm.images import read_image
 from ldm.loading import read_config
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
-from ldm.pictures import read_image
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import ldm.experiments.quality
-import ldm.pictures
+import ldm.images
 import test_fid_clip_score
 from args.common import parse_with_preset
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
@@ -23,8 +23,8 @@ from ldm.evaluation.quality import PromptScorer
 from ldm.experiments.quality import Half, HalfFolder
 from ldm.experiments.quality_table import papers_table
 from ldm.experiments.variants import BASE, ImageSettings, Variant
+from ldm.images import read_image, write_image
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import read_image, write_image
 from tests.as_script import run_script
 from tests.refusals import refusal
 from tests.scripts.test_test_id import PixelAnalyzer
@@ -104,7 +104,7 @@ def sentence(capsys, *argv: str) -> str:
 
 
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
 
 
 def test_there_is_a_row_for_each_half_and_prefix(finished, inputs):
@@ -177,12 +177,12 @@ def test_a_run_that_is_killed_between_pictures_goes_on(finished, command, tmp_pa
             raise KeyboardInterrupt
         write_image(path, image)
 
-    monkeypatch.setattr(ldm.pictures, "write_image", killed)
+    monkeypatch.setattr(ldm.images, "write_image", killed)
     with pytest.raises(SystemExit) as stopped:
         test_fid_clip_score.main(command(tmp_path))
     assert stopped.value.code == 130 and not (tmp_path / "results.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9]*.png")}
-    monkeypatch.setattr(ldm.pictures, "write_image", write_image)
+    monkeypatch.setattr(ldm.images, "write_image", write_image)
     test_fid_clip_score.main(command(tmp_path))
     assert bytes_below(tmp_path) == bytes_below(finished) and rows_in(tmp_path) == rows_in(finished)
     assert len(kept) == 10 and all(path.stat().st_mtime_ns == written for path, written in kept.items())
@@ -190,7 +190,7 @@ def test_a_run_that_is_killed_between_pictures_goes_on(finished, command, tmp_pa
 
 def test_only_the_images_to_keep_stay_and_the_numbers_are_the_same(finished, command, tmp_path, monkeypatch):
     most = []
-    monkeypatch.setattr(ldm.pictures, "write_image",
+    monkeypatch.setattr(ldm.images, "write_image",
                         lambda path, image: (write_image(path, image), most.append(len(bytes_below(path.parents[1])))))
     test_fid_clip_score.main(command(tmp_path, "--keep_images", 1))
     left, whole = bytes_below(tmp_path), bytes_below(finished)

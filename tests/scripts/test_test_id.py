@@ -15,16 +15,16 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import ldm.pictures
+import ldm.images
 import test_id
 from ldm.apl.prefix import build_prefix
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.experiments import identity_table
+from ldm.images import read_image, write_image
 from ldm.mini.people import named_people, sample_view
 from ldm.mini.portraits import draw_portrait
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.pictures import read_image, write_image
 from tests.as_script import run_script
 from tests.refusals import refusal
 
@@ -170,7 +170,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(finished, copied, command):
 
 
 def test_a_finished_run_draws_nothing_again(copied, command, monkeypatch):
-    monkeypatch.setattr(ldm.pictures, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
+    monkeypatch.setattr(ldm.images, "write_image", lambda path, image: pytest.fail(f"{path} was drawn again"))
     before = rows_in(copied)
     test_id.main(command(copied))
     assert rows_in(copied) == before
@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_between_pictures_goes_on(finished, command, tmp_pa
             raise KeyboardInterrupt
         write_image(path, image)
 
-    monkeypatch.setattr(ldm.pictures, "write_image", killed)
+    monkeypatch.setattr(ldm.images, "write_image", killed)
     with pytest.raises(SystemExit) as stopped:
         test_id.main(command(tmp_path))
     assert stopped.value.code == 130 and len(bytes_below(tmp_path)) == 4

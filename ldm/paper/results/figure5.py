@@ -20,13 +20,13 @@ from args.paths import ROOT
 from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
 from ldm.evaluation.tables import Row, write_csv
 from ldm.experiments.new_people import NewPerson
+from ldm.images import image_grid, read_image
 from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import Panel, draw_panels
 from ldm.paper.results.tables import write_table
 from ldm.paper.runner.attacks import WITHOUT, Attack, AttackOptions, AttackPlan, attacks
 from ldm.paper.runner.trainings import Training
-from ldm.pictures import picture_grid, read_image
 from ldm.util import UserError, write_atomically
 
 CONFIG = ROOT / "configs" / "paper" / "figure5.yaml"
@@ -106,7 +106,7 @@ class Figure5:
             for curve, iteration, paths in piece.pictures():
                 if iteration == self.plan.iterations:
                     rows.setdefault(f"{curve.replace('_', ' ')} prefix", []).append(read_image(paths[0]))
-        return picture_grid(list(rows.values()), list(rows), [piece.name for piece in shown])
+        return image_grid(list(rows.values()), list(rows), [piece.name for piece in shown])
 
     def _faces(self, row: str, pieces: Sequence[Attack]) -> list[Row]:
         return [face for piece in pieces for face in piece.faces if f"{face['curve']}, {face['iteration']}" == row]
