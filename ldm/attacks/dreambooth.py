@@ -1,4 +1,4 @@
-"""DreamBooth (arXiv 2208.12242), the attack of section 4.4: the model learns a new person from a few photos, under a rare token."""
+"""DreamBooth (arXiv 2208.12242), the attack of section 4.4: fine-tunes the model on a few photos of a person under a rare token."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,15 @@ from ldm.finetuning.weights import Weights
 
 
 class DreamBooth:
-    """Training samples: one of the photos with the prompt "a photo of sks person", and a drawn picture of "a photo of a person".
+    """DreamBooth as a `ldm.finetuning.trainer.Method`. A training sample is a photo with the prompt "a photo of sks person", and a
+    generated image of the prompt "a photo of a person".
 
     Args:
-        weights: what is trained; with the text encoder's among them, contexts are computed with those.
-        photos: of the person, encoded.
-        prompt, class_prompt: of the photos and of the class's pictures.
-        class_latents: (N, 4, h, w), what the frozen model draws for class_prompt.
-        prior_weight: of the loss on the class's pictures (prior preservation).
+        weights: the trained parameters; if they include the text encoder, contexts are computed with it.
+        photos: latents of the person's photos.
+        prompt, class_prompt: prompts of the photos and of the class's images.
+        class_latents: (N, 4, h, w), images that the frozen model generates for class_prompt.
+        prior_weight: weight of the loss on the class's images (prior preservation); 0 omits it.
     """
 
     def __init__(self, weights: Weights, photos: ImageLatents, *, prompt: str, class_prompt: str,
@@ -28,13 +29,13 @@ class DreamBooth:
         self.prior_weight, self.seed = prior_weight, seed
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.finetuning.trainer.Method`."""
+        """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         latent = self.photos([rng.randrange(len(self.photos.sources)) for rng in rngs], rngs)
         prompts: Sequence[str] = [self.prompt] * len(rngs)
         if self.prior_weight:
-            drawn = self.class_latents[[rng.randrange(len(self.class_latents)) for rng in rngs]]
-            latent, prompts, rngs = torch.cat([latent, drawn.to(latent)]), [*prompts, *[self.class_prompt] * len(rngs)], [*rngs, *rngs]
+            prior = self.class_latents[[rng.randrange(len(self.class_latents)) for rng in rngs]]
+            latent, prompts, rngs = torch.cat([latent, prior.to(latent)]), [*prompts, *[self.class_prompt] * len(rngs)], [*rngs, *rngs]
         timestep, noise = timesteps_of(self.model, rngs), noise_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         with self.trained.in_place():

@@ -1,0 +1,73 @@
+"""The glossary of ldm/README.md is kept: none of its replaced words in docstrings, comments, messages, help texts and READMEs."""
+
+import ast
+import io
+import re
+import tokenize
+
+import pytest
+
+from args.common import ROOT
+
+# To be extended folder by folder; logbook.py, sharing.py and fabric.py are not checked yet.
+CHECKED = ("args", "ldm/data", "ldm/evaluation", "ldm/export", "ldm/baselines", "ldm/finetuning", "ldm/attacks", "ldm/README.md",
+           "configs/README.md", "configs/presets", "data/README.md", "embeddings/README.md", "test_id.py", "test_fid_clip_score.py",
+           "dataset_generation.py",
+           *(f"ldm/{name}.py" for name in ("__init__", "containers", "contents", "device", "edited_weights", "finite", "generation",
+                                           "image_files", "images", "left_out", "loading", "names", "public_names", "run_folder",
+                                           "text_files", "util")))
+# Phrases in which such a word has another meaning: the paper's Figures, people, and a prompt for a diffusion model.
+ALLOWED = re.compile(r"tables? (and|or) figures?|public figures|figures? of the paper|painting, drawing, cartoon", re.IGNORECASE)
+CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+
+
+def glossary():
+    """Replaced word -> the word to use, from the table in ldm/README.md."""
+    table = (ROOT / "ldm/README.md").read_text(encoding="utf-8").partition("## Glossary")[2]
+    rows = re.findall(r"^\| (.+?) \| .+ \|(.*)\|$", table, re.MULTILINE)
+    return {word: use for use, words in rows for word in re.findall("`([^`]+)`", words)}
+
+
+def checked_files():
+    for name in CHECKED:
+        path = ROOT / name
+        yield from [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in (".py", ".md", ".yaml"))
+
+
+def prose_of(text, suffix):
+    """(line, text) of each comment and each string with a space in it; of Markdown the paragraphs without code; of YAML the comments."""
+    if suffix == ".py":
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        comments = [(one.start[0], one.string) for one in tokens if one.type == tokenize.COMMENT]
+        strings = [(node.lineno, node.value) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)
+                   and isinstance(node.value, str) and " " in node.value]
+        return comments + strings
+    if suffix == ".md":
+        text = CODE.sub(lambda code: "\n" * code[0].count("\n"), text)
+        return [(number, line) for number, line in enumerate(text.splitlines(), start=1)]
+    return [(number, line.partition("#")[2]) for number, line in enumerate(text.splitlines(), start=1)]
+
+
+def flaws_in(text, suffix):
+    """(line, word) of each replaced word in the prose of a file."""
+    words = re.compile(rf"\b({'|'.join(map(re.escape, glossary()))})\b", re.IGNORECASE)
+    return [(line, found.lower()) for line, prose in prose_of(text, suffix) for found in words.findall(ALLOWED.sub("", prose))]
+
+
+def test_the_glossary_is_read():
+    assert glossary()["pictures"] == "image, `image`" and len(glossary()) > 20
+
+
+@pytest.mark.parametrize(("text", "suffix", "expected"), [
+    ('"""A picture of it."""', ".py", [(1, "picture")]), ("pictures = 1\nx = 'picture'", ".py", []),
+    ("x = 1  # drawn", ".py", [(1, "drawn")]), ('f"{x} goes on"', ".py", [(1, "goes on")]),
+    ("Tables and figures.\n\nThe figures", ".md", [(3, "figures")]),
+    ("`picture`\n```\ndraw\n```\nHe", ".md", [(5, "he")]), ("picture: 1  # beside", ".yaml", [(1, "beside")])])
+def test_replaced_words_are_found_in_prose_and_not_in_code(text, suffix, expected):
+    assert flaws_in(text, suffix) == expected
+
+
+@pytest.mark.parametrize("path", checked_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_keeps_to_the_glossary(path):
+    flaws = flaws_in(path.read_text(encoding="utf-8"), path.suffix)
+    assert not flaws, ", ".join(f"line {line}: '{word}', use {glossary()[word]}" for line, word in flaws)
