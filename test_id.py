@@ -2,10 +2,10 @@
 
     python test_id.py --preset mini
     python test_id.py --preset sd-v1-5 --embedding embeddings/apl-20000.pt --gallery data/gallery.npz --out_dir runs/id
-    python test_id.py --preset mini --images my_pictures      # my_pictures/<name>/*.png; no diffusion model is loaded
+    python test_id.py --preset mini --images my_images        # my_images/<name>/*.png; no diffusion model is loaded
     python test_id.py --preset mini --models mini mini-sd-b mini-sepia    # the same prefix on several models, Figure 3
 
-Writes images, manifest, images.csv, identities.csv, grid.png and the table (results.json, .csv, .md) into --out_dir.
+Writes images, manifest, images.csv, identities.csv, grid.png and the table (results.json, .csv, .md) to --out_dir.
 """
 
 from args.common import options_of
@@ -19,7 +19,7 @@ SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_test_id_args(argv)
-    # Imported here so that --help and a mistyped flag are answered at once.
+    # Imported here so that --help and errors in flags do not wait for torch.
     from ldm.data.identities import read_people
     from ldm.device import pick_device
     from ldm.evaluation.tables import console_tables, write_results

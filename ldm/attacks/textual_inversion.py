@@ -1,6 +1,6 @@
-"""Textual inversion (arXiv 2208.01618): a new token learns what some photos show; nothing else in the model changes.
+"""Textual inversion (arXiv 2208.01618): learns the vector of a new token from photos; the model stays frozen.
 
-As an attack (as in arXiv 2308.01508), the anonymization prompt stands in front while the token is learned. It is also the first stage of
+As an attack (see arXiv 2308.01508), the token is learned with the anonymization prompt in front of it. It is also the first stage of
 Forget-Me-Not.
 """
 
@@ -29,7 +29,7 @@ NAME_OPTIMIZER: dict[str, Any] = {"batch_size": 1, "lr": 1e-3, "weight_decay": 0
 
 
 class TokenVectors:
-    """The vectors of one placeholder of a manager, which are trained; its others stay."""
+    """Trainable vectors of one placeholder of a manager; its other placeholders stay frozen."""
 
     def __init__(self, manager: EmbeddingManager, token: str):
         self.manager, self.token = manager, token
@@ -46,20 +46,23 @@ class TokenVectors:
         self.manager.load_state_dict(state)
 
     def save(self, path: Path, *, step: int, **metadata: Any) -> None:
-        """An embedding file of this placeholder alone."""
+        """Write an embedding file with only this placeholder."""
         write_embedding_file(path, {self.token: self.vectors.detach()}, {self.token: self.manager.string_to_token_dict[self.token]},
                              step=step, metadata=metadata)
 
 
 class TextualInversion:
-    """Training samples: one of the photos, noised, and a template with the token in it.
+    """Textual inversion as a `ldm.finetuning.trainer.Method`. A training sample is a photo with noise added, and a template filled with
+    the token.
 
     Args:
-        vectors: what is trained.
-        photos: encoded.
-        templates: with {} for the token.
-        phrase: what stands in the templates, the token among it.
-        prefixed: the manager's first placeholder stands in front of every prompt.
+        model: the frozen model.
+        vectors: the trained vectors.
+        photos: latents of the photos.
+        templates: prompt templates with {}.
+        phrase: text with the token that fills the templates.
+        prefixed: put the manager's first placeholder in front of every prompt.
+        seed: seed of the samples.
     """
 
     def __init__(self, model: LatentDiffusion, vectors: TokenVectors, photos: ImageLatents, *, templates: Sequence[str], phrase: str,
@@ -68,7 +71,7 @@ class TextualInversion:
         self.templates, self.phrase, self.prefixed, self.seed = templates, phrase, prefixed, seed
 
     def loss(self, numbers: range) -> Tensor:
-        """See `ldm.finetuning.trainer.Method`."""
+        """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         latent = self.photos([rng.randrange(len(self.photos.sources)) for rng in rngs], rngs)
         prompts = [fill(rng.choice(self.templates), self.phrase) for rng in rngs]
@@ -79,24 +82,26 @@ class TextualInversion:
         return F.mse_loss(eps.float(), noise)
 
 
-def tokens_of_names(work: Work, pictures: ImageLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
+def tokens_of_names(work: Work, images: ImageLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
                     seed: int, model_hash: str, folder: Path) -> dict[str, EmbeddingManager]:
-    """For each name the vectors that textual inversion finds for its pictures, learned by all devices together and kept in files.
+    """Vectors for each name, learned from its images by textual inversion. All devices share the names; files cache the vectors.
 
     Args:
-        pictures: of all names; with the numbers of each name's.
-        template: prompt of the pictures, with {}.
-        iterations: for each name.
-        folder: where the files are; those of the same settings are not learned again.
+        work: devices, and a callback after each file.
+        images: latents of the images of all names.
+        of_name: name -> indices of its images.
+        template: prompt template of the images, with {}.
+        iterations: optimizer steps per name.
+        folder: folder of the cached files; those of the same settings are reused.
     """
-    fabric, model = work.fabric, pictures.model
-    taken = dict(of_name), hashes_of(pictures.sources, folder / "hashes.json")
+    fabric, model = work.fabric, images.model
+    taken = dict(of_name), hashes_of(images.sources, folder / "hashes.json")
     key = digest(template, iterations, seed, model_hash, dtype_of(model), taken)
     files = {name: folder / f"tokens-{key}" / f"{safe_name(name)}.pt" for name in of_name}
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
     settings = FinetuningSettings(iterations=iterations, **NAME_OPTIMIZER)
     for name in tqdm(missing, "textual inversion", unit="name", disable=not fabric.is_global_zero):
-        photos = ImageLatents(model, [pictures.sources[number] for number in of_name[name]])
+        photos = ImageLatents(model, [images.sources[number] for number in of_name[name]])
         method = TextualInversion(model, TokenVectors(manager_of_name(model, name, seed), NAME_TOKEN), photos, templates=[template],
                                   phrase=NAME_TOKEN, prefixed=False, seed=seed)
         optimizer = adam(method, settings)
@@ -113,7 +118,7 @@ def tokens_of_names(work: Work, pictures: ImageLatents, of_name: Mapping[str, Se
 
 
 def manager_of_name(model: LatentDiffusion, name: str, seed: int) -> EmbeddingManager:
-    """The first NAME_VECTORS token embeddings of a name, and drawn ones where it has fewer."""
+    """Manager with the first NAME_VECTORS token embeddings of a name, filled up with random ones if the name has fewer tokens."""
     embedder = model.cond_stage_model
     manager = EmbeddingManager(embedder, [NAME_TOKEN], num_vectors_per_token=NAME_VECTORS, init="vocab",
                                generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Portraits on disk -> identity accuracy: the scores of each image into rows and files."""
+"""Identity accuracy of portraits on disk: collects the scores of each image in rows and files of metrics."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.names import NameList
 from ldm.util import UserError, write_atomically
 
-PEOPLE_IN_GRID = 4  # of each group
+PEOPLE_IN_GRID = 4  # per group
 
-Portraits = Mapping[str, Sequence[Path]]  # the files that should show each person
+Portraits = Mapping[str, Sequence[Path]]  # name -> image files that should show the person
 
 
 class Analyzer(Protocol):
-    """What is needed of FaceAnalyzer: image (H, W, 3) uint8 RGB -> a face with `.embedding` (512,), or None."""
+    """Interface of FaceAnalyzer: image (H, W, 3) uint8 RGB -> a face with `.embedding` (512,), or None."""
 
     def analyze(self, image: np.ndarray) -> Any: ...
 
@@ -32,59 +32,61 @@ class Analyzer(Protocol):
 
 @dataclass
 class IdentityTable:
-    """Rows of identity accuracy; behind each of them its pictures and its people.
+    """Table of identity accuracy, with rows per group, per image and per person.
 
     Args:
-        gallery: the true face of everybody, see `load_gallery`.
-        threshold: cosine from which a face counts as the person.
-        out_dir: paths in the table are relative to it.
+        gallery: reference faces, see `load_gallery`.
+        threshold: minimum cosine at which a face counts as the person.
+        out_dir: output folder; paths in the table are relative to it.
     """
 
     gallery: Mapping[str, np.ndarray]
     threshold: float
     out_dir: Path
     rows: list[Row] = field(default_factory=list)
-    pictures: list[Row] = field(default_factory=list)
+    images: list[Row] = field(default_factory=list)
     people: list[Row] = field(default_factory=list)
-    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first picture
+    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first image
 
     def add(self, portraits: Portraits, faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
-        """Adds the row of one group of people.
+        """Add the row of one group of people, for one model and prefix.
 
         Args:
-            faces: embedding of each image of `portraits`, in order, (N, 512); not-a-number without a face.
+            portraits: images of each person.
+            faces: embedding of each image of `portraits`, in order, (N, 512); NaN without a face.
         """
         what = {"model": model, "prefix": prefix, "group": group}
         firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
         self._shown.setdefault(prefix, {}).update(firsts)
         images = [(name, os.path.relpath(path, self.out_dir)) for name, paths in portraits.items() for path in paths]
         scores = image_scores(observations(faces, *zip(*images, strict=True)) if images else [], self.gallery)
-        self.pictures += [what | row for row in scores]
+        self.images += [what | row for row in scores]
         self.people += [what | row for row in identity_scores(scores)]
         self.rows.append(what | id_acc(scores, threshold=self.threshold))
 
     def write_details(self) -> None:
-        """images.csv (a row a picture), identities.csv (a row a person) and grid.png (a row a prefix) in `out_dir`, once."""
-        write_csv(self.pictures, self.out_dir / "images.csv")
+        """Write images.csv (one row per image), identities.csv (per person) and grid.png (per prefix) to `out_dir`."""
+        write_csv(self.images, self.out_dir / "images.csv")
         write_csv(self.people, self.out_dir / "identities.csv")
         write_atomically(self.out_dir / "grid.png", self.grid().save)
 
     def grid(self) -> Image.Image:
-        """The first picture of the first people of each group, a row for each prefix."""
+        """The first image of the first people of each group, one row per prefix."""
         columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
-        pictures = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
-        return image_grid(pictures, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
+        images = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
+        return image_grid(images, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
 
 
 def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None = None) -> dict[str, list[Path]]:
-    """Pictures of each person in `folder`/<name>/; the name of a folder may have any spelling (ldm/names.py).
+    """Images of each person in `folder`/<name>/; the folder name may have any spelling of the name (ldm/names.py).
 
     Args:
-        names: everybody who may be there.
-        report: see `files_below`; None: a strict `LeftOut`.
+        folder: folder with one sub-folder per person.
+        names: list of people.
+        report: see `files_below`; None uses a strict `LeftOut`.
 
     Raises:
-        UserError: no pictures, a folder that has nobody's name, or two folders of one person.
+        UserError: there are no images, a folder has no name of the list, or two folders have the same name.
     """
     folder, report, known = Path(folder), report or LeftOut(strict=True), NameList(names)
     portraits: dict[str, list[Path]] = {}
@@ -95,11 +97,11 @@ def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None
             continue
         name = known.find(path.name)
         if not name:
-            raise UserError(f"{path} has pictures, but nobody in the list of people is called '{path.name}'{known.hint(path.name)}; "
+            raise UserError(f"{path} has images, but nobody in the list of people is called '{path.name}'{known.hint(path.name)}; "
                             "rename the folder or add the person to --people and --gallery")
         if name in portraits and portraits[name][0].parent != path:
             raise UserError(f"{portraits[name][0].parent} and {path} are both folders of '{name}'; merge or rename them")
         portraits.setdefault(name, []).append(file)
     if not portraits:
-        raise UserError(f"{folder} holds no pictures in folders of names{besides(report)}; expected {folder}/<name>/*.png")
+        raise UserError(f"{folder} holds no images in folders of names{besides(report)}; expected {folder}/<name>/*.png")
     return portraits
