@@ -11,13 +11,14 @@ from args.common import ROOT
 
 # To be extended folder by folder; logbook.py, sharing.py and fabric.py are not checked yet.
 CHECKED = ("args", "ldm/data", "ldm/evaluation", "ldm/export", "ldm/baselines", "ldm/finetuning", "ldm/attacks", "ldm/README.md",
-           "configs/README.md", "configs/presets", "data/README.md", "embeddings/README.md", "test_id.py", "test_fid_clip_score.py",
-           "dataset_generation.py",
+           "README.md", "configs/README.md", "configs/presets", "data/README.md", "embeddings/README.md",
+           "test_id.py", "test_fid_clip_score.py", "dataset_generation.py",
            *(f"ldm/{name}.py" for name in ("__init__", "containers", "contents", "device", "edited_weights", "finite", "generation",
                                            "image_files", "images", "left_out", "loading", "names", "public_names", "run_folder",
                                            "text_files", "util")))
-# Phrases in which such a word has another meaning: the paper's Figures, people, and a prompt for a diffusion model.
-ALLOWED = re.compile(r"tables? (and|or) figures?|public figures|figures? of the paper|painting, drawing, cartoon", re.IGNORECASE)
+# Phrases in which such a word has another meaning: the paper's Figures, people, a prompt, and a verdict that ldm.paper has printed.
+ALLOWED = re.compile(r"tables? (and|or) figures?|figures \d|figures? of the paper|public figures|painting, drawing, cartoon"
+                     r"|within noise \d+", re.IGNORECASE)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
