@@ -12,11 +12,7 @@ from ldm.attacks.textual_inversion import TextualInversion, TokenVectors
 from ldm.baselines.concept_ablation import ConceptAblation, ablation_loss, begin_of_text_detached, resized
 from ldm.baselines.esd import ESD, PARAMETERS_OF, esd_loss, esd_target
 from ldm.baselines.forget_me_not import ForgetMeNot, attention_norm, attention_probabilities, attention_recorded
-<<<<<<< HEAD
 from ldm.finetuning.samples import ImageLatents
-=======
-from ldm.finetuning.samples import ImageLatents, Work, generated_latents
->>>>>>> 9e14fa2 (Prose of what the rooms' second phase rewrote; renames in its new files)
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.finetuning.weights import PARAMETERS, UNET, Weights, cross_attentions, parameters_of
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -210,50 +206,3 @@ def test_the_name_takes_the_anchors_place_and_no_part_of_a_word(method_of):
     method.contexts = lambda texts: seen.append(texts) or torch.zeros(len(texts), 77, 32)
     method.loss(range(1))
     assert seen == [["a personal photo of Ada Stone"], ["a personal photo of a person"]]
-<<<<<<< HEAD
-=======
-
-
-def test_only_the_tokens_vectors_are_inverted(method_of):
-    method = method_of("textual_inversion")
-    prefix = method.trained.manager.string_to_param_dict["alz"].clone()
-    optimizer = adam(method, settings := FinetuningSettings(iterations=2, batch_size=2, lr=1e-2, weight_decay=1e-2))
-    start = method.trained.vectors.detach().clone()
-    training_step(OneDevice(), method, optimizer, settings, 1)
-    assert torch.equal(method.trained.manager.string_to_param_dict["alz"], prefix)
-    assert not torch.equal(method.trained.vectors, start)
-
-
-def test_the_prefix_stands_in_front_while_a_token_is_learned(method_of):
-    method = method_of("textual_inversion")
-    behind = method.loss(range(2)).item()
-    method.prefixed = False
-    assert method.loss(range(2)).item() != behind
-
-
-def test_a_names_vectors_start_as_its_tokens(tiny_model):
-    table = tiny_model.cond_stage_model.get_input_embeddings().weight
-    token_ids = tiny_model.cond_stage_model.tokenizer("Ada Stone", add_special_tokens=False)["input_ids"]
-    vectors = manager_of_name(tiny_model, "Ada Stone", 0).string_to_param_dict[NAME_TOKEN]
-    assert len(vectors) == 4 and torch.equal(vectors[:len(token_ids)], table[token_ids])
-
-
-def test_vectors_of_names_are_learned_once(tiny_model, photos, tmp_path, monkeypatch):
-    flags = {"template": "a photo of {}", "iterations": 2, "seed": 0, "model_hash": "abc", "folder": tmp_path}
-    first = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
-    monkeypatch.setattr("ldm.attacks.textual_inversion.training_step", None)
-    again = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
-    assert all(torch.equal(first[name].string_to_param_dict[NAME_TOKEN], again[name].string_to_param_dict[NAME_TOKEN]) for name in NAMES)
-    assert not torch.equal(first[NAMES[0]].string_to_param_dict[NAME_TOKEN], first[NAMES[1]].string_to_param_dict[NAME_TOKEN])
-
-
-def test_drawn_latents_that_were_cut_off_are_gone_on_with(tiny_model, tmp_path, monkeypatch):
-    jobs = [(CAR, number) for number in range(10)]
-    flags = {"model_hash": "abc", "scale": 2.0, "seed": 0, "steps": 2}
-    whole = generated_latents(Work(OneDevice()), tiny_model, jobs, tmp_path / "a", **flags)
-    path, = (tmp_path / "a").glob("*.pt")
-    torch.save(whole[:8].clone(), path)
-    assert torch.equal(generated_latents(Work(OneDevice()), tiny_model, jobs, tmp_path / "a", **flags), whole)
-    assert whole.shape == (10, 4, 4, 4)
-    assert generated_latents(Work(OneDevice()), tiny_model, [], tmp_path / "none", **flags).shape == (0, 4, 4, 4)
->>>>>>> 9e14fa2 (Prose of what the rooms' second phase rewrote; renames in its new files)
