@@ -356,7 +356,7 @@ def test_of_the_preset_only_the_checkpoint_is_used(files):
     (["prefix.pt", "out.safetensors", "--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is not there"),
     (["prefix.pt", "out.pt", "--to", "xl"], "OUT out.pt does not end in .safetensors"),
     (["prefix.pt", "presets.safetensors", "--to", "xl"], "OUT presets.safetensors is a folder"),
-    (["prefix.pt", "sdxl.safetensors", "--to", "xl"], "OUT sdxl.safetensors is --ckpt_path itself, which would be lost"),
+    (["prefix.pt", "sdxl.safetensors", "--to", "xl"], "OUT sdxl.safetensors is --ckpt_path itself, which would be overwritten"),
     (["a.safetensors", "./a.safetensors", "--to", "xl"], "OUT a.safetensors is IN itself"),
     (["prefix.pt", "out.safetensors", "--to", "xl", "--route", "mean", "--scale", "ratio"], "--scale has no use with --route mean"),
     (["prefix.pt", "out.safetensors", "--to", "xl", "--route", "ridge", "--top_k=5"], "--top_k has no use with --route ridge"),

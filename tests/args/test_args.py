@@ -168,7 +168,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
     (["--prompt", "../apl"], "--prompt"),
     (["--iter", "5"], "unrecognized arguments"),
     (["word"], "unrecognized arguments: word"),
-    (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is not there; put the checkpoint there or give the path"),
+    (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is not there; put the checkpoint there or give its path"),
     (["--config_path", "faces"], "--config_path faces is a folder; give a file"),
     (["--identity_images", "p.csv"], "--identity_images p.csv is a file; make them"),
     (["--identity_images", "empty"], "--identity_images empty is an empty folder"),

@@ -364,9 +364,9 @@ def test_a_table_that_is_none_is_refused_before_any_training(command, asked, tmp
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ([], "it is not said what to make; give some of table1, figure1"), (["table7"], "there is no 'table7'; give some of table1"),
-    (["none.yaml"], "there is no 'none.yaml'"), (["all", "table1"], "'all' stands alone; leave out table1"),
-    (["table1", "report"], "'report' stands alone; leave out table1"),
+    ([], "WHAT is missing; give some of table1, figure1"), (["table7"], "there is no 'table7'; give some of table1"),
+    (["none.yaml"], "there is no 'none.yaml'"), (["all", "table1"], "'all' cannot be combined; leave out table1"),
+    (["table1", "report"], "'report' cannot be combined; leave out table1"),
     (["table1", "--n_photos", "2"], "--n_photos has no use without figure5"),
     (["table1", "--num_nodes", "2"], "--num_nodes 2 has no use here; start the same command on each machine"),
     (["table1", "--devices", "gpu"], "none of auto, cpu"), (["table1", "--seeds", "0"], "--seeds"),
