@@ -60,7 +60,7 @@ def faces(args: argparse.Namespace) -> None:
     set_precision(model, recipe.precision)
     images = IdentityImages(fabric, model, folder, names, recipe, n_samples=args.n_samples, batch_size=args.batch_size,
                             count_faces=analyzer and analyzer.count)
-    summary = images.draw(args.max_redraws)
+    summary = images.generate(args.max_redraws)
     if fabric.is_global_zero:
         print(f"{args.out_dir} holds {summary}")
 

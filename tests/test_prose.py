@@ -12,14 +12,14 @@ from args.common import ROOT
 # To be extended folder by folder; logbook.py, sharing.py and fabric.py are not checked yet.
 CHECKED = ("args", "ldm/data", "ldm/evaluation", "ldm/export", "ldm/baselines", "ldm/finetuning", "ldm/attacks", "ldm/README.md",
            "README.md", "configs/README.md", "configs/presets", "data/README.md", "embeddings/README.md",
-           "test_id.py", "test_fid_clip_score.py", "dataset_generation.py",
+           "test_id.py", "test_fid_clip_score.py", "dataset_generation.py", "ldm/experiments",
            *(f"ldm/{name}.py" for name in ("__init__", "containers", "contents", "device", "edited_weights", "finite", "generation",
                                            "image_files", "images", "left_out", "loading", "names", "public_names", "run_folder",
                                            "text_files", "util")))
 # Phrases in which such a word has another meaning: the paper's Figures, people, a prompt, and a verdict that ldm.paper has printed.
 ALLOWED = re.compile(r"tables? (and|or) figures?|figures \d|figures? of the paper|public figures|painting, drawing, cartoon"
                      r"|within noise \d+", re.IGNORECASE)
-CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+BLOCK, INLINE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), re.compile("`[^`\n]+`")
 
 
 def glossary():
@@ -36,7 +36,7 @@ def checked_files():
 
 
 def prose_of(text, suffix):
-    """(line, text) of each comment and each string with a space in it; of Markdown the paragraphs without code; of YAML the comments."""
+    """(line, text) of each comment and each string with a space in it; of Markdown all but blocks of code; of YAML the comments."""
     if suffix == ".py":
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         comments = [(one.start[0], one.string) for one in tokens if one.type == tokenize.COMMENT]
@@ -44,7 +44,7 @@ def prose_of(text, suffix):
                    and isinstance(node.value, str) and " " in node.value]
         return comments + strings
     if suffix == ".md":
-        text = CODE.sub(lambda code: "\n" * code[0].count("\n"), text)
+        text = BLOCK.sub(lambda code: "\n" * code[0].count("\n"), text)
         return [(number, line) for number, line in enumerate(text.splitlines(), start=1)]
     return [(number, line.partition("#")[2]) for number, line in enumerate(text.splitlines(), start=1)]
 
@@ -52,7 +52,8 @@ def prose_of(text, suffix):
 def flaws_in(text, suffix):
     """(line, word) of each replaced word in the prose of a file."""
     words = re.compile(rf"\b({'|'.join(map(re.escape, glossary()))})\b", re.IGNORECASE)
-    return [(line, found.lower()) for line, prose in prose_of(text, suffix) for found in words.findall(ALLOWED.sub("", prose))]
+    found = [(line, words.findall(ALLOWED.sub("", INLINE.sub("", prose)))) for line, prose in prose_of(text, suffix)]
+    return [(line, word.lower()) for line, those in found for word in those]
 
 
 def test_the_glossary_is_read():

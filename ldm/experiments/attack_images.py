@@ -1,4 +1,4 @@
-"""The images of an attack's checkpoint, for each variant of the model behind it (paper section 4.4)."""
+"""Generates the images of an attack's checkpoints, for each variant of the model (paper section 4.4)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,14 @@ TOKEN_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embeddin
 
 def generate_from_checkpoint(pipeline: Pipeline, checkpoint: Path | None, shots: Sequence[tuple[Variant, Sequence[Shot]]], *, token: str,
                              ckpt_path: Path) -> None:
-    """Generates the images that are not there; those of all checkpoints and variants have the same noise.
+    """Generate the missing images. Images of all checkpoints and variants start from the same noise.
 
     Args:
+        pipeline: generates the images.
         checkpoint: see `checkpoint_weights`; None is the model before the attack.
-        token: of the attack, in the prompts.
+        shots: variants of the model, each with its images.
+        token: the attack's token in the prompts.
+        ckpt_path: checkpoint of the base model.
     """
     weights = checkpoint_weights(pipeline.model, checkpoint, token, ckpt_path) if checkpoint else {}
     with edited(pipeline.model, weights), ImageWriter() as writer:
@@ -32,7 +35,7 @@ def generate_from_checkpoint(pipeline: Pipeline, checkpoint: Path | None, shots:
 
 
 def checkpoint_weights(model: LatentDiffusion, checkpoint: Path, token: str, ckpt_path: Path) -> Mapping[str, Tensor]:
-    """What an attack's checkpoint changes in the model: its edited weights, or the token's row in the table of embeddings."""
+    """Tensors that an attack's checkpoint changes: its edited weights, or the token table with the token's learned row."""
     if is_edited_weights(checkpoint):
         return read_edited_weights(checkpoint, shapes_of(model), ckpt_path)
     manager = EmbeddingManager(model.cond_stage_model, [token], num_vectors_per_token=1)

@@ -1,4 +1,4 @@
-"""Images of the same prompts with the same noise, without and with a prefix (as the paper's Figures 1 and 3)."""
+"""Images of the same prompts and noise, without and with a prefix (as in the paper's Figures 1 and 3)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,11 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 class BeforeAfter:
-    """A labelled grid: one column per prompt, the frozen model's image above, the variant's below.
+    """Labelled image grid with one column per prompt: the frozen model's image above, the variant's below.
 
     Args:
-        prompts: prompt by its label.
+        model: the frozen model.
+        prompts: label -> prompt.
         sampling: ddim_steps, scale, seed and batch_size for `generate`.
     """
 

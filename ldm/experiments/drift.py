@@ -1,7 +1,7 @@
-"""What a prefix does to prompts that name nobody (paper sections 3.5 and 4.3): it should do nothing.
+"""Drift: change of the images of prompts without names, which the prefix should preserve (paper sections 3.5 and 4.3).
 
-The measure is how far images move at equal noise, beside how far another noise moves the base model's images, and
-whether they still show what their prompt says.
+The metrics are the mean squared change at equal noise, compared with the change by another noise, and the share of images that still
+match their prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,20 +21,21 @@ Recogniser = Callable[[Sequence[np.ndarray], Sequence[str]], ArrayLike]  # index
 
 def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], variants: Sequence[Variant], *, name: str,
                model_name: str, recognise: Recogniser | None = None, **sampling: Any) -> list[Row]:
-    """Rows with model, prefix, prompts, mse, recognised: the model as it is, the same with other noise, each variant.
+    """Rows with model, prefix, prompts, mse and recognised, for the base model, the base model with other noise, and each variant.
 
     Args:
-        fabric: its ranks share the images; each returns all rows.
-        prompts: different texts; one image each.
-        variants: see `load_variants`; `BASE` is there in any case.
-        name: of the set of prompts, for the rows.
-        recognise: images and captions -> the index of the caption that fits each image best; None leaves
-            `recognised` empty.
+        fabric: devices that share the images; each rank returns all rows.
+        model: the frozen model.
+        prompts: distinct prompts, one image each.
+        variants: see `load_variants`; `BASE` is always included.
+        name: name of the set of prompts in the rows.
+        model_name: name of the model in the rows.
+        recognise: maps images and captions to the index of the best caption for each image; None leaves `recognised` empty.
         sampling: ddim_steps, scale, seed and batch_size for `generate_shared`.
 
     Returns:
-        mse is the mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
-        recognised the share of images that fit their own prompt best among all `prompts`.
+        mse: mean over prompts and pixels in [-1, 1] of the squared difference from the first row's image;
+        recognised: share of images whose own prompt matches best among all `prompts`.
     """
     cases = {"none": (0, BASE), "none, other noise": (1, BASE)} | {variant.file: (0, variant) for variant in variants}
     warn_of_cut_texts(model, prompts, [variant.manager for _, variant in cases.values()], what=f"prompts of '{name}'")
@@ -49,11 +50,11 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
 
 
 def pixel_mse(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    """Mean squared difference of two lists of (H, W, 3) uint8 images, with pixels in [-1, 1]: 0 .. 4."""
+    """Mean squared difference of two lists of (H, W, 3) uint8 images with pixels scaled to [-1, 1]; 0 .. 4."""
     return float(np.mean([np.square((image.astype(np.float32) - other) / 127.5).mean()
                           for image, other in zip(images, others, strict=True)]))
 
 
 def recognised(images: Sequence[np.ndarray], prompts: Sequence[str], recognise: Recogniser) -> float:
-    """Share of images, one a prompt, for which the recogniser picks their own prompt among all."""
+    """Share of images, one per prompt, for which the recognizer selects their own prompt among all."""
     return float(np.mean(np.asarray(recognise(images, prompts)) == np.arange(len(prompts))))

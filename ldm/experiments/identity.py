@@ -22,24 +22,28 @@ from ldm.util import UserError
 def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[str, np.ndarray], people: Mapping[str, Sequence[str]],
                   variants: Sequence[Variant], *, model_name: str, n_samples: int, threshold: float, out_dir: Path, resume: bool = True,
                   arguments: Mapping[str, Any] | None = None, attributes: Mapping[str, str] | None = None) -> list[Row]:
-    """A row per group and variant; images, per-image and per-person CSV and an image grid in `out_dir`.
+    """One row per group and variant; writes images, CSV files per image and per person, and an image grid to `out_dir`.
 
     Args:
-        scorer: without features of FID; its `attributes`, if it has them, add attr_kept and attr_random, see `attributes_kept`, where
-            there are two samples and two people.
-        gallery: the true face of everybody in `people`, and of whom else rank-1 should choose from.
+        pipeline: generates and scores the images.
+        scorer: scorer without FID features; with `attributes` it adds attr_kept and attr_random (see `attributes_kept`) if there are at
+            least two samples and two people.
+        gallery: reference faces of everybody in `people`, and further people for rank-1.
         people: group ("train", "test") -> names.
         variants: see `load_variants`.
-        threshold: cosine from which a face counts as the person.
-        resume: keep images that an earlier run finished; they must have been made in the same way.
-        arguments: of the command, written beside the images.
-        attributes: name -> c2; adds the rows "c2", the model as it is with attributes instead of the name.
+        model_name: name of the model in the rows.
+        n_samples: images per name.
+        threshold: minimum cosine at which a face counts as the person.
+        out_dir: output folder.
+        resume: keep finished images of an earlier run with the same settings.
+        arguments: arguments of the command, written next to the images.
+        attributes: name -> c2; adds rows "c2" of the base model with attributes instead of the name.
 
     Returns:
-        Rows with model, prefix, group and what `id_acc` returns, on every rank.
+        Rows with model, prefix, group and the columns of `id_acc`, on every rank.
 
     Raises:
-        UserError: `out_dir` holds images that were made in another way, or somebody's attributes are asked for and empty.
+        UserError: `out_dir` holds images of other settings, or a person lacks attributes for the rows "c2".
     """
     unknown = [name for names in people.values() for name in names if attributes is not None and not attributes.get(name)]
     if unknown:
@@ -69,16 +73,19 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
 
 
 def portrait_shots(folder: RunFolder, variant: Variant, described: Mapping[str, str], template: str, n_samples: int) -> list[Shot]:
-    """`n_samples` shots of each person, person after person.
+    """`n_samples` shots per person, grouped by person.
 
     Args:
-        described: by which words the prompt calls each name: by the name itself, or by attributes.
-        template: with {name}.
+        folder: folder of the images.
+        variant: variant of the model, for the paths.
+        described: name -> text that replaces {name} in the prompt: the name itself or the attributes.
+        template: prompt with {name}.
+        n_samples: images per person.
     """
     shots: dict[tuple[str, int], Shot] = {}
     for name, words in described.items():
         prompt = template.replace("{name}", words)
-        for sample in range(n_samples):  # people with equal attributes take further samples of the same prompt
+        for sample in range(n_samples):  # people with equal attributes use further samples of the same prompt
             number = next(number for number in itertools.count(sample) if (prompt, number) not in shots)
             shots[prompt, number] = Shot(prompt, number, name, folder.image_path(variant.label, name, sample))
     return list(shots.values())

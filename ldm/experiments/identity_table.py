@@ -1,4 +1,4 @@
-"""Identity accuracy of portraits that are generated, or of images that exist, from options named as the flags (section 4.2)."""
+"""Identity accuracy of generated portraits or existing images, from options named like the flags (paper section 4.2)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ldm.left_out import LeftOut
 from ldm.sharing import Devices
 from ldm.util import UserError
 
-if TYPE_CHECKING:  # images that exist need no diffusion model
+if TYPE_CHECKING:  # existing images need no diffusion model
     from ldm.experiments.variants import Variant
     from ldm.loading import ModelFiles
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # images that exist need no diffusion model
 
 @dataclass(frozen=True)
 class IdentityOptions:
-    """How people are generated and recognised, named as the flags of test_id.py."""
+    """Settings for generating and recognizing people, named like the flags of test_id.py."""
 
-    face_pack: Path | None  # None: no rows of identity
+    face_pack: Path | None  # None omits the identity rows
     gallery: Path | None
     det_size: Sequence[int]
     det_thresh: float
@@ -48,25 +48,26 @@ class IdentityOptions:
     resume: bool
 
     def analyzer(self, device: torch.device) -> FaceAnalyzer:
-        """The face detector and recogniser."""
+        """The face detector and recognizer."""
         return FaceAnalyzer(self.face_pack, self.det_size, self.det_thresh, device=str(device))
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What `generate` needs beside the prompts."""
+        """Arguments of `generate` besides the prompts."""
         return {"ddim_steps": self.ddim_steps, "scale": self.scale, "seed": self.seed, "batch_size": self.batch_size}
 
 
 class IdentityEvaluation:
-    """Identity accuracy and drift of a model's variants. Everything but the model is read here: what is missing is found out at once.
+    """Identity accuracy and drift of a model's variants. All inputs except the model are read here, so that errors are found early.
 
     Args:
+        options: settings.
         people: group -> names.
         attributes: name -> c2.
-        device: of the face recogniser and CLIP.
+        device: device of the face recognizer and of CLIP.
 
     Raises:
-        UserError: a file is not what it should be.
+        UserError: an input file is missing or invalid.
     """
 
     def __init__(self, options: IdentityOptions, people: Mapping[str, Sequence[str]], attributes: Mapping[str, str],
@@ -85,7 +86,12 @@ class IdentityEvaluation:
         """Rows of identity accuracy per group and variant, then rows of drift per set of prompts and variant, on every rank.
 
         Args:
-            arguments: of the command, written beside the images.
+            fabric: devices that share the work.
+            model: the frozen model.
+            files: its files.
+            variants: see `load_variants`.
+            precision: precision of the U-Net.
+            arguments: arguments of the command, written next to the images.
         """
         from ldm.experiments.drift import drift_rows
         from ldm.experiments.identity import identity_rows
@@ -107,7 +113,7 @@ class IdentityEvaluation:
 
 def table_of_model(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]], files: "ModelFiles",
                    embedding: Sequence[Path], fabric: Devices, precision: str, arguments: Mapping[str, Any]) -> list[Row]:
-    """The rows of a model without a prefix and with each file of `embedding`; none but on rank 0."""
+    """Rows of a model without a prefix and with each file of `embedding`; empty except on rank 0."""
     from ldm.apl.launch import set_precision
     from ldm.device import pick_precision
     from ldm.experiments.variants import load_variants
@@ -121,10 +127,10 @@ def table_of_model(options: IdentityOptions, people: Mapping[str, Person], names
 
 def table_of_images(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]], images: Path,
                     device: torch.device) -> list[Row]:
-    """Rows of the images in a folder, of which nothing says how they were made.
+    """Rows of existing images in a folder.
 
     Raises:
-        UserError: they show nobody of `names`, or a file is not what it should be.
+        UserError: the folder has no images of `names`, or a file is invalid.
     """
     left_out = LeftOut(strict=True)
     portraits = portraits_in(images, list(people), left_out)
@@ -136,7 +142,7 @@ def table_of_images(options: IdentityOptions, people: Mapping[str, Person], name
     table = IdentityTable(gallery, options.threshold, options.out_dir)
     for group in filter(shown.get, shown):
         files = [(name, path) for name in shown[group] for path in portraits[name]]
-        scores = score_files([path for _, path in files], [name for name, _ in files], scorer, f"recognising {group}")
+        scores = score_files([path for _, path in files], [name for name, _ in files], scorer, f"recognizing {group}")
         table.add({name: portraits[name] for name in shown[group]}, scores["face"], model=str(images), prefix="unknown", group=group)
     table.write_details()
     left_out.announce(options.out_dir)
@@ -144,11 +150,11 @@ def table_of_images(options: IdentityOptions, people: Mapping[str, Person], name
 
 
 def people_asked_for(people: Mapping[str, Person], group: str, n_names: int | None) -> dict[str, list[str]]:
-    """Group -> the first `n_names` names of it; `group` "all" asks for every group."""
+    """Group -> its first `n_names` names; "all" selects every group."""
     groups = GROUPS if group == "all" else (group,)
     return {group: [person.name for person in people.values() if person.group == group][:n_names] for group in groups}
 
 
 def identity_scorer(analyzer: Analyzer, gallery: Mapping[str, np.ndarray], attributes: AttributesOf | None = None) -> IdentityScorer:
-    """Scores faces, and attributes where they are asked for, as the gallery needs them."""
+    """Scorer of faces, and optionally attributes, with the width of the gallery's embeddings."""
     return IdentityScorer(None, analyzer, attributes, width=len(next(iter(gallery.values()))))

@@ -153,7 +153,7 @@ def images_of(options: MethodOptions, names: list[str], report: Report) -> list[
     images = [image for image in identity_images(options.identity_images, read_people(options.people), report) if image.name in erased]
     without = sorted(erased - {image.name for image in images})
     if without:
-        raise UserError(f"{options.identity_images} has no picture of {', '.join(without[:3])}, to be erased; add some, or leave the name "
+        raise UserError(f"{options.identity_images} has no image of {', '.join(without[:3])}, to be erased; add some, or leave the name "
                         "out")
     return images
 

@@ -1,4 +1,4 @@
-"""Options of a competing method or an attack, named as the flags of train.py; args/train_methods.py says which method reads which."""
+"""Options of a baseline or an attack, named like the flags of train.py; args/train_methods.py lists the flags of each method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ldm.loading import ModelFiles
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Flags that a method does not read are None."""
+    """Options of a method; those that it does not read are None."""
 
     files: ModelFiles  # of the frozen model
     train_method: str
-    prompt: str        # name of the run, of which the result's file is called
+    prompt: str        # name of the run and of its result files
     out_dir: Path
     resume: bool
     devices: str
@@ -27,7 +27,7 @@ class MethodOptions:
     batch_size: int | None
     log_every: int | None
     save_every: int | None
-    # what is learned from, and under which names
+    # training data, and names for it
     people: Path | None
     names_file: Path | None
     identity_images: Path | None
@@ -62,5 +62,5 @@ class MethodOptions:
 
     @property
     def phrase(self) -> str:
-        """What an attacker calls the person: the token and the class word."""
+        """Phrase for the person in an attacker's prompts: the token and the class word."""
         return f"{self.token} {self.class_word}".strip()

@@ -39,7 +39,7 @@ FILES = ("anchor_prompts", "templates")
 
 
 class MethodPlan:
-    """What will be trained.
+    """Plan of a training, from checked options.
 
     Args:
         flags: of the command, all of them, for arguments.json.

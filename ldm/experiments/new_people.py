@@ -1,4 +1,4 @@
-"""People whom a model learns later (paper section 4.4): which photos it learns from, and which give the true face."""
+"""People that an attack teaches the model (paper section 4.4): splits their photos into training photos and held-out photos."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,31 +18,31 @@ from ldm.util import UserError, warn
 
 @dataclass(frozen=True)
 class NewPerson:
-    """The photo files of a person; those of `learned` and of `held_out` are different ones."""
+    """Photo files of a person: `learned` for training, `held_out` for the reference face; disjoint."""
 
     folder: Path
     learned: list[Path]
     held_out: list[Path]
 
     def copy_learned(self, place: Path) -> None:
-        """Makes `place` a folder of the learned photos and nothing else: what an attack may see."""
+        """Replace the folder `place` by one with copies of the training photos only."""
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         for photo in self.learned:
             shutil.copy2(photo, place / photo.name)
 
     def fingerprint(self) -> str:
-        """8 hexadecimal digits that stand for the content of the photos."""
+        """Hash of the photos' content, 8 hexadecimal digits."""
         return digest(*(hashes_of(map(ImageSource, photos)) for photos in (self.learned, self.held_out)))[:8]
 
 
 def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -> dict[str, NewPerson]:
-    """The first people of a folder by name, and for each further seed the next ones, from the first again at the end.
+    """The first `n_people` people of a folder; each further seed takes the next ones, cyclically.
 
-    The first `n_photos` photos of each are learned, the others held out.
+    The first `n_photos` photos of each person are for training, the others are held out.
 
     Raises:
-        UserError: the folder holds no folders of people, or fewer people or photos than asked for.
+        UserError: the folder has no sub-folders of people, or fewer people or photos than requested.
     """
     left_out = LeftOut(strict=True)
     folders = list(person_folders(photos, report=left_out).items())
@@ -55,17 +55,17 @@ def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -
         name, folder = folders[(seed * n_people + number) % len(folders)]
         files = images_in(folder)
         if len(files) <= n_photos:
-            raise UserError(f"{folder} has {len(files)} photos, and {n_photos} to learn from leave none for the true face; give more, or a "
-                            "smaller --n_photos")
+            raise UserError(f"{folder} has {len(files)} photos, and {n_photos} for training leave none for the reference face; give more, "
+                            "or a smaller --n_photos")
         people[name] = NewPerson(folder, files[:n_photos], files[n_photos:])
     return people
 
 
-def true_face(name: str, person: NewPerson, analyzer: FaceAnalyzer, out_dir: Path) -> dict[str, np.ndarray]:
-    """Mean embedding of the held-out photos by name, (512,) of unit length; files of `make_gallery` go to `out_dir`.
+def reference_face(name: str, person: NewPerson, analyzer: FaceAnalyzer, out_dir: Path) -> dict[str, np.ndarray]:
+    """Name -> mean embedding of the held-out photos, (512,) of unit length; writes the files of `make_gallery` to `out_dir`.
 
     Raises:
-        UserError: these photos show no face.
+        UserError: no face is detected in these photos.
     """
     make_gallery({name: person.folder}, analyzer, out_dir, first_photo=len(person.learned))
     return load_gallery(out_dir / "gallery.npz", [name])

@@ -1,7 +1,7 @@
-"""Generating and scoring images: the one pipeline of Table 1, both halves of Table 2, Figure 5 and the table at the end of train.py.
+"""Pipeline that generates and scores images for Table 1, both halves of Table 2, Figure 5 and the final table of train.py.
 
-A shot names an image by its prompt and sample number, on which its noise depends, and by its file. Images that are there are read, the
-others are generated. A batch with one missing image is generated whole, so that a resumed run ends with the same bytes: the last bit of an
+A shot identifies an image by its prompt and sample number, which determine its noise, and by its file. Existing images are read, missing
+ones are generated. A batch with a missing image is generated completely, so that a resumed run gives the same bytes: the last bit of an
 image can depend on its batch.
 """
 
@@ -29,7 +29,10 @@ class Shot:
     """An image to generate.
 
     Args:
-        text: the name or the prompt with which it is scored.
+        prompt: prompt without the placeholder.
+        sample: sample number, see `image_noise`.
+        text: name or prompt with which the image is scored.
+        path: image file.
     """
 
     prompt: str
@@ -43,8 +46,10 @@ class Pipeline:
     """Generates and scores images of one model.
 
     Args:
-        fabric: its ranks share `scores`; the other methods work on this rank alone.
-        batch_size: images per pass.
+        fabric: devices that share the work of `scores`; the other methods work on this rank only.
+        model: the frozen model.
+        settings: settings of the images.
+        batch_size: images per batch.
     """
 
     fabric: Devices
@@ -63,13 +68,13 @@ class Pipeline:
         return joined(gather(self.fabric, parts))
 
     def images(self, variant: Variant, shots: Sequence[Shot], writer: ImageWriter, bar: tqdm) -> list[np.ndarray]:
-        """The images of the shots, (H, W, 3) uint8 RGB, in order; edited weights are in place already."""
+        """Images of the shots, (H, W, 3) uint8 RGB, in order. The caller applies edited weights, see `Variant.in_place`."""
         generated = {shot.path: image for shot, image in self.generate(variant, shots, writer)}
         bar.update(len(shots))
         return [generated[shot.path] if shot.path in generated else read_image(shot.path) for shot in shots]
 
     def generate(self, variant: Variant, shots: Sequence[Shot], writer: ImageWriter) -> Iterator[tuple[Shot, np.ndarray]]:
-        """Generates and writes the images that are not there; edited weights are in place already."""
+        """Generate and write the missing images. The caller applies edited weights, see `Variant.in_place`."""
         batches = unfinished_batches(shots, lambda shot: shot.path.exists(), self.batch_size)
         missing = [shot for batch in batches for shot in batch]
         jobs: list[Job] = [(shot.prompt, shot.sample) for shot in missing]
@@ -84,5 +89,5 @@ class Pipeline:
 
 
 def unfinished_batches(items: Sequence[Item], is_finished: Callable[[Item], bool], batch_size: int) -> list[Sequence[Item]]:
-    """The batches of `batch_size` items in which one is not finished."""
+    """Batches of `batch_size` items with at least one unfinished item."""
     return [batch for batch in batches_of(items, batch_size) if not all(map(is_finished, batch))]

@@ -1,13 +1,13 @@
-"""Images of Table 2, generated, scored and deleted (paper section 4.3): 30 000 prompts on any number of devices, and never all at once.
+"""Generates, scores and deletes the images of Table 2 (paper section 4.3): 30 000 prompts in chunks, on any number of devices.
 
     <out_dir>/<half>/manifest.json, images/                      see ldm/run_folder.py
-    <out_dir>/<half>/images/<prefix>/metadata.jsonl              the prompt of each picture kept (half non_id)
-    <out_dir>/<half>/scores/<settings>/settings.json             with what the pictures were scored
-    <out_dir>/<half>/scores/<settings>/<prefix>/<pictures>.npz   the scores of up to CHUNK pictures
+    <out_dir>/<half>/images/<prefix>/metadata.jsonl              the prompt of each kept image (half non_id)
+    <out_dir>/<half>/scores/<settings>/settings.json             settings of the scorer
+    <out_dir>/<half>/scores/<settings>/<prefix>/<images>.npz     scores of up to CHUNK images
     <out_dir>/<half>/pairs.png                                   same prompt and noise, without and with each prefix
 
-A chunk is finished when its scores and those of its pictures that are kept are there. A killed run goes on at the next picture.
-Other settings of drawing are refused by the manifest; other settings of scoring have a folder of their own.
+A chunk is finished when its scores and its kept images exist. A killed run resumes at the next image. The manifest refuses other
+settings of the images; other settings of the scorer use another folder.
 """
 
 import hashlib
@@ -38,18 +38,20 @@ from ldm.run_folder import RunFolder, write_json
 from ldm.sharing import Devices, share
 from ldm.util import UserError, first_line, write_atomically
 
-CHUNK = 64      # pictures that are scored, and let go, together
+CHUNK = 64      # images that are scored and released together
 PAIRS = 8       # columns of the sheet
 
 
 @dataclass(frozen=True)
 class Half:
-    """One half of Table 2: which images, how they are generated, and how they are scored.
+    """One half of Table 2: its images, their settings, and their scorer.
 
     Args:
         name: "id" or "non_id".
-        texts: what stands for {name} in the prompt of each image, and its sample number.
-        scored_with: everything that `scorer` depends on, JSON values.
+        texts: per image, the text that replaces {name} in the prompt, and the sample number.
+        settings: settings of the images.
+        scorer: scores the images.
+        scored_with: settings that determine the scores, JSON values.
     """
 
     name: str
@@ -60,15 +62,18 @@ class Half:
 
 
 class HalfFolder:
-    """The images and scores of one half, generated and scored by all ranks of a run.
+    """Images and scores of one half, generated and scored by all ranks of a run.
 
     Args:
-        fabric: its ranks share the unfinished chunks.
-        keep_images: of each prefix, the first ones, the others are deleted; None keeps all.
-        resume: keep what an earlier run of the same settings finished; False deletes it.
+        fabric: devices that share the unfinished chunks.
+        half: images and scorer.
+        variants: see `load_variants`.
+        out_dir: output folder of both halves.
+        keep_images: number of images to keep per variant, from the first; None keeps all.
+        resume: keep results of an earlier run with the same settings; False deletes them.
 
     Raises:
-        UserError: the folder holds pictures that were made in another way, or with another prefix of the same name.
+        UserError: the folder holds images of other settings, or of another prefix with the same name.
     """
 
     def __init__(self, fabric: Devices, half: Half, variants: Sequence[Variant], out_dir: Path, *, keep_images: int | None = None,
@@ -86,20 +91,20 @@ class HalfFolder:
             write_json(self.scores / "settings.json", half.scored_with)
 
     def generate_and_score(self, model: LatentDiffusion, batch_size: int) -> None:
-        """Finishes every image of every variant; ends on all ranks together."""
+        """Generate and score every unfinished image of every variant; all ranks return together."""
         pipeline = Pipeline(self.fabric, model, self.half.settings, batch_size)
         prompts = [self.half.settings.prompt.replace("{name}", text) for text, _ in self.half.texts]
         warn_of_cut_texts(model, prompts, [variant.manager for variant in self.variants], what=f"prompts of the half '{self.half.name}'")
         for variant in self.variants:
             mine = share(self.fabric, partial(self._unfinished, variant))
             weights = variant.in_place(model) if mine else nullcontext()
-            # of rank 0's share, which ends with the others
+            # of rank 0's shard
             total, label = sum(len(self._chunk(start)) for start in mine), f"{self.half.name}, {variant.label}"
             with weights, tqdm(total=total, desc=label, unit="image", disable=not self.fabric.is_global_zero) as bar:
                 for start in mine:
                     self._finish(pipeline, variant, start, bar)
         self.fabric.barrier()
-        if self.fabric.is_global_zero:  # not before: another rank may be about to write where this one deletes
+        if self.fabric.is_global_zero:  # after the barrier, since other ranks may still write
             for variant in self.variants:  # an earlier run may have kept more
                 for text in self.half.texts[self.kept:]:
                     self._image_path(variant, text).unlink(missing_ok=True)
@@ -107,7 +112,11 @@ class HalfFolder:
                 folder.rmdir()
 
     def scores_of(self, variant: Variant) -> Scores:
-        """The scores of all images of a variant, in the order of `texts`; UserError where a file of them is missing or damaged."""
+        """Scores of all images of a variant, in the order of `texts`.
+
+        Raises:
+            UserError: a file of scores is missing or damaged.
+        """
         chunks = []
         for start in range(0, len(self.half.texts), CHUNK):
             path = self._scores_path(variant, start)
@@ -115,12 +124,12 @@ class HalfFolder:
                 with np.load(path, allow_pickle=False) as arrays:
                     chunks.append({key: arrays[key] for key in arrays.files})
             except (OSError, ValueError, BadZipFile) as error:
-                raise UserError(f"the scores {path} cannot be read ({first_line(error)}); delete {self.path}, and the same command makes "
+                raise UserError(f"the scores {path} cannot be read ({first_line(error)}); delete {self.path}, and the same command creates "
                                 "them again") from None
         return joined(chunks)
 
     def write_pairs(self) -> None:
-        """pairs.png, and for prompts the list of those whose pictures are kept."""
+        """Write pairs.png, and for the half non_id the prompts of the kept images."""
         columns = self.half.texts[:min(PAIRS, self.kept)]
         pictures = [[read_image(self._image_path(variant, text)) for text in columns] for variant in self.variants]
         sheet = pairs_sheet(pictures, self.variants, [text for text, _ in columns])
@@ -155,7 +164,7 @@ class HalfFolder:
         return self.folder.image_path(variant.label, *text)
 
     def _scores_path(self, variant: Variant, start: int) -> Path:
-        """Named by its pictures and how they are drawn, so that scores never count for others, whatever is added or deleted."""
+        """Path named by the images and their settings, so that scores cannot be used for other images."""
         generated = json.dumps([asdict(self.half.settings), variant.hash, self._chunk(start)], sort_keys=True)
         pictures = hashlib.sha256(generated.encode()).hexdigest()[:16]
         return self.scores / variant.label / f"{pictures}.npz"

@@ -26,18 +26,18 @@ ENCODERS = {1: "one text encoder", 2: "two text encoders"}
 def table_of_models(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]],
                     models: Sequence[ModelFiles], embedding: Sequence[Path], fabric: Devices, precision: str,
                     arguments: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
-    """Rows as `table_of_model` gives them, of all models, and the same as rows of Table 1; none but on rank 0.
+    """Rows of `table_of_model` for all models, and the same in the layout of Table 1; empty except on rank 0.
 
-    Each model has a folder of its own in --out_dir; table1.json, .csv and .md and figure3.png are beside them.
+    Each model has its own folder in --out_dir, next to table1.json, .csv and .md and figure3.png.
 
     Raises:
-        UserError: two models have one name, a prefix fits none of them, or one of them cannot be used.
+        UserError: two models have the same name, a prefix fits none of them, or a model cannot be used.
     """
     by_name, fitting = prefixes_that_fit(models, embedding)
     rows = []
     for name, files in by_name.items():
         if embedding and not fitting[name] and fabric.is_global_zero:
-            warn(f"none of the prefixes given is for {ENCODERS[encoders_of(files)]}, which {name} has; it is drawn without one")
+            warn(f"none of the prefixes given is for {ENCODERS[encoders_of(files)]}, which {name} has; it runs without a prefix")
         own = replace(options, out_dir=options.out_dir / name)
         rows += table_of_model(own, people, names, files, fitting[name], fabric, precision,
                                {**arguments, **asdict(files), "embedding": fitting[name], "out_dir": own.out_dir, "models": None})
@@ -52,17 +52,17 @@ def table_of_models(options: IdentityOptions, people: Mapping[str, Person], name
 
 
 def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -> tuple[dict[str, ModelFiles], dict[str, list[Path]]]:
-    """The models by name, and the prefixes that fit each; see `table_of_models` for errors."""
+    """Models by name, and the prefixes that fit each of them; raises the errors of `table_of_models`."""
     by_name = {files.name: files for files in models}
     if len(by_name) < len(models):
-        raise UserError(f"--models {' '.join(files.name for files in models)} names two models alike, and their pictures would share a "
+        raise UserError(f"--models {' '.join(files.name for files in models)} gives two models one name, and their images would share a "
                         "folder; rename one of the files")
     if changed := next(filter(is_edited_weights, embedding), None):
-        raise UserError(f"{changed} holds edited weights, which fit the checkpoint that they were made for alone, and --models compares "
+        raise UserError(f"{changed} holds edited weights, which fit only the checkpoint that they were made for, and --models compares "
                         "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
                         "'edited_weights: FILE'")
     encoders = {name: encoders_of(files) for name, files in by_name.items()}
-    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in embedding}  # so many encoders
+    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in embedding}  # number of text encoders
     for path, count in made_for.items():
         if count not in encoders.values():
             raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
@@ -70,16 +70,16 @@ def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -
 
 
 def encoders_of(files: ModelFiles) -> int:
-    """The number of text encoders of a model."""
+    """Number of text encoders of a model."""
     return 2 if has_two_encoders(files.config_path) else 1
 
 
 def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One row a model and prefix: mean and max ID-ACC of S_ID and S_test, of the base model and with the prefix.
+    """One row per model and prefix: mean and max ID-ACC on S_ID and S_test, of the base model and with the prefix.
 
     Args:
-        rows: with model, prefix, group, id_acc_mean, id_acc_max; "none" and "c2" as prefixes are the model as it is.
-            Rows without a group are passed over.
+        rows: rows with model, prefix, group, id_acc_mean and id_acc_max; the prefixes "none" and "c2" are the base model.
+            Rows without a group are ignored.
     """
     rows = [row for row in rows if "group" in row]
     by_key: Mapping[tuple, Row] = {(row["model"], row["prefix"], row["group"]): row for row in rows}
@@ -99,12 +99,12 @@ def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def figure3(models: Sequence[tuple[str, Sequence[Path | None]]], people: Mapping[str, Sequence[str]], out_dir: Path) -> Image.Image:
-    """The first sample of two people: a column for each person and model, the base model above, with each prefix below.
+    """Image grid with the first sample of two people: one column per person and model, the base model above, each prefix below.
 
     Args:
-        models: name, and None for the base model followed by its prefixes.
-        people: group -> names; one is taken of each group while there are several.
-        out_dir: has a folder for each model.
+        models: name of each model, with None for the base model followed by its prefixes.
+        people: group -> names; one person per group if there are several groups.
+        out_dir: folder with one sub-folder per model.
     """
     names = [name for group in people.values() for name in group[:max(1, PEOPLE_SHOWN // len(people))]][:PEOPLE_SHOWN]
     depth = max(len(prefixes) for _, prefixes in models)

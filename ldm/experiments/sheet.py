@@ -1,4 +1,4 @@
-"""Sheets of images of the same noise, read from files (Figures 1, 3, 4 and 7)."""
+"""Image grids from files, with images of the same noise (Figures 1, 3, 4 and 7)."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,10 @@ LABEL = 90  # characters above a column
 
 
 def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[str], cell: int = CELL) -> Image.Image:
-    """A row per label, a column per person or prompt; None leaves its place empty. UserError if a file is no image."""
+    """Image grid with one row per label and one column per person or prompt; None leaves a cell empty.
+
+    Raises:
+        UserError: a file cannot be decoded.
+    """
     images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
     return image_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)

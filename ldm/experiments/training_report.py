@@ -1,4 +1,4 @@
-"""The end of a training: identity accuracy and drift without and with the prefix, in numbers and images (Table 1)."""
+"""Report at the end of a training: identity accuracy and drift without and with the prefix, as metrics and images (Table 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from ldm.sharing import Devices
 from ldm.util import write_atomically, write_text
 
 PORTRAIT = "A close-up portrait of {name}"
-SHOWN = 3             # people of each group, and other prompts, in the images
-NOISE_SEED = 0        # as test_id.py has it
+SHOWN = 3             # people per group, and other prompts, in the image grid
+NOISE_SEED = 0        # the default of test_id.py
 BATCH_SIZE = 16
 SHOWN_IDENTITY = ("prefix", "group", "id_acc_mean", "id_acc_max", "detection_rate", "rank1", "attr_kept", "attr_random",
                   "n_identities", "n_images")
@@ -25,7 +25,7 @@ SHOWN_IDENTITY = ("prefix", "group", "id_acc_mean", "id_acc_max", "detection_rat
 
 @dataclass(frozen=True)
 class FinalTableOptions:
-    """What is measured after a training, named as the flags of train.py."""
+    """Settings of the final table, named like the flags of train.py."""
 
     face_pack: Path | None
     gallery: Path | None
@@ -43,7 +43,7 @@ class FinalTableOptions:
     resume: bool
 
     def as_identity_options(self) -> IdentityOptions:
-        """The same for the portraits of Table 1."""
+        """The corresponding options of the identity table."""
         same = {name: getattr(self, name) for name in ("face_pack", "gallery", "det_size", "det_thresh", "threshold", "clip", "c2", "scale",
                                                        "resume")}
         return IdentityOptions(**same, prompt_template=PORTRAIT, n_samples=self.eval_samples, ddim_steps=self.eval_ddim_steps,
@@ -51,14 +51,15 @@ class FinalTableOptions:
 
 
 class TrainingReport:
-    """What is measured after a training. Its inputs are read before the training: a missing face or model is found out at once.
+    """Final table and image grid of a training. The inputs are read on creation, so that errors are found before the training.
 
     Args:
-        people: of both groups.
-        fabric: its ranks share what is generated and scored.
+        options: settings.
+        people: people of both groups, by name.
+        fabric: devices that share the work.
 
     Raises:
-        UserError: a file is not what it should be.
+        UserError: an input file is missing or invalid.
     """
 
     def __init__(self, options: FinalTableOptions, people: Mapping[str, Person], fabric: Devices):
@@ -70,7 +71,7 @@ class TrainingReport:
                                              {person.name: person.attributes for person in people.values()}, fabric.device)
 
     def before_after(self, model: LatentDiffusion) -> BeforeAfter:
-        """People of both groups and other prompts, as images without and with the prefix."""
+        """Image grid of people of both groups and of other prompts, without and with the prefix."""
         prompts = {f"{name} ({group})": PORTRAIT.replace("{name}", name)
                    for group, names in self.shown.items() for name in names}
         prompts |= {prompt: prompt for prompts in self.evaluation.prompts.values() for prompt in prompts[:SHOWN]}
@@ -81,7 +82,11 @@ class TrainingReport:
         """Rows of identity accuracy, then of drift, on every rank; written to --out_dir as results.json, .csv and .md.
 
         Args:
-            result: the prefix, or the edited weights.
+            model: the frozen model.
+            files: its files.
+            result: file of the prefix or of the edited weights.
+            precision: precision of the U-Net.
+            arguments: arguments of the command.
         """
         self.fabric.barrier()  # rank 0 may still be writing the file
         variants = load_variants(model, [result], files)
@@ -96,7 +101,7 @@ class TrainingReport:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The rows as the two tables that the console shows."""
+    """The rows as two tables for the console."""
     identity, drift = parts_of(rows)
     return console_tables([{key: row.get(key) for key in SHOWN_IDENTITY} for row in identity], drift)
 
@@ -107,5 +112,5 @@ def parts_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def write_before_after(path: Path, before_after: BeforeAfter, variant: Variant) -> None:
-    """The image grid as a file."""
+    """Write the image grid to a file."""
     write_atomically(path, before_after.grid(variant).save)

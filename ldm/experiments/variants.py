@@ -1,4 +1,4 @@
-"""Model variants: the model as it is, with a learned prefix, or with edited weights; and what an image depends on beside them."""
+"""Variants of a model (base model, with a learned prefix, or with edited weights), and the settings that determine an image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +14,12 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
 from ldm.util import UserError
 
-C2 = "c2"  # label of the images whose prompt has the attributes in place of the name
+C2 = "c2"  # label of images whose prompt has the attributes instead of the name
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What an image depends on beside its prompt, its sample number and the variant; the keys of manifest.json."""
+    """Settings that determine an image, together with its prompt, sample number and variant; the keys of manifest.json."""
 
     model_hash: str   # of the checkpoint
     config_hash: str
@@ -31,19 +31,19 @@ class ImageSettings:
 
     @classmethod
     def of(cls, files: ModelFiles, *, prompt: str, seed: int, scale: float, ddim_steps: int, precision: str) -> "ImageSettings":
-        """The settings of a model's images."""
+        """Settings for images of the model with these files."""
         return cls(files.hash(), file_hash(files.config_path), prompt, seed, scale, ddim_steps, precision)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A learned prefix, or edited weights in its place; without arguments the model as it is."""
+    """A learned prefix or edited weights; without arguments the base model."""
 
     label: str = "none"  # folder of its images
     file: str = "none"
     hash: str | None = None
     manager: EmbeddingManager | DualEmbeddingManager | None = None
-    read_weights: Callable[[], Mapping[str, Tensor]] | None = None  # of edited weights, which may be as large as the model
+    read_weights: Callable[[], Mapping[str, Tensor]] | None = None  # reads edited weights, which may be as large as the model
 
     def in_place(self, model: LatentDiffusion) -> AbstractContextManager[None]:
         """Temporarily replace the model's parameters by the edited weights, if the variant has any; restore them on exit."""
@@ -54,19 +54,21 @@ BASE = Variant()
 
 
 def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFiles, labels: Sequence[str] | None = None) -> list[Variant]:
-    """`BASE`, then the variant of each file. Prefixes are on the model's device; edited weights are checked and released.
+    """`BASE`, then the variant of each file. Prefixes are loaded on the model's device; edited weights are checked and released.
 
     Args:
-        files: of the model.
-        labels: folders of the images; None: the stems of the files.
+        model: the frozen model.
+        paths: files of prefixes or edited weights.
+        files: files of the model.
+        labels: labels of the variants and of their image folders; None uses the stems of the files.
 
     Raises:
-        UserError: a file cannot be used with this model, or two have one label.
+        UserError: a file cannot be used with this model, or two files have the same label.
     """
     variants = [BASE]
     for path, label in zip(paths, labels or [path.stem for path in paths], strict=True):
         if label in (C2, *(variant.label for variant in variants)):
-            raise UserError(f"{path} has the name of another row, '{label}', and their pictures would share a "
+            raise UserError(f"{path} has the name of another row, '{label}', and their images would share a "
                             "folder; rename one of the files")
         if is_edited_weights(path):
             variants.append(Variant(label, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
@@ -78,10 +80,10 @@ def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
 
 
 def _edited_weights(path: Path, model: LatentDiffusion, files: ModelFiles) -> Callable[[], Mapping[str, Tensor]]:
-    """A function that reads a file of edited weights; the file has been read once and fits the model."""
+    """Function that reads the edited weights; reads them once to check that they fit the model."""
     read = partial(read_edited_weights, path, shapes_of(model), files.ckpt_path)
     read()
     if files.edited_weights and safetensors_metadata(path).get("beneath") != file_hash(files.edited_weights):
-        raise UserError(f"{path} holds edited weights, but not on top of those that the model has, of --edited_weights "
+        raise UserError(f"{path} holds edited weights that were not made on top of --edited_weights "
                         f"{files.edited_weights}; leave out one of them")
     return read

@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_are_refused(command, tiny_edited, tiny_files, t
     assert "1 of its 1 tensors are not those of the model" in said(tmp_path / "wide.safetensors")
     write_edited_weights(tmp_path / "base.safetensors", {"model.diffusion_model.out.2.bias": torch.ones(4)},
                          base_model=file_hash(tiny_files[1]))
-    assert "not on top of those that the model has" in said(tiny_edited, "--edited_weights", tmp_path / "base.safetensors")
+    assert "were not made on top of --edited_weights" in said(tiny_edited, "--edited_weights", tmp_path / "base.safetensors")
     assert "leave out --models" in said(tiny_edited, "--models", tiny_files[1])
     (tmp_path / "cut.safetensors").write_bytes(tiny_edited.read_bytes()[:100])
     assert "cut.safetensors" in said(tmp_path / "cut.safetensors")

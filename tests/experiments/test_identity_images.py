@@ -111,15 +111,15 @@ def test_what_was_drawn_again_is_counted(finished, tmp_path, command, capsys):
     log = [json.loads(line) for line in (finished / "images" / "drawn.jsonl").read_text().splitlines()]
     assert {entry["faces"] for entry in log} == {0, 1, 2}
     command(tmp_path / "again")
-    assert f"6 pictures; {len(log) - 6} others were drawn again" in capsys.readouterr().out
+    assert f"6 images; {len(log) - 6} others were generated again" in capsys.readouterr().out
 
 
 def test_after_the_last_attempt_a_picture_is_given_up_and_named(tmp_path, command, capsys, monkeypatch):
     counts = iter([1, 0, 2, 1, 0, 1])
     monkeypatch.setattr(FacesByPixels, "count", lambda *_: next(counts))
     command(tmp_path, "--max_redraws", 0)
-    assert len(rows_in(tmp_path)) == 3 and "3 pictures; 0 others" in (said := capsys.readouterr().out)
-    assert "given up: 3 pictures of " in said
+    assert len(rows_in(tmp_path)) == 3 and "3 images; 0 others" in (said := capsys.readouterr().out)
+    assert "given up: 3 images of " in said
 
 
 def test_without_the_filter_every_picture_is_kept_and_no_pack_is_needed(tmp_path, command):

@@ -360,7 +360,7 @@ def test_what_cannot_serve_is_refused_before_any_training(figure, tools, trainer
         figure(photos=photos / "n000001")
     with pytest.raises(UserError, match="photos of 2 people where 3 are asked for"):
         figure(n_people=3)
-    with pytest.raises(UserError, match="n000001 has 4 photos, and 4 to learn from leave none"):
+    with pytest.raises(UserError, match="n000001 has 4 photos, and 4 for training leave none"):
         figure(n_photos=4)
     write_edited_weights(tmp_path / "esd.safetensors", {EDITED: torch.zeros(4, 32, 3, 3)}, base_model=file_hash(tiny_files[1]))
     with pytest.raises(UserError, match="esd.safetensors"):

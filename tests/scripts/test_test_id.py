@@ -382,7 +382,7 @@ def test_a_finished_comparison_draws_nothing_again(several, monkeypatch):
 def test_a_model_for_which_no_prefix_is_given_stays_in_the_table(several, capsys):
     out, flags = several
     test_id.main(flags[:-1])  # without the pair
-    assert "none of the prefixes given is for two text encoders, which tiny-xl has; it is drawn without one" in capsys.readouterr().err
+    assert "none of the prefixes given is for two text encoders, which tiny-xl has; it runs without a prefix" in capsys.readouterr().err
     table = json.loads((out / "table1.json").read_text())
     assert table[2]["model"] == "tiny-xl" and table[2]["prefix"] == "none" and table[2]["train base"] == rows_in(out)[-2]["id_acc_mean"]
     assert table[2]["train + APL"] is None and table[0]["train + APL"] is not None
@@ -393,7 +393,7 @@ def test_what_fits_no_model_and_models_alike_are_refused(several, tiny_files, ca
     start = flags.index("--models")
     only = [*flags[:start], "--models", str(tiny_files[1]), *flags[start + 4:]]
     assert "pair.safetensors is for two text encoders, and none of the models asked for has as many" in sentence(capsys, *only)
-    assert "names two models alike" in sentence(capsys, *flags[:start], "--models", *[str(tiny_files[1])] * 2)
+    assert "gives two models one name" in sentence(capsys, *flags[:start], "--models", *[str(tiny_files[1])] * 2)
     assert "--models generates images, and --images scores" in sentence(capsys, *flags, "--images", str(out))
     assert "--edited_weights has no use with --models" in sentence(capsys, *flags, "--edited_weights", str(tiny_files[1]))
     assert "--vae_path has no use with presets" in sentence(capsys, *flags[:start], "--models", "mini", "--vae_path", str(tiny_files[1]))

@@ -26,7 +26,7 @@ from ldm.evaluation.quality import score_files
 from ldm.evaluation.tables import Row
 from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
-from ldm.experiments.new_people import NewPerson, read_new_people, true_face
+from ldm.experiments.new_people import NewPerson, read_new_people, reference_face
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import ImageSettings, load_variants
 from ldm.loading import ModelFiles, has_two_encoders
@@ -125,7 +125,7 @@ class Attack:
         began = time.monotonic()
         prefix = file_of(self.attacked)
         analyzer = self.portraits.options.analyzer(tools.device)
-        gallery = true_face(self.name, self.person, analyzer, self.folder)
+        gallery = reference_face(self.name, self.person, analyzer, self.folder)
         scorer = identity_scorer(analyzer, gallery)
         for attack, labels in trainings_of(self.plan):
             self._learn(attack, labels, prefix, tools)
