@@ -131,7 +131,7 @@ def test_prefix_in_place_of_a_checkpoint_is_named(config, tmp_path, content):
 
 def test_checkpoint_without_tensors_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
-    with pytest.raises(UserError, match="holds a list and no tensors by name"):
+    with pytest.raises(UserError, match="holds a list instead of tensors by name"):
         read_state_dict(tmp_path / "list.ckpt")
 
 

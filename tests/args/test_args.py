@@ -140,7 +140,7 @@ def test_the_command_of_the_papers_readme_means_stable_diffusion(monkeypatch):
     ("test_id.iterations: 5", "sets 'test_id.iterations', which no command knows"),
     ("help: true", "sets 'help'"),
     ("- 5", "holds a list"),
-    ("a: [", "is no YAML"),
+    ("a: [", "is not valid YAML"),
     ("iterations: many", "--iterations: got 'many'; give a whole number"),
 ])
 def test_a_wrong_preset_is_refused(world, capsys, content, message):

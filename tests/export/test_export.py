@@ -305,7 +305,7 @@ def test_a_pair_of_different_lengths_is_refused(tmp_path, capsys):
     ("alz", "universal", [], "does not end in .pt"),
     ("my face.pt", "a1111", [], "would not be found in a prompt, which contains its name"),
     ("alz.safetensors", "sdxl", ["--part", "clip_l"], "has no use with --format sdxl"),
-    ("apl-sdxl.safetensors", "comfyui", ["--part", "clip_l"], "is IN, of which --part clip_l alone would be left"),
+    ("apl-sdxl.safetensors", "comfyui", ["--part", "clip_l"], "is IN, which would be reduced to --part clip_l"),
     ("alz.pt", "universal", ["--token", "Alz"], "--token 'Alz' would not be found in a prompt; give lower-case letters"),
     ("alz.pt", "universal", ["--token", "<alz>"], "--token '<alz>' would not be found"),
     ("alz.pt", "universal", ["--part", "clip_l", "--token", "alzalz9"], "'alzalz9' is 3 CLIP tokens where one"),
