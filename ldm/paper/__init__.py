@@ -1,1 +1,1 @@
-"""Tables and figures of the paper: configs, and runner, results and report, in this order."""
+"""Tables and figures of the paper. Reading order: config, runner, results, report."""

@@ -1,11 +1,11 @@
-"""Tables and figures of the paper, published beside measured, from the trainings to the report: python -m ldm.paper WHAT [--preset NAME]
+"""Reproduce the paper's tables and figures, with published and measured values: python -m ldm.paper WHAT [--preset NAME]
 
-    python -m ldm.paper list                                           # what there is, and how far it is
-    python -m ldm.paper table3 figure6 --preset mini --seeds 3         # what is missing is trained, drawn and scored
+    python -m ldm.paper list                                           # all tables and figures with their progress
+    python -m ldm.paper table3 figure6 --preset mini --seeds 3         # trains, generates and scores what is missing
     python -m ldm.paper all --preset sd-v1-5 --devices 0,1,2,3         # all of them, the claims and the report
-    python -m ldm.paper report                                         # one page of all that is finished
+    python -m ldm.paper report                                         # one page of all finished results
 
-The same command again goes on where it stopped.
+The same command resumes an interrupted run.
 """
 
 import os
@@ -19,7 +19,7 @@ from ldm.util import exit_with_sentence
 @exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_paper_args(argv)
-    # Imported here so that --help and a mistyped flag are answered at once.
+    # Imported here so that --help and errors in flags do not wait for torch.
     from ldm.paper.commands import claims_table, list_tables, pieces_of, read_tables
     from ldm.paper.report.build import publish, update_readme, write_report
     from ldm.paper.runner.attacks import AttackOptions
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         for table in tables:
             print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n\n{args.out_dir / table.name / table.name}.md\n")
-        if any(table.name in TABLES for table in tables):  # of one's own nothing is claimed
+        if any(table.name in TABLES for table in tables):  # the paper claims nothing about other tables
             print(claims_table(args.out_dir, args.preset))
     else:
         claims_table(args.out_dir, args.preset)

@@ -131,7 +131,7 @@ def pieces(figure: Figure5) -> list[Attack]:
 def paint(figure: Figure5, color_of) -> None:
     """Pictures in place of those that a model would draw: `color_of` (name, curve, iteration, sample)."""
     for piece in pieces(figure):
-        for curve, iteration, paths in piece.pictures():
+        for curve, iteration, paths in piece.images():
             for sample, path in enumerate(paths):
                 picture(path, color_of(piece.name, curve, iteration, sample))
 
@@ -393,5 +393,5 @@ def test_the_shipped_plan_has_the_papers_values_and_a_broken_one_is_refused(tmp_
     for content in ("n_people: [", "n_people: 3", "- 1", text.replace("every: 100", "every: 0"), text.replace("every: 100", "every: 300"),
                     text.replace("{train: {train_method: dreambooth}, published: {without: 0.53, with: 0.43}}", "")):
         (tmp_path / "plan.yaml").write_text(content)
-        with pytest.raises(UserError, match="is no plan of Figure 5"):
+        with pytest.raises(UserError, match="is not a plan of Figure 5"):
             read_plan(tmp_path / "plan.yaml")

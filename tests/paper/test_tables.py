@@ -196,7 +196,7 @@ def test_the_picture_has_a_row_a_shown_row_and_columns_of_each_part(finished, co
 
 def test_the_curve_goes_through_the_cells(finished, command, asked, monkeypatch):
     drawn = []
-    monkeypatch.setattr(tables, "draw_panels", lambda *given: drawn.append(given))
+    monkeypatch.setattr(tables, "plot_panels", lambda *given: drawn.append(given))
     paper.main(command(finished, CURVE))
     cells = read_cells(finished, ["own"])
     [(panels, x, path)] = drawn

@@ -1,9 +1,9 @@
-"""Figure 5: ID-ACC of people whom the model is taught later, without and with the prefix, over an attack's iterations (section 4.4).
+"""Figure 5: ID-ACC of people that an attack teaches the model, without and with the prefix, over its iterations (section 4.4).
 
-    <out_dir>/figure5/figure5.png, figure5-pictures.png    curves; the people as drawn at the last iteration
-    <out_dir>/figure5/figure5-people.csv                   a row a person, curve and iteration
+    <out_dir>/figure5/figure5.png, figure5-pictures.png    curves; images of the people at the last iteration
+    <out_dir>/figure5/figure5-people.csv                   one row per person, curve and iteration
 
-and the files of every table, see ldm/paper/results/tables.py. A further seed takes the next people of the photos.
+and the files of every table, see ldm/paper/results/tables.py. Each further seed attacks the next people of the photos.
 """
 
 import shlex
@@ -23,7 +23,7 @@ from ldm.experiments.new_people import NewPerson
 from ldm.images import image_grid, read_image
 from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
-from ldm.paper.results.figures import Panel, draw_panels
+from ldm.paper.results.figures import Panel, plot_panels
 from ldm.paper.results.tables import write_table
 from ldm.paper.runner.attacks import WITHOUT, Attack, AttackOptions, AttackPlan, attacks
 from ldm.paper.runner.trainings import Training
@@ -35,10 +35,12 @@ PEOPLE_SHOWN = 8
 
 
 class Figure5:
-    """The points of the curves, each with its seeds.
+    """Points of the curves over all seeds.
 
     Args:
-        attacked: what makes the prefix that is attacked, or its file, for each seed.
+        plan: settings of the attacks.
+        options: flags of the command.
+        attacked: per seed, the training of the attacked prefix, or its file.
     """
 
     name = "figure5"
@@ -48,14 +50,14 @@ class Figure5:
         self.attacks = [attacks(plan, options, source, seed) for seed, source in enumerate(attacked)]
 
     def pieces(self, seed: int) -> list[Attack]:
-        """The attacks on all people of a seed."""
+        """Attacks on all people of a seed."""
         return self.attacks[seed]
 
     @cached_property
     def table(self) -> Table:
-        """A row a point, in the form of the other tables."""
+        """One row per point, in the form of the other tables."""
         rows = []
-        for curve, iteration, _ in self.attacks[0][0].pictures():
+        for curve, iteration, _ in self.attacks[0][0].images():
             published = self.plan.attacks[curve.partition(",")[0]].get("published", {}).get(curve.rpartition(" ")[2])
             rows.append(TableRow(f"{curve}, {iteration}", x=iteration,
                                  published={"ID-ACC": published} if published and iteration == self.plan.iterations else {}))
@@ -63,7 +65,7 @@ class Figure5:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """Columns of every point; the interval is over the seeds, which have other prefixes and people, or over the people of one."""
+        """Cells by row and column. The interval is over seeds, which differ in prefix and people, or over the people of a single seed."""
         found = {}
         for row in self.table.rows:
             seeds = [self._faces(row.name, pieces) for pieces in self.attacks]
@@ -77,18 +79,18 @@ class Figure5:
         return found
 
     def write(self, arguments: Mapping[str, Any]) -> str:
-        """Writes every file of the figure; the ends of the curves as the console shows them. `arguments`: of the command."""
+        """Write all files of the figure; returns the ends of the curves for the console. `arguments` are the command's."""
         folder = self.options.out_dir / self.name
         people = [{"curve": row.name, "seed": seed, **person} for row in self.table.rows for seed, pieces in enumerate(self.attacks)
                   for person in identity_scores(self._faces(row.name, pieces))]
         write_csv(people, folder / "figure5-people.csv")
-        draw_panels([self._panel(attack) for attack in self.plan.attacks], "iterations of the attack", folder / "figure5.png")
-        write_atomically(folder / "figure5-pictures.png", self.pictures().save)
+        plot_panels([self._panel(attack) for attack in self.plan.attacks], "iterations of the attack", folder / "figure5.png")
+        write_atomically(folder / "figure5-pictures.png", self.grid().save)
         about = self.about() | {"arguments": arguments}
         return write_table(folder, self.table, self.cells, about, only=lambda row: row.x in (0, self.plan.iterations))
 
     def about(self) -> dict[str, Any]:
-        """See ldm/paper/results/tables.py."""
+        """Content of about.json, see ldm/paper/results/tables.py."""
         settings = {key: getattr(self.plan, key) for key in ("n_people", "n_photos", "n_samples", "iterations", "every")}
         given = {"preset": self.options.preset, "out_dir": self.options.out_dir, "seeds": self.seeds, "photos": self.options.photos} | {
             key: value for key, value in settings.items() if key.startswith("n_")}
@@ -98,12 +100,12 @@ class Figure5:
                 "rows": [{"name": row.name, "commands": [command], "seconds": None} for row in self.table.rows],
                 "spent": {str(piece.folder): piece.seconds for pieces in self.attacks for piece in pieces}}
 
-    def pictures(self) -> Image.Image:
-        """A column a person: a held-out photo, then each curve's last iteration."""
+    def grid(self) -> Image.Image:
+        """Image grid with one column per person: a held-out photo, then each curve's last iteration."""
         shown = [piece for pieces in self.attacks for piece in pieces][:PEOPLE_SHOWN]
         rows: dict[str, list] = {"photo": [_photo(piece.person) for piece in shown]}
         for piece in shown:
-            for curve, iteration, paths in piece.pictures():
+            for curve, iteration, paths in piece.images():
                 if iteration == self.plan.iterations:
                     rows.setdefault(f"{curve.replace('_', ' ')} prefix", []).append(read_image(paths[0]))
         return image_grid(list(rows.values()), list(rows), [piece.name for piece in shown])
@@ -122,7 +124,7 @@ class Figure5:
 
 
 def _photo(person: NewPerson) -> np.ndarray | None:
-    """The first held-out photo that can be read; the true face is made without the others too."""
+    """The first readable held-out photo; the reference face ignores unreadable ones too."""
     for path in person.held_out:
         try:
             return read_image(path)

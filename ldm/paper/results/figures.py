@@ -1,4 +1,4 @@
-"""Figures: sheets of pictures of the same noise (Figures 1, 3, 4, 7), and curves with their intervals (Figures 5, 6 and 8)."""
+"""Figures: grids of images from the same noise (Figures 1, 3, 4, 7), and plots of curves with intervals (Figures 5, 6 and 8)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,18 @@ from ldm.paper.results.cells import Cell
 from ldm.paper.runner.evaluations import Part
 from ldm.util import UserError, write_atomically
 
-CELL = 160  # side of a picture in pixels
+CELL = 160  # side of an image in pixels
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves with one axis.
+    """Curves in one plot.
 
     Args:
-        lines: points (x, cell) by label.
-        level: label and height of a dotted line.
+        title: title above the plot.
+        y: label of the vertical axis.
+        lines: label -> points (x, cell).
+        level: label and height of a dotted horizontal line.
     """
 
     title: str
@@ -32,15 +34,15 @@ class Panel:
     level: tuple[str, float] | None = None
 
 
-def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any]) -> Image.Image:
-    """A row for each of `rows`, a column a person or prompt.
+def image_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any]) -> Image.Image:
+    """Image grid with one row for each of `rows` and one column per person or prompt.
 
     Args:
-        rows: parts by name, of what is shown.
-        figure: number of columns by part.
+        rows: label -> parts by name.
+        figure: part -> number of columns.
 
     Raises:
-        UserError: a picture is not there.
+        UserError: an image does not exist.
     """
     labels: list[str] = []
     files: dict[str, list[Path]] = {row: [] for row in rows}
@@ -50,14 +52,14 @@ def picture_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, A
             for row, parts in rows.items():
                 path = parts[name].image(text, sample)
                 if not path.exists():
-                    raise UserError(f"{path} is not there for the figure; delete {parts[name].folder}, and the same command draws it again "
-                                    "(the table's 'keep_images' must be as large as the figure)")
+                    raise UserError(f"{path} is not there for the figure; delete {parts[name].folder}, and the same command generates it "
+                                    "again (the table's 'keep_images' must be as large as the figure)")
                 files[row].append(path)
     return sheet_of_files(files, labels, cell=CELL)
 
 
-def draw_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
-    """The panels side by side: means with their 95 % intervals; `x` is the label of all horizontal axes."""
+def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
+    """Plot the panels side by side, with means and 95 % intervals; `x` is the label of all horizontal axes."""
     import matplotlib
 
     matplotlib.use("Agg")

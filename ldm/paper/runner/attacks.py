@@ -1,10 +1,10 @@
-"""Attacks that teach the model new people (paper section 4.4): one piece for each person and seed, from the photos to the cosines.
+"""Attacks that teach the model new people (paper section 4.4): one piece of work per person and seed, from photos to cosines.
 
     <out_dir>/attacks/<hash of the settings>/seed-<n>/<person>-<hash of the photos>/
-        photos/                                     what an attack sees of the person
-        <attack>/, <attack>-through-prefix/         --out_dir of train.py; its checkpoints go once their pictures are there
+        photos/                                     training photos of the person
+        <attack>/, <attack>-through-prefix/         --out_dir of train.py; checkpoints are deleted once their images exist
         pictures/<curve>/<iteration>/<sample>.png   a curve is "dreambooth, without", "dreambooth, with", ...
-        faces.json                                  a row a picture; it is written last
+        faces.json                                  one row per image; written last
 """
 
 import shutil
@@ -39,12 +39,12 @@ from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
 
 WITHOUT, WITH = "without", "with"  # the prefix
-DRAWN = "drawn-*.pt"               # the class's pictures, which train.py keeps in --out_dir: the same for every person
+PRIOR = "drawn-*.pt"               # latents of the class's images in train.py's --out_dir, the same for every person
 
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """configs/paper/figure5.yaml, with the flags given in place of its values."""
+    """Settings of configs/paper/figure5.yaml, overridden by flags."""
 
     title: str
     section: str
@@ -61,30 +61,34 @@ class AttackPlan:
 
     @property
     def checkpoints(self) -> list[int]:
-        """The iterations at which an attack is looked at."""
+        """Iterations at which an attack is evaluated."""
         return list(range(self.every, self.iterations + 1, self.every))
 
     @property
     def subject(self) -> str:
-        """The prompt of every picture."""
+        """Prompt of every image."""
         return self.prompt.replace("{name}", self.name)
 
 
 def read_plan(config: Path, **given: int | None) -> AttackPlan:
-    """The plan of a YAML file, with the values given that are not None in place of its own; UserError if it is none."""
+    """Read the plan of a YAML file; values in `given` that are not None override it.
+
+    Raises:
+        UserError: the file is not a valid plan.
+    """
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         plan = AttackPlan(**values | {name: value for name, value in given.items() if value is not None})
         if plan.checkpoints[-1:] != [plan.iterations] or not all(settings["train"] for settings in plan.attacks.values()):
-            raise TypeError("'iterations' is no multiple of 'every', or an attack has no 'train'")
+            raise TypeError("'iterations' is not a multiple of 'every', or an attack has no 'train'")
         return plan
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{config} is no plan of Figure 5 ({first_line(error)}); restore it from the repository") from None
+        raise UserError(f"{config} is not a plan of Figure 5 ({first_line(error)}); restore it from the repository") from None
 
 
 @dataclass(frozen=True)
 class PortraitFlags:
-    """How people are generated and recognised, from the flags of test_id.py of a preset."""
+    """Settings for generating and recognizing people: a preset's flags of test_id.py."""
 
     files: ModelFiles
     precision: str
@@ -96,7 +100,15 @@ class Attack:
     """All attacks on one person with one seed.
 
     Args:
-        attacked: what makes the prefix that is attacked, or its file.
+        folder: output folder.
+        plan: settings of the attacks.
+        name: name of the person.
+        person: photos of the person.
+        preset: preset of the model.
+        attacked: training of the attacked prefix, or its file.
+        portraits: settings of the images.
+        seed: seed of the attacks.
+        keep_checkpoints: keep checkpoints after their images are generated.
     """
 
     folder: Path
@@ -121,7 +133,7 @@ class Attack:
         return (self.folder / "faces.json").exists()
 
     def make(self, tools: Tools) -> None:
-        """Trains, generates and recognises what is missing."""
+        """Train, generate and recognize what is missing."""
         began = time.monotonic()
         prefix = file_of(self.attacked)
         analyzer = self.portraits.options.analyzer(tools.device)
@@ -130,14 +142,14 @@ class Attack:
         for attack, labels in trainings_of(self.plan):
             self._learn(attack, labels, prefix, tools)
         rows = []
-        for curve, iteration, paths in self.pictures():
+        for curve, iteration, paths in self.images():
             faces = score_files(paths, [self.name] * len(paths), scorer)["face"]
             seen = observations(faces, [self.name] * len(paths), [str(path.relative_to(self.folder)) for path in paths])
             rows += [{"curve": curve, "iteration": iteration, **row} for row in image_scores(seen, gallery)]
         write_json(self.folder / "faces.json", {"seconds": time.monotonic() - began, "faces": rows})
 
-    def pictures(self) -> list[tuple[str, int, list[Path]]]:
-        """Curve, iteration and files of every point of the curves; iteration 0 is the model before any attack."""
+    def images(self) -> list[tuple[str, int, list[Path]]]:
+        """Curve, iteration and image files of every point; iteration 0 is the model before the attack."""
         return [(curve, iteration, self._paths(curve, iteration)) for attack, settings in self.plan.attacks.items()
                 for curve in (f"{attack}, {WITHOUT}", f"{attack}, {WITH}") for iteration in (0, *self.plan.checkpoints)]
 
@@ -148,7 +160,7 @@ class Attack:
 
     @property
     def seconds(self) -> float:
-        """What the last process that worked on it has spent."""
+        """Seconds that the last process spent on it."""
         return self._found["seconds"]
 
     @cached_property
@@ -156,50 +168,50 @@ class Attack:
         return read_json(self.folder / "faces.json")
 
     def _learn(self, attack: str, labels: Sequence[str], prefix: Path, tools: Tools) -> None:
-        """One training, and its pictures; `labels` say whether they are drawn without or with the prefix."""
+        """One training and its images; `labels` select images without or with the prefix."""
         curves = {label: f"{attack}, {label}" for label in labels}
-        undrawn = [iteration for iteration in (0, *self.plan.checkpoints)
+        missing = [iteration for iteration in (0, *self.plan.checkpoints)
                    if not all(path.exists() for curve in curves.values() for path in self._paths(curve, iteration))]
         through = labels == [WITH]
         folder = self.folder / (f"{attack}-through-prefix" if through else attack)
-        if undrawn:
-            self._train(attack, folder, [iteration for iteration in undrawn if iteration], prefix if through else None, tools)
-            self._generate(attack, folder, undrawn, curves, prefix, tools)
-        if not self.keep_checkpoints:  # nor what train.py could go on from; log, arguments and cost stay
+        if missing:
+            self._train(attack, folder, [iteration for iteration in missing if iteration], prefix if through else None, tools)
+            self._generate(attack, folder, missing, curves, prefix, tools)
+        if not self.keep_checkpoints:  # including the state of train.py; log, arguments and cost are kept
             for path in (*folder.glob(f"{attack}-*.safetensors"), *folder.glob(f"{attack}-*.pt"), folder / "state.pt"):
                 path.unlink(missing_ok=True)
 
     def _train(self, attack: str, folder: Path, asked_for: Sequence[int], through: Path | None, tools: Tools) -> None:
-        """The training with its checkpoints of the iterations asked for, from where it was; the class's pictures are handed on."""
+        """Run or resume the training with checkpoints of these iterations; reuses the class's images of other people's attacks."""
         finished = folder / "cost.json"
         if finished.exists() and not all(_checkpoint(folder, attack, iteration) for iteration in asked_for):
             shutil.rmtree(folder)  # its checkpoints are gone
         if not finished.exists():
             self.person.copy_learned(self.folder / "photos")
             folder.mkdir(parents=True, exist_ok=True)
-            for drawn in self.folder.parent.glob(DRAWN):
-                shutil.copy2(drawn, folder)
+            for prior in self.folder.parent.glob(PRIOR):
+                shutil.copy2(prior, folder)
             flags = train_flags(self.plan, attack, self.preset, self.seed, self.folder / "photos")
             flags += ["--embedding", str(through)] if through else []
             tools.let_go()  # DreamBooth trains whole U-Nets
             run_script([str(TRAIN), "--out_dir", str(folder), "--devices", tools.place.devices, *flags], folder / "train.log", tools.place,
                        f"the attack in {folder}")
-        for drawn in folder.glob(DRAWN):
-            drawn.replace(self.folder.parent / drawn.name)
+        for prior in folder.glob(PRIOR):
+            prior.replace(self.folder.parent / prior.name)
 
-    def _generate(self, attack: str, folder: Path, undrawn: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
-        """The images of the iterations `undrawn` that are not there; `curves` by label."""
+    def _generate(self, attack: str, folder: Path, missing: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
+        """Generate the missing images of the iterations `missing`; `curves` by label."""
         files, precision, options = self.portraits.files, tools.precision(self.portraits.precision), self.portraits.options
         model = tools.model(files, precision)
         settings = ImageSettings.of(files, prompt=self.plan.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
                                     precision=precision)
         pipeline = Pipeline(OneDevice(), model, settings, options.batch_size)
         variants = dict(zip((WITHOUT, WITH), load_variants(model, [prefix], files, [WITH]), strict=True))
-        for iteration in undrawn:
+        for iteration in missing:
             checkpoint = _checkpoint(folder, attack, iteration)
-            if iteration and checkpoint is None:  # it would be drawn as the model before the attack
+            if iteration and checkpoint is None:  # None would mean the model before the attack
                 raise UserError(f"{folder} has no checkpoint of iteration {iteration}; delete the folder, and the same command trains it "
-                                "anew")
+                                "again")
             shots = [(variants[label], [Shot(self.plan.subject, sample, self.name, path)
                                         for sample, path in enumerate(self._paths(curve, iteration))]) for label, curve in curves.items()]
             generate_from_checkpoint(pipeline, checkpoint, shots, token=self.plan.token, ckpt_path=files.ckpt_path)
@@ -216,21 +228,24 @@ class AttackOptions:
     photos: Path
     out_dir: Path
     keep_checkpoints: bool = False
-    embedding: Path | None = None  # what is attacked; None: a prefix of each seed
-    n_people: int | None = None    # these take the place of the plan's
+    embedding: Path | None = None  # attacked prefix; None: Table 1's prefix of each seed
+    n_people: int | None = None    # these override the plan's
     n_photos: int | None = None
     n_samples: int | None = None
 
 
 def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path, seed: int) -> list[Attack]:
-    """The pieces of a seed.
+    """Attacks of a seed, one per person.
 
     Args:
-        attacked: what makes the prefix that is attacked, or its file.
+        plan: settings of the attacks.
+        options: flags of the command.
+        attacked: training of the attacked prefix, or its file.
+        seed: seed of the attacks.
 
     Raises:
-        UserError: there are too few people or photos, the file is no prefix, or the model has two text encoders, which a token cannot be
-            taught.
+        UserError: there are too few people or photos, the file is not a prefix, or the model has two text encoders, for which a token
+            cannot be learned.
     """
     people = read_new_people(options.photos, plan.n_people, plan.n_photos, seed)
     portraits = portrait_arguments(options.preset)
@@ -258,13 +273,13 @@ def train_flags(plan: AttackPlan, attack: str, preset: str, seed: int, photos: P
 
 
 def trainings_of(plan: AttackPlan) -> list[tuple[str, list[str]]]:
-    """Attack, and with which prefixes its checkpoints are drawn: one learned through the prefix has a training for each."""
+    """Pairs (attack, labels): an attack learned through the prefix has one training per label, others share one for both labels."""
     return [(attack, labels) for attack, settings in plan.attacks.items()
             for labels in ([[WITHOUT], [WITH]] if settings.get("learned_through_prefix") else [[WITHOUT, WITH]])]
 
 
 def _checkpoint(folder: Path, attack: str, iteration: int) -> Path | None:
-    """Edited weights, or the vector of a token; None where there is neither."""
+    """File of an iteration's edited weights or token vector; None if it does not exist."""
     return next((path for suffix in (".safetensors", ".pt") if (path := folder / f"{attack}-{iteration}{suffix}").exists()), None)
 
 

@@ -1,4 +1,4 @@
-"""What a process needs to make pieces: its device, and the model and the scorers that it used last."""
+"""Resources of a worker: its device, and a cache of the model and the scorers that it used last."""
 
 import os
 
@@ -13,10 +13,10 @@ from ldm.paper.runner.trainings import Place
 
 
 class Tools:
-    """One process's; what it loads it keeps until another is asked for, since pieces of one model follow each other.
+    """Resources of one worker. It caches one model and one set of scorers, since pieces with the same model follow each other.
 
     Args:
-        place: where it computes.
+        place: device and environment of the worker.
     """
 
     def __init__(self, place: Place) -> None:
@@ -26,15 +26,15 @@ class Tools:
         self._quality: dict[str, QualityTable] = {}
 
     def precision(self, asked: str) -> str:
-        """"fp32" or "bf16", of the U-Net."""
+        """Resolve --precision to "fp32" or "bf16"."""
         return pick_precision(asked, self.device)
 
     def model(self, files: ModelFiles, precision: str) -> LatentDiffusion:
-        """The frozen model of some files; `precision` as asked for."""
+        """The frozen model of these files in this precision (see `precision`)."""
         precision = self.precision(precision)
         key = files, precision
         if key not in self._models:
-            self._models.clear()  # before the other is loaded: there may be no room for both
+            self._models.clear()  # before loading, since both may not fit into memory
             self._models[key] = model = files.load(self.device)
             set_precision(model, precision)
         return self._models[key]
@@ -48,7 +48,7 @@ class Tools:
         return self._quality[key]
 
     def let_go(self) -> None:
-        """Frees the GPU, where there is one, for a training beside this process; what is asked for again is loaded again."""
+        """Release GPU memory for a training in another process; the caches are refilled on demand."""
         if self.device.type == "cuda":
             self._models.clear()
             self._quality.clear()

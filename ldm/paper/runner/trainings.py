@@ -1,10 +1,10 @@
-"""The trainings behind tables and figures: each is made once, whatever tables ask for it, by train.py in a process of its own.
+"""Trainings of tables and figures. Each runs once in its own process of train.py, even if several tables use it.
 
-    <out_dir>/training/<flags>-<hash>/               --out_dir of train.py; train.log says what it said, cost.json what it has cost
+    <out_dir>/training/<flags>-<hash>/               --out_dir of train.py, with its output in train.log and its cost in cost.json
     <out_dir>/training/<prefix>-to-<model>-<route>/  a prefix transferred to a model with two text encoders
-    <out_dir>/targets/                               frozen predictions that the trainings of APL share
+    <out_dir>/targets/                               frozen predictions shared by the trainings of APL
 
-Other flags are another training: nothing is taken for what it is not.
+Trainings are identified by their flags.
 """
 
 import os
@@ -29,16 +29,16 @@ from ldm.run_folder import read_json
 from ldm.util import UserError
 
 TRAIN = ROOT / "train.py"
-CHECKPOINTS = 10  # saved prefixes of a training: every 2 000 of the paper's 20 000 steps
+CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
 BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
-          "val_every")  # what no result depends on
-TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # not a row's to set
-CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # of the U-Net for a sample of a step; 5 where it is not said
+          "val_every")  # flags that do not affect results
+TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # flags that a row must not set
+CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # U-Net evaluations per sample and step; 5 for other methods
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process computes: its flag --devices and its environment."""
+    """Place of a worker: its flag --devices and its environment variables."""
 
     devices: str
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,10 @@ class Training:
     """One run of train.py.
 
     Args:
-        flags: of train.py, checked; without what the place decides.
+        folder: output folder.
+        flags: checked flags of train.py, without those that the place determines.
+        size: estimated number of U-Net evaluations.
+        needs: pieces that must be finished first.
     """
 
     folder: Path
@@ -58,22 +61,34 @@ class Training:
     needs: Sequence[Any] = ()
 
     def is_done(self) -> bool:
-        """state.pt goes last, when train.py has ended."""
+        """Whether train.py has finished; state.pt is deleted last."""
         return (self.folder / "cost.json").exists() and not (self.folder / "state.pt").exists()
 
     def make(self, tools: Any) -> None:
-        """Runs train.py to its end, from where it was; UserError with what it said if it fails."""
+        """Run or resume train.py.
+
+        Raises:
+            UserError: it fails; the message has its last words.
+        """
         run_script([str(TRAIN), "--out_dir", str(self.folder), "--devices", tools.place.devices, *self.flags], self.folder / "train.log",
                    tools.place, f"the training in {self.folder}")
-        (self.folder / "state.pt").unlink(missing_ok=True)  # gigabytes, of a whole U-Net; there is nothing left to go on from
+        (self.folder / "state.pt").unlink(missing_ok=True)  # gigabytes for a whole U-Net, not needed any more
 
     @cached_property
     def cost(self) -> Mapping[str, Any]:
-        """seconds, peak_memory_bytes, result, result_bytes; UserError if the file is damaged."""
+        """seconds, peak_memory_bytes, result and result_bytes.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         return read_json(self.folder / "cost.json", {"seconds", "peak_memory_bytes", "result", "result_bytes"})
 
     def result(self, step: int | None = None) -> Path:
-        """The file that came out, or that of an earlier step; UserError if it is not there."""
+        """File of the result, or of an earlier step.
+
+        Raises:
+            UserError: it does not exist.
+        """
         name = Path(self.cost["result"]).name
         if step is not None:
             name = re.sub(r"-\d+(\.\w+)$", rf"-{step}\1", name)
@@ -84,7 +99,7 @@ class Training:
                         "it again")
 
     def command(self) -> str:
-        """What a user types to make it."""
+        """Command line that runs it."""
         return shlex.join(["python", "train.py", "--out_dir", str(self.folder), *self.flags])
 
 
@@ -113,26 +128,30 @@ class Transfer:
         return self.folder / "prefix.safetensors"
 
     def command(self) -> str:
-        """What a user types to make it, once its source is there."""
+        """Command line that runs it, once its source exists."""
         return shlex.join(["python", *self._script(file_of(self.source))])
 
     def _script(self, source: Path) -> list[str]:
         return ["-m", "ldm.apl.transfer", str(source), str(self.result()), "--to", self.model, "--route", self.route]
 
 
-Source = Training | Transfer | Path | None  # what makes a prefix or edited weights, or their file; None: the model as it is
+Source = Training | Transfer | Path | None  # training or file of a prefix or edited weights; None: base model
 
 
 def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, source: str, step: int | None = None) -> Training:
-    """The training of a row's flags with a seed.
+    """The training with a row's flags and a seed.
 
     Args:
-        source: where the flags stand, for errors.
-        step: that is asked for, where it is not the last.
+        out_dir: output folder of python -m ldm.paper.
+        preset: name or file of the preset.
+        train: flags of the row.
+        seed: seed of the training.
+        source: origin of the flags, for messages.
+        step: requested step; None is the last.
 
     Raises:
-        SystemExit: a flag is not one of train.py, or a file that it reads is not there.
-        UserError: the step is not one whose result is kept.
+        SystemExit: a flag is unknown to train.py, or a file that it reads does not exist.
+        UserError: the result of this step is not saved.
     """
     train = dict(train)
     preset, method = train.pop("preset", preset), train.get("train_method", APL[0])
@@ -149,7 +168,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
         if step is not None and step not in (*range(every, args.iterations, every), args.iterations):
             raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
     elif step is not None:
-        raise UserError(f"{source} asks for step {step}, and {method} keeps its result alone; take the step away")
+        raise UserError(f"{source} asks for step {step}, and {method} keeps only its final result; remove the step")
     digest = digest_of({flag: value for flag, value in vars(args).items() if flag not in BESIDE})
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
@@ -159,25 +178,25 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
 
 
 def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> Transfer:
-    """The transfer of a prefix to a preset's model."""
+    """Transfer of a prefix to a preset's model."""
     name = source.folder.name if isinstance(source, Training) else f"{source.stem}-{file_hash(source)[:8]}"
     return Transfer(out_dir / "training" / f"{name}-to-{slug(model)}-{route}", source, model, route)
 
 
 def file_of(source: Source, step: int | None = None) -> Path | None:
-    """The file that is given, or that has been made; None for the model as it is."""
+    """The given file, or the result of a finished training; None for the base model."""
     return source if source is None or isinstance(source, Path) else source.result(step)
 
 
 def made_for(source: Source) -> list[Training | Transfer]:
-    """What must be made before the file is there."""
+    """Pieces that must be finished before the file exists."""
     return [] if source is None or isinstance(source, Path) else [source]
 
 
 def places(devices: str) -> list[Place]:
-    """Where processes can work at once: "cpu:2" are two with half of the CPU's cores each, "0,1" are two with a GPU each.
+    """Places of the workers: "cpu:2" gives two workers with half of the CPU cores each, "0,1" two workers with one GPU each.
 
-    Where OMP_NUM_THREADS is set, every process has as many threads as it says.
+    If OMP_NUM_THREADS is set, it is the number of threads of every worker.
     """
     if devices.startswith("cpu:"):
         count = int(devices.partition(":")[2])
@@ -188,10 +207,10 @@ def places(devices: str) -> list[Place]:
 
 
 def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> None:
-    """Runs Python on `command`, with what it says in `log`; the process ends with this one, however it ends.
+    """Run Python with `command`, with its output in `log`. The process ends with this one.
 
     Raises:
-        UserError: it has failed.
+        UserError: it fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -205,11 +224,11 @@ def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> No
             process.terminate()
             process.wait()
     if status:
-        raise UserError(f"{what} ended with status {status} ({last_words(log)}); correct that, and the same command goes on")
+        raise UserError(f"{what} ended with status {status} ({last_words(log)}); correct that, and the same command resumes")
 
 
 def last_words(log: Path) -> str:
-    """The sentence with which a process has ended, or else its last line."""
+    """The error sentence of a finished process, or else its last line of output."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines() if line.strip()]
     sentences = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
     return (sentences or lines or ["it said nothing"])[-1].rstrip(".")
