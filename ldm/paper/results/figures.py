@@ -1,4 +1,4 @@
-"""Figures: grids of images from the same noise (Figures 1, 3, 4, 7), and plots of curves with intervals (Figures 5, 6 and 8)."""
+"""Grids of images from the same noise (Figures 1, 3, 4, 7), and plots of curves with intervals (Figures 5, 6 and 8)."""
 
 import math
 from collections.abc import Mapping, Sequence
