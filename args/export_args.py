@@ -45,7 +45,7 @@ def build_parser() -> Parser:
                         help="file to write; A1111, Forge, ComfyUI and InvokeAI use its name in prompts; a folder names it by --token")
     parser.add_argument("--format", choices=FORMATS, required=True,
                         help="format of OUT: universal (all clients and the released code), safetensors (all clients), sdxl, or one client")
-    parser.add_argument("--token", metavar="WORD", default="alz", help="word that stands for the prefix: <WORD> in diffusers")
+    parser.add_argument("--token", metavar="WORD", default="alz", help="placeholder word of the prefix: <WORD> in diffusers")
     parser.add_argument("--part", metavar="NAME",
                         help="entry to export from a file with several: a placeholder, or clip_l or clip_g of an SDXL file "
                              "(clip_l of a transferred prefix is the SD v1 prefix)")

@@ -100,7 +100,7 @@ def build_parser(method: str = APL[0]) -> Parser:
     group.add_argument("--prompt", metavar="NAME",
                        help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir (default: apl, or the --train_method)")
     group.add_argument("--placeholder", metavar="WORD", default="alz",
-                       help="word that stands for the prefix; must be one CLIP token")
+                       help="placeholder word of the prefix; must be one CLIP token")
     group.add_argument("--num_vectors", metavar="M", type=number(int, 1, LONGEST_PREFIX), default=10,
                        help="number of learnable vectors (m)")
     group.add_argument("--init", metavar="KIND", default="uniform01",

@@ -11,7 +11,7 @@ from pathlib import Path
 from ldm.util import UserError
 
 SAFETENSORS, ZIP, PICKLE, ONNX = "a safetensors file", "a PyTorch file", "a PyTorch file of before version 1.6", "an ONNX model"
-POINTER, EMPTY, ZEROS, CUT = "a Git LFS pointer", "an empty file", "a file of zeros alone", "a zip file that was cut short"
+POINTER, EMPTY, ZEROS, CUT = "a Git LFS pointer", "an empty file", "a file of zeros only", "a zip file that was cut short"
 PAGE, XML, JSON = "an HTML page", "an XML document", "a JSON file"
 TORCHSCRIPT, NPZ = "a TorchScript model", "a file of NumPy arrays (.npz)"
 BEGINNINGS = (
@@ -81,7 +81,7 @@ def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] 
     if kind in (None, EMPTY, ZEROS, CUT):
         raise damaged(path, what, kind)
     if kind == POINTER:
-        to_do = "fetch the file that it stands for, with git lfs pull or from the model's page"
+        to_do = "fetch the file that it points to, with git lfs pull or from the model's page"
     elif kind in (PAGE, XML):
         to_do = "the download gave an error or a login page; fetch the file itself"
     elif kind == JSON and Path(path).with_name("model_index.json").is_file():

@@ -54,13 +54,13 @@ def digest(*values: object) -> str:
 
 
 def digest_of(flags: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits that stand for resolved flags, and for the content of the files and folders among them."""
+    """Hash of resolved flags, with files and folders by their content, 8 hexadecimal digits."""
     known = {flag: str(_known(value)) for flag, value in flags.items()}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _known(value: Any) -> Any:
-    """A file or folder by its content, each of a list; a missing one by its path, seen from the repository; else the value itself."""
+    """Hash of a file's or folder's content, per entry for lists; a missing one as its path in the repository; other values unchanged."""
     if isinstance(value, list):
         return [*map(_known, value)]
     if not isinstance(value, Path):

@@ -83,7 +83,7 @@ def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
     elif Path(path).suffix.lower() in TABLES or is_table(text, columns):
         found = [first_of(row.fields, columns, f"{path}, line {row.line},") for row in rows_of(text, path, (), columns)]
     else:
-        found = text.split("\n")  # not splitlines(): U+2028 may stand inside a caption
+        found = text.split("\n")  # not splitlines(): U+2028 may occur in a caption
         found = found[1:] if is_header(found[0], columns) else found
         refuse_rows(found, path, columns)
     return [line for line in (" ".join(one.split()) for one in found) if line]

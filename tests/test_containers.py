@@ -58,7 +58,7 @@ WRONG = {
     "a JSON file": b'{"_class_name": "StableDiffusionPipeline"}',
     "a text that begins 'Entry not found'": b"Entry not found",
     "an empty file": b"",
-    "a file of zeros alone": bytes(4096),
+    "a file of zeros only": bytes(4096),
     "a zip archive of model.pt": archive(model=b"0" * 50),
     "a zip file that was cut short": archive(model=b"0" * 50)[:60],
     "a gzip archive": b"\x1f\x8b\x08" + bytes(30),

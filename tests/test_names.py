@@ -5,7 +5,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from ldm.data.caption_set import told_by
+from ldm.data.caption_set import caption_key
 from ldm.data.identities import identity_images, read_people
 from ldm.evaluation.gallery import person_folders
 from ldm.evaluation.id_acc import load_gallery
@@ -78,11 +78,11 @@ def test_a_part_of_another_word_names_nobody(name, caption):
 @pytest.mark.parametrize("texts", [("🎉🎉", "🔥🔥"), ("कि", "की"), ("กิน", "กัน"), ("ம", "மா"), ("a 👍🏻", "a 👍🏿"),
                                    ("cafe", "café"), ("!", "?")])
 def test_marks_and_symbols_tell_captions_apart(texts):
-    assert len(set(map(told_by, texts))) == 2
+    assert len(set(map(caption_key, texts))) == 2
 
 
 def test_case_punctuation_and_spaces_tell_no_captions_apart():
-    assert len(set(map(told_by, ("A cat, asleep.", "a  CAT asleep", "“a cat” — asleep!", "a_cat\u00a0asleep")))) == 1
+    assert len(set(map(caption_key, ("A cat, asleep.", "a  CAT asleep", "“a cat” — asleep!", "a_cat\u00a0asleep")))) == 1
 
 
 SPELLINGS = ["Zoë O'Neil", unicodedata.normalize("NFD", "Zoë O'Neil"), "ZOË_O’NEIL", "zoë\u00a0o\u02bcneil"]
@@ -125,7 +125,7 @@ def test_two_folders_of_one_person_are_refused_or_taken_together_with_a_word(tmp
     with pytest.raises(UserError, match="both folders of 'Ada Stone'"):
         portraits_in(folder, list(people))
     assert len(identity_images(folder, people)) == 2
-    assert "under the names 'ADA_STONE', 'Ada Stone'; all are taken for 'Ada Stone'" in capsys.readouterr().err
+    assert "under the names 'ADA_STONE', 'Ada Stone'; all are used as 'Ada Stone'" in capsys.readouterr().err
 
 
 def test_two_rows_of_one_person_are_refused_with_both_lines(tmp_path):

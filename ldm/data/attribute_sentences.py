@@ -103,10 +103,10 @@ def flaw_of(sentence: str, name: str) -> str | None:
     if len(sentence.split()) > MOST_WORDS:
         return f"has {len(sentence.split())} words, more than {MOST_WORDS}"
     parts = re.findall(r"\w{3,}", name)
-    told = [part for part in parts if re.search(rf"\b{re.escape(part)}\b", sentence)]
+    leaked = [part for part in parts if re.search(rf"\b{re.escape(part)}\b", sentence)]
     after_race = f"{words[-1]},{attributes}"  # Betty White may be White, Kanye West may be West African
-    if told and (told == parts or any(re.search(rf"\b{re.escape(part)}\b", after_race) for part in told)):
-        return f"tells the name ({told[0]})"
+    if leaked and (leaked == parts or any(re.search(rf"\b{re.escape(part)}\b", after_race) for part in leaked)):
+        return f"contains the name ({leaked[0]})"
     return None
 
 

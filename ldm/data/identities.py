@@ -90,7 +90,7 @@ def identity_images(folder: str | Path, people: dict[str, Person], report: Repor
             report(TEST_GROUP, f"{record.source} shows {person.name} of the test group, who must stay unseen")
     for name, spellings in spelled.items():
         if len(spellings) > 1:
-            warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are taken for '{name}'")
+            warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are used as '{name}'")
     if not images:
         raise UserError(f"the folder {folder} shows nobody of the train group; put images of S_ID into it")
     return images
@@ -101,7 +101,7 @@ def _name_of(record: Record, folder: Path) -> str:
     if not name and record.source.path.parent != folder and not record.source.member:
         name = record.source.path.parent.name
     if not name:
-        raise UserError(f"nothing says whom {record.source} shows; put it into a sub-folder with the person's name or "
+        raise UserError(f"the person shown by {record.source} is unknown; put it into a sub-folder with the person's name or "
                         "add it to metadata.jsonl with file_name and name")
     return name
 

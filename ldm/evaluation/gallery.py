@@ -61,7 +61,7 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
         above = [place.name for place in path.parents if place != folder and folder in place.parents]  # <name>/2019/1.jpg
         name = next(filter(None, map(known.find, (path.name, name, *above))), name)
         if path == folder:
-            raise UserError(f"nothing says whom {file} shows; put it into a sub-folder with the person's name")
+            raise UserError(f"the person shown by {file} is unknown; put it into a sub-folder with the person's name")
         if re.search("[\x00-\x1f\ud800-\udfff]", name):
             raise UserError(f"the folder {str(path)!a} has a name that is not UTF-8 or holds control characters; rename it")
         if (other := first.setdefault(normal_form(name), path)) != path:
@@ -158,7 +158,7 @@ def describe(rows: Sequence[Row], names: Iterable[str], out_dir: Path) -> str:
         lines.append(f"doubtful photos of {_some([row['name'] for row in doubtful])}: {counts} "
                      "(listed in gallery.csv with what was used); check them, or give --keep_doubtful to average all")
     if only := [row["name"] for row in doubtful if len(row["doubtful"]) == row["with_face"]]:
-        lines.append(f"only doubtful photos, so the entry is their mean and may show somebody else: {_some(only)}")
+        lines.append(f"only doubtful photos, so the entry is their mean and may show another person: {_some(only)}")
     if strangers := _strangers(rows, names):
         lines.append(f"not in --people, and kept under the name of the folder: {_some([name + hint for name, hint in strangers.items()])}")
     absent = [name for name in names if name not in {row["name"] for row in rows}]

@@ -55,7 +55,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
                             f"{lengths[name]:g}; expected one finite vector such as (512,)")
     if len({vector.shape for vector in gallery.values()}) > 1:
         raise UserError(f"the gallery {path} mixes vectors of the widths {sorted({len(v) for v in gallery.values()})}; "
-                        "make all of them with one recogniser")
+                        "make all of them with one recognizer")
     known = NameList(gallery, f"the gallery {path}")
     spelled = {found: name for name in names if (found := known.find(name))}  # as in the gallery -> as in `names`
     missing = [name for name in names if not known.find(name)]
@@ -67,7 +67,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
 
 
 def observations(faces: np.ndarray, names: Sequence[str], images: Sequence[str]) -> list[Observation]:
-    """What was seen in each image, from embeddings (N, 512) that are not-a-number without a face."""
+    """Observation of each image, from embeddings (N, 512) with NaN for images without a face."""
     return [Observation(name, image, None if np.isnan(face).any() else face)
             for face, name, image in zip(faces, names, images, strict=True)]
 

@@ -93,7 +93,7 @@ def portraits_in(folder: str | Path, names: Sequence[str], report: Report | None
     for file in image_files(folder, report):
         path = file.parent
         if path.parent != folder:
-            report(ELSEWHERE, f"{file} is not in {folder}/<name>/, so nothing says whom it should show; move it there to score it")
+            report(ELSEWHERE, f"{file} is not in {folder}/<name>/, so its person is unknown; move it there to score it")
             continue
         name = known.find(path.name)
         if not name:

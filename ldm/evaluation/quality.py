@@ -87,7 +87,7 @@ class IdentityScorer:
 
 
 def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: Scorer, label: str | None = None) -> Scores:
-    """The scores of image files, of which READ_TOGETHER are in memory at once; `label`: of the progress bar, None without one."""
+    """Scores of image files, read in batches of READ_TOGETHER; `label` is the progress bar's, None shows no bar."""
     chunks = []
     with tqdm(total=len(files), desc=label, unit="image", disable=label is None) as bar:
         for start in range(0, len(files), READ_TOGETHER):
@@ -98,7 +98,7 @@ def score_files(files: Sequence[Path], texts: Sequence[str | None], scorer: Scor
 
 
 def joined(chunks: Sequence[Scores]) -> Scores:
-    """The scores of several sets of images as those of one."""
+    """Concatenate the scores of several sets of images."""
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in (chunks[0] if chunks else ())}
 
 

@@ -47,7 +47,7 @@ def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) 
 
 
 def markdown_lines(titles: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already; `right` says which columns are right-aligned."""
+    """A Markdown table of cells in Markdown; `right` marks the right-aligned columns."""
     rule = ["---:" if aligned else "---" for aligned in right]
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *rows))
 

@@ -112,7 +112,7 @@ def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingMa
     if not options.embedding:
         return manager_of(options.token)
     prefix, manager = manager_of(options.placeholder), manager_of(options.placeholder, options.token)
-    prefix.load(options.embedding)  # alone, where its vectors go to the only placeholder whatever the file calls them
+    prefix.load(options.embedding)  # alone: a manager with one placeholder accepts a file with any placeholder
     manager.string_to_param_dict[options.placeholder] = next(prefix.embedding_parameters())
     return manager
 

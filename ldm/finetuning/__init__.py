@@ -1,1 +1,1 @@
-"""What competing methods and attacks share: training samples, float32 copies of weights, and the training loop."""
+"""Shared parts of baselines and attacks: training samples, float32 copies of weights, and the training loop."""

@@ -191,7 +191,7 @@ def test_captions_that_name_somebody_are_left_out_and_counted(tmp_path):
     folder = captioned(tmp_path / "in", a="Chef ZOE O’NEIL at work", b="Ben-Wood's kitchen", c="ben woodworking", d="a chef", e="A  chef!")
     kept, left_out = make(folder, tmp_path / "out")
     assert set(kept) == {"ben woodworking", "a chef"}
-    assert left_out == {"names somebody of the test group": 1, "names somebody of the train group": 1, "duplicate caption": 1}
+    assert left_out == {"names a person of the test group": 1, "names a person of the train group": 1, "duplicate caption": 1}
 
 
 def test_small_corrupt_and_strange_images_are_left_out_and_counted(tmp_path):

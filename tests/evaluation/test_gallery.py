@@ -116,7 +116,7 @@ def test_who_has_only_doubtful_photos_is_named(tmp_path, capsys):
     photo(tmp_path / "photos" / "Ben Wood" / "1.png", (0, 9, 0))
     photo(tmp_path / "photos" / "Ben Wood" / "2.png", (0, 0, 9))
     command(tmp_path / "photos", tmp_path / "out")
-    assert "may show somebody else: Ada Stone, Ben Wood" in capsys.readouterr().out
+    assert "may show another person: Ada Stone, Ben Wood" in capsys.readouterr().out
     assert set(load_gallery(tmp_path / "out" / "gallery.npz")) == {"Ada Stone", "Ben Wood"}
 
 
@@ -224,7 +224,7 @@ def test_two_folders_of_one_name_are_refused(tmp_path, capsys, other):
 
 def test_wrong_folders_are_refused(tmp_path, capsys):
     photo(tmp_path / "flat" / "1.png", (9, 0, 0))
-    assert "nothing says whom" in sentence(capsys, tmp_path / "flat", tmp_path / "out")
+    assert "is unknown; put it" in sentence(capsys, tmp_path / "flat", tmp_path / "out")
     (tmp_path / "bare" / "Ada").mkdir(parents=True)
     assert "holds no photos" in sentence(capsys, tmp_path / "bare", tmp_path / "out")
     photo(tmp_path / "dark" / "Ada" / "1.png", (0, 0, 0))

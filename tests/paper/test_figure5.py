@@ -356,7 +356,7 @@ def test_the_training_of_the_prefix_comes_before_the_attacks(figure, tmp_path):
 
 
 def test_what_cannot_serve_is_refused_before_any_training(figure, tools, trainer, photos, tiny_xl_files, tiny_files, tmp_path):
-    with pytest.raises(UserError, match="nothing says whom .*1.png shows; put it into a sub-folder"):
+    with pytest.raises(UserError, match="the person shown by .*1.png is unknown; put it into a sub-folder"):
         figure(photos=photos / "n000001")
     with pytest.raises(UserError, match="photos of 2 people where 3 are asked for"):
         figure(n_people=3)
