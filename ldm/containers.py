@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes and never by its name: for every reader of weights, prefixes, face models, images and texts."""
+"""Detects the format of a file from its first bytes, independent of its name, for all readers of weights, models, images and texts."""
 
 import contextlib
 import os
@@ -23,15 +23,15 @@ BEGINNINGS = (
 )
 IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|....ftyp(heic|heix|mif1|avif)", re.DOTALL)
 PAGE_BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
-HEAD = 512  # bytes that tell the kind
-LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+HEAD = 512  # number of bytes that are inspected
+LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 UNFINISHED = (".part", ".crdownload", ".incomplete", ".download", ".aria2", ".tmp")
 SINGLE_FILE = ("give one file in the original (CompVis) format: download it from the model's page, or make it of a diffusers folder with "
                "diffusers' scripts/convert_diffusers_to_original_stable_diffusion.py (SDXL: convert_diffusers_to_original_sdxl.py)")
 
 
 def kind_of(path: str | Path) -> str | None:
-    """What the file is, such as SAFETENSORS or "an HTML page"; None if nothing known begins so. It reads a few bytes and runs nothing."""
+    """Format of the file, such as SAFETENSORS or "an HTML page"; None if unknown. Reads a few bytes and executes nothing."""
     with open(path, "rb") as file:
         head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
     if not head:
@@ -54,7 +54,7 @@ def kind_of(path: str | Path) -> str | None:
 
 
 def no_text(content: bytes) -> str | None:
-    """What content is by its beginning where it is no text, such as "an image" or "an HTML page"; None where it may be text."""
+    """Format of content that is not text, such as "an image" or "an HTML page", by its beginning; None if it may be text."""
     if IMAGE.match(content):
         return "an image"
     if PAGE_BEGINS.match(content):
@@ -63,14 +63,16 @@ def no_text(content: bytes) -> str | None:
 
 
 def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] = ()) -> str:
-    """SAFETENSORS, ZIP or PICKLE, which hold tensors, or one of `also`.
+    """Format of a file of tensors: SAFETENSORS, ZIP or PICKLE, or one of `also`.
 
     Args:
-        what: the file is expected to be, such as "PyTorch checkpoint"; in the sentence.
-        to_do: last part of the sentence, where the kind does not say it better.
+        path: the file.
+        what: the expected content for messages, such as "PyTorch checkpoint".
+        to_do: advice for messages, unless the detected format has a better one.
+        also: further accepted formats.
 
     Raises:
-        UserError: there is no such file, or it holds no tensors.
+        UserError: the file does not exist or holds no tensors.
     """
     if not Path(path).is_file():
         flaw, better = not_a_file(path)
@@ -93,7 +95,7 @@ def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] 
 
 @contextlib.contextmanager
 def named_by_content(path: str | Path, container: str) -> Iterator[Path]:
-    """The file under a name that says what it holds, for libraries choose the reader by the suffix; one of another name is linked."""
+    """Yield a path with the suffix of the format, because libraries choose the reader by it; creates a temporary link if necessary."""
     path, suffix = Path(path).resolve(), ".safetensors" if container == SAFETENSORS else ".pt"
     if path.suffix == suffix or suffix == ".pt" and path.suffix not in (".safetensors", ".npz", ".npy"):
         yield path
@@ -108,14 +110,14 @@ def named_by_content(path: str | Path, container: str) -> Iterator[Path]:
 
 
 def damaged(path: str | Path, what: str, reason: str | None = None) -> UserError:
-    """The sentence about a file that is not whole."""
+    """Error about an incomplete or damaged file."""
     unfinished = "its name is that of an unfinished download" if Path(path).suffix.lower() in UNFINISHED else None
     reasons = ", ".join(filter(None, (f"{Path(path).stat().st_size} bytes", reason, unfinished)))
     return UserError(f"{path} is damaged or no {what} ({reasons}); fetch it again")
 
 
 def not_a_file(path: str | Path) -> tuple[str, str | None]:
-    """What is at `path` in place of a file, and what to do where that says it: of a diffusers folder, and of a model of the Hub."""
+    """What `path` is instead of a file, and advice if there is specific advice (diffusers folder, model of the Hub)."""
     path = Path(path)
     if path.is_dir():
         parts = [name for name in ("model_index.json", "unet", "vae", "text_encoder") if (path / name).exists()]

@@ -1,6 +1,6 @@
-"""Texts and tables of users, read in one way: UTF-8, csv, tsv and jsonl, with the line of every flaw; nothing is guessed or dropped.
+"""Readers for users' text files and tables (UTF-8; csv, tsv, jsonl), which report the line of every flaw and drop nothing silently.
 
-A file is read once, so pipes work; what it holds is told by its content, for a pipe has no suffix.
+A file is read once, so pipes work. The content determines the format, because a pipe has no suffix.
 """
 
 import codecs
@@ -27,22 +27,22 @@ OnError = Callable[[str], None]  # takes a sentence; where it returns, the row i
 
 
 class Row(NamedTuple):
-    """A row of a table: the line that it begins in, and its texts by column; without what is empty or not asked for."""
+    """A row of a table: its first line number, and its non-empty texts by requested column."""
 
     line: int
     fields: dict[str, str]
 
 
 def refuse(sentence: str) -> None:
-    """The OnError of a reader that accepts no flaw: raises UserError."""
+    """OnError that accepts no flaw: raises UserError."""
     raise UserError(sentence)
 
 
 def decoded(content: bytes, where: object) -> str:
-    """Text of UTF-8, or of UTF-16 with a byte order mark; lines end with \\n.
+    """Decode UTF-8, or UTF-16 with a byte order mark; line ends become \\n.
 
     Raises:
-        UserError: it is something else.
+        UserError: the content is something else.
     """
     if (kind := no_text(content)) is not None:
         raise UserError(f"{where} is {kind} instead of text; save it as uncompressed text in UTF-8, a table as CSV")
@@ -52,24 +52,24 @@ def decoded(content: bytes, where: object) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{where} is no text, for it holds zero bytes; save it as text in UTF-8")
-    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")  # files that were joined have several marks
+        raise UserError(f"{where} is not text, since it holds zero bytes; save it as text in UTF-8")
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")  # concatenated files have several marks
 
 
 def read_text(path: str | Path) -> str:
-    """Text of a file, see `decoded`."""
+    """Read a text file, see `decoded`."""
     return decoded(Path(path).read_bytes(), path)
 
 
 def read_lines(path: str | Path, columns: Sequence[str] = ()) -> list[str]:
-    """The texts of a file, see `texts_in`, without those that start with #."""
+    """Texts of a file, see `texts_in`, without those that start with #."""
     return [line for line in texts_in(read_text(path), path, columns) if not line.startswith("#")]
 
 
 def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
-    """The lines that are not empty, with single spaces; of a table, by suffix or header, the first of `columns` that each row has.
+    """Non-empty lines with normalized spaces; for a table (by suffix or header), each row's first text among `columns`.
 
-    A JSON list of texts, or of objects with one of the columns, is read too.
+    A JSON list of texts, or of objects with one of the columns, is supported too.
 
     Raises:
         UserError: a table has none of the columns, a row has no text in them, or the lines are a table without a header.
@@ -90,23 +90,28 @@ def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
 
 
 def is_header(line: str, columns: Sequence[str]) -> bool:
-    """Whether a line is the name of a column alone, or its plural."""
+    """Whether a line consists of the name of a column, or its plural."""
     return line.strip(" \t\"").casefold().removesuffix("s") in (name.removesuffix("s") for name in columns)
 
 
 def refuse_rows(lines: Sequence[str], path: object, columns: Sequence[str]) -> None:
-    """UserError where every line, of several, begins with a number or the name of an image: they are rows of a table without a header."""
+    """Check that lines are not rows of a table without a header.
+
+    Raises:
+        UserError: there are several lines, and all begin with a number or the name of an image.
+    """
     lines = [line.strip() for line in lines if line.strip()]
     if len(lines) > 1 and all(NUMBER_OR_FILE.match(line) for line in lines):
-        raise UserError(f"{path} has rows such as '{lines[0][:60]}' without a header, so nothing says where the texts are; remove what "
-                        f"stands before the texts, or write a first line that names the columns, one of them {' or '.join(columns)}")
+        raise UserError(f"{path} has rows such as '{lines[0][:60]}' without a header, so the column of the texts is unknown; remove "
+                        f"the other columns, or write a first line that names the columns, one of them {' or '.join(columns)}")
 
 
 def json_value(text: str, where: object = None) -> Any:
-    """The JSON value that a whole text is; None for content of another kind, such as texts that begin with a bracket.
+    """Parse a text that is one JSON value; None for other content, such as texts that begin with a bracket.
 
     Args:
-        where: a file that must be JSON, or one JSON object per line; None accepts other content.
+        text: content of the file.
+        where: name of a file that must be JSON or jsonl; None accepts other content.
 
     Raises:
         UserError: the content of `where` is neither.
@@ -117,17 +122,17 @@ def json_value(text: str, where: object = None) -> Any:
         first, _, rest = text.strip().partition("\n")
         if where is None or (rest and first.startswith("{") and first.rstrip().endswith("}")):
             return None
-        raise UserError(f"{where} is no valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
+        raise UserError(f"{where} is not valid JSON ({first_line(error)}); give COCO captions, or a list of texts") from None
 
 
 def json_list(text: str) -> list[Any] | None:
-    """The entries of a JSON list; None for content of another kind."""
+    """Entries of a JSON list; None for other content."""
     value = json_value(text) if text.lstrip().startswith("[") else None
     return value if isinstance(value, list) else None
 
 
 def is_table(text: str, columns: Sequence[str]) -> bool:
-    """Whether the first line is a header of several columns with one of these, or of one in quotation marks, or the content is jsonl."""
+    """Whether the text is jsonl, or its first line is a header with one of these columns and a further column or quotation marks."""
     headers = [_names(header) for header in _headers(text)]
     quoted = text.lstrip().startswith('"') and any(len(header) == 1 and header[0] in columns for header in headers)
     return text.lstrip().startswith('{"') or quoted or any(len(header) > 1 and set(header) & set(columns) for header in headers)
@@ -135,16 +140,17 @@ def is_table(text: str, columns: Sequence[str]) -> bool:
 
 def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), optional: Sequence[str] = (), *,
             multiline: bool = False, on_error: OnError = refuse, prepare: Callable[[Any, str], Any] | None = None) -> Iterator[Row]:
-    """Rows of a table: csv with a header (between commas, semicolons, tabs or bars), or jsonl, or a JSON list of objects.
+    """Rows of a table: csv with a header (separated by commas, semicolons, tabs or bars), jsonl, or a JSON list of objects.
 
     Args:
-        where: the file, for errors.
-        needed: columns that must be there; their names, in lower case, are found in any case. Others are not looked at.
-        some: columns of which one must be there.
-        optional: columns that may be there.
-        multiline: cells in quotation marks may run over lines.
-        on_error: is told of each flaw with file, line and what to do.
-        prepare: makes another of each JSON value of jsonl; takes value and place.
+        text: content of the file.
+        where: name of the file, for messages.
+        needed: required columns, in lower case; they match in any case. Other columns are ignored.
+        some: columns of which at least one is required.
+        optional: optional columns.
+        multiline: allow quoted cells with several lines.
+        on_error: called with a message for each flaw.
+        prepare: function (value, place) that transforms each JSON value.
     """
     entries = json_list(text)
     if text.lstrip().startswith("{") or entries is not None:
@@ -154,7 +160,7 @@ def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str]
 
 
 def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnError) -> dict[str, str] | None:
-    """The texts of a JSON object in these columns, whose keys are found in any case, numbers among them; None where one was reported."""
+    """Texts and numbers of a JSON object in these columns, as texts; keys match in any case. None if a flaw was reported."""
     if not isinstance(entry, dict):
         on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
         return None
@@ -176,7 +182,7 @@ def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnEr
 
 def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence[str], columns: Collection[str], on_error: OnError,
            prepare: Callable[[Any, str], Any] | None) -> Iterator[Row]:
-    """Rows of the lines of `text`, or of a JSON list's `entries`."""
+    """Rows from the lines of `text`, or from the `entries` of a JSON list."""
     lines = text.split("\n") if entries is None else entries
     for number, line in enumerate(lines, start=1):
         place = f"{where}, {'line' if entries is None else 'entry'} {number},"
@@ -186,7 +192,7 @@ def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence
             entry = json.loads(line, object_pairs_hook=_once) if entries is None else line
             entry = prepare(entry, place) if prepare else entry
         except (ValueError, RecursionError) as error:
-            on_error(f"{place} is no valid JSON ({first_line(error)}); write one object per line")
+            on_error(f"{place} is not valid JSON ({first_line(error)}); write one object per line")
             continue
         fields = texts_of(entry, place, columns, on_error)
         if fields is None:
@@ -200,7 +206,7 @@ def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError where it has a key twice."""
+    """A JSON object as a dict; raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
@@ -215,7 +221,7 @@ def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], o
     _check_header(where, header, needed, some)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
     first = 1 + text.count("\n", 0, len(text) - len(text.lstrip()))
-    end = 0  # line in which the row before ended
+    end = 0  # last line of the previous row
     try:
         for cells in reader:
             begin, end = end + 1, reader.line_num
@@ -230,12 +236,16 @@ def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], o
                 fields = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in wanted and cell.strip()}
                 yield Row(begin, fields)
     except csv.Error as error:
-        on_error(f"{where}, line {max(end + 1, 1)}, is no valid CSV ({error}); a quotation mark is not closed, or stands inside a text: "
+        on_error(f"{where}, line {max(end + 1, 1)}, is not valid CSV ({error}); a quotation mark is not closed, or stands inside a text: "
                  "write it twice there, and put the text between quotation marks")
 
 
 def first_of(fields: Mapping[str, str], columns: Sequence[str], where: str) -> str:
-    """The text of the first of `columns` that is there; UserError, which names `where`, if none is."""
+    """The text of the first of `columns` that has one.
+
+    Raises:
+        UserError: none has; the message names `where`.
+    """
     found = next((fields[name] for name in columns if name in fields), None)
     if found is None:
         raise UserError(f"{where} has nothing as {' or '.join(columns)}; add it, or remove the entry")
@@ -243,7 +253,7 @@ def first_of(fields: Mapping[str, str], columns: Sequence[str], where: str) -> s
 
 
 def _headers(text: str) -> list[list[str]]:
-    """The cells of the first line that holds something, cut at each of DELIMITERS."""
+    """Cells of the first non-empty line, split at each of DELIMITERS."""
     line = text.lstrip().partition("\n")[0]
     found = []
     for delimiter in DELIMITERS:
@@ -255,7 +265,7 @@ def _headers(text: str) -> list[list[str]]:
 
 
 def _names(header: Sequence[str]) -> list[str]:
-    """Columns in lower case, without empty ones at the end, as a spreadsheet writes them."""
+    """Column names in lower case, without the empty ones at the end that spreadsheets write."""
     names = [name.strip().casefold() for name in header]
     while names and not names[-1]:
         names.pop()

@@ -183,7 +183,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def ended_early(what: str) -> UserError:
     """Error of a run that has lost one of its processes."""
-    return UserError(f"a process of this run has ended ({what}); the same command goes on from the last saved state")
+    return UserError(f"a process of this run has ended ({what}); the same command resumes from the last saved state")
 
 
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:

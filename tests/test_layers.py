@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "ldm.util": 0, "ldm.containers": 0, "ldm.finite": 0, "ldm.public_names": 0,
     "ldm.models": 1, "ldm.modules": 1,
-    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.pictures": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
+    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.images": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
     "ldm.text_files": 2, "ldm.logbook": 2, "ldm.edited_weights": 2, "ldm.names": 2,
     "ldm.left_out": 2, "ldm.cpu_bf16": 2, "ldm.image_files": 2, "ldm.contents": 2,
     "ldm.data": 3, "ldm.mini": 3, "ldm.finetuning": 4,

@@ -1,4 +1,4 @@
-"""Prompts that the paper's quality table is measured on (section 4.1: COCO-30k), from any file that holds captions."""
+"""Benchmark prompts for the quality table (paper section 4.1: COCO-30k), read from any file of captions."""
 
 import itertools
 from collections import Counter
@@ -12,26 +12,25 @@ from ldm.util import UserError, first_line
 
 
 def read_benchmark(paths: Sequence[Path], count: int | None) -> list[tuple[str, int]]:
-    """The first `count` prompts, or all there are (None); each with the number of times that it has come before, in upper or
-    lower case.
+    """The first `count` prompts (None: all), each with the number of its earlier occurrences, ignoring case.
 
-    Read, and told by their content: JSON of COCO's captions (the first caption of each image) or of a list; jsonl, csv and tsv with a
-    column text, caption or prompt; every other file one prompt per line. Several files take turns.
+    The content determines the format: COCO captions JSON (first caption of each image), a JSON list, jsonl, csv or tsv with a column
+    text, caption or prompt, or else text with one prompt per line. Prompts of several files are interleaved.
 
     Raises:
-        UserError: a file that cannot be read, that has fewer than two prompts, or half a character (a lone surrogate) in one.
+        UserError: a file cannot be read, has fewer than two prompts, or has a lone surrogate in a prompt.
     """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*map(_prompts, paths)))
     seen: Counter[str] = Counter()
     found = []
     for prompt in itertools.islice((prompt for prompt in turns if prompt is not None), count):
         found.append((prompt, seen[prompt.casefold()]))
-        seen[prompt.casefold()] += 1  # not every file system can tell pictures apart whose names differ in case
+        seen[prompt.casefold()] += 1  # some file systems cannot hold two images whose names differ only in case
     return found
 
 
 def different_prompts(path: Path) -> list[str]:
-    """Every prompt of a file once, read as `read_benchmark` reads it."""
+    """The distinct prompts of a file, read by `read_benchmark`."""
     return [prompt for prompt, seen in read_benchmark([path], None) if not seen]
 
 
@@ -57,6 +56,6 @@ def _coco(text: str, path: Path) -> list[str] | None:
         for annotation in content["annotations"]:
             first.setdefault(annotation["image_id"], annotation["caption"].strip())
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no COCO captions file ({type(error).__name__}: {first_line(error)}); give one, a list of texts, or a "
-                        f"table with one of the columns {', '.join(CAPTION_FIELDS)}") from None
+        raise UserError(f"{path} is not a COCO captions file ({type(error).__name__}: {first_line(error)}); give one, a list of texts, or "
+                        f"a table with one of the columns {', '.join(CAPTION_FIELDS)}") from None
     return list(first.values())

@@ -1,4 +1,4 @@
-"""The end of train.py with a competing method or an attack: the table of Table 1 and images, or the images of the person learned."""
+"""Report at the end of train.py with a baseline or an attack: Table 1's metrics and images, or images of the learned person."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,8 +14,8 @@ from ldm.experiments.methods import MethodPlan
 from ldm.experiments.training_report import NOISE_SEED, PORTRAIT, FinalTableOptions, TrainingReport, summary, write_before_after
 from ldm.experiments.variants import BASE, Variant, load_variants
 from ldm.generation import generate, to_uint8
+from ldm.images import image_grid
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pictures import picture_grid
 from ldm.sharing import Devices
 from ldm.util import warn, write_atomically
 
@@ -25,7 +25,7 @@ MethodReport = Callable[[LatentDiffusion, Path], str]  # (frozen model, result) 
 
 
 def report_of(plan: MethodPlan, options: FinalTableOptions, fabric: Devices, precision: str) -> MethodReport:
-    """The report on a method; its inputs are read now, so that a missing face or model is found out before the training."""
+    """The report of a method. Its inputs are read here, so that a missing face or model is found before the training."""
     if not plan.material.names:
         return lambda model, result: attack_report(plan, fabric, model, result)
     training_report = TrainingReport(options, people_of(plan), fabric)
@@ -41,7 +41,7 @@ def report_of(plan: MethodPlan, options: FinalTableOptions, fabric: Devices, pre
 
 
 def people_of(plan: MethodPlan) -> Mapping[str, Person]:
-    """The people of --people; with --names_file the group train is those to be erased, and test everybody else."""
+    """People of --people; with --names_file, the erased names form the group train, and all others the group test."""
     options = plan.options
     people = read_people(options.people) if options.people else {}
     if not options.names_file:
@@ -49,13 +49,13 @@ def people_of(plan: MethodPlan) -> Mapping[str, Person]:
     unknown = [name for name in plan.material.names if name not in people]
     if unknown:
         warn(f"{', '.join(unknown[:3])} of {options.names_file} {'is' if len(unknown) == 1 else 'are'} not in --people {options.people}, "
-             "and will not be in the table and pictures at the end")
+             "and will not be in the final table and images")
     erased = set(plan.material.names)
     return {name: replace(person, group="train" if name in erased else "test") for name, person in people.items()}
 
 
 def attack_report(plan: MethodPlan, fabric: Devices, model: LatentDiffusion, result: Path) -> str:
-    """pictures.png: photos, and the person as generated before the attack, after it, and behind the prefix of --embedding."""
+    """Write `pictures.png`: photos, and images of the person before the attack, after it, and with the prefix of --embedding."""
     if not fabric.is_global_zero:
         return ""
     options, count = plan.options, min(PHOTOS_SHOWN, len(plan.material.photos))
@@ -66,10 +66,10 @@ def attack_report(plan: MethodPlan, fabric: Devices, model: LatentDiffusion, res
                                                scale=options.scale, seed=NOISE_SEED)]
 
     rows = {"photos": [to_uint8(load_image(source, 8 * model.image_size)[None])[0] for source in plan.material.photos[:count]],
-            "drawn before the attack": images_of(BASE)}
+            "before the attack": images_of(BASE)}
     none, *variants = load_variants(model, [options.embedding] if options.embedding else [], options.files)
     with edited(model, checkpoint_weights(model, result, options.token, options.files.ckpt_path)):
-        rows |= {"drawn after it": images_of(none), **{f"after it, with {variant.label}": images_of(variant) for variant in variants}}
-    sheet = picture_grid(list(rows.values()), list(rows), [prompt for prompt, _ in jobs])
+        rows |= {"after it": images_of(none), **{f"after it, with {variant.label}": images_of(variant) for variant in variants}}
+    sheet = image_grid(list(rows.values()), list(rows), [prompt for prompt, _ in jobs])
     write_atomically(options.out_dir / "pictures.png", sheet.save)
-    return f"photos and drawings of '{options.phrase}' side by side: {options.out_dir / 'pictures.png'}"
+    return f"photos and generated images of '{options.phrase}' side by side: {options.out_dir / 'pictures.png'}"

@@ -1,4 +1,4 @@
-"""From the options of train.py to a competing method or an attack, ready to be trained."""
+"""Plan of a training with a baseline or an attack: checks the options of train.py, describes the run and executes it."""
 
 import json
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ from ldm.run_folder import versions, write_json
 from ldm.sharing import Devices
 from ldm.util import UserError
 
-# Weight decay and largest gradient norm of AdamW, as published.
+# Weight decay and maximum gradient norm of AdamW, as published.
 OPTIMIZERS = {**dict.fromkeys(("concept_ablation", "forget_me_not", "dreambooth"), (1e-2, 1.0)), "textual_inversion": (1e-2, float("inf"))}
-# Flags on which the result depends; the files behind the path flags enter by their content.
+# Flags that determine the result. Files enter `arguments` by the hash of their content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "batch_size", "num_nodes", "seed", "variant", "parameters",
                 "negative_guidance", "start_guidance", "z_t", "ddim_steps", "anchor", "augment", "prior_weight", "n_prior_images", "scale",
                 "erase_scale", "preserve_scale", "lamb", "ti_iterations", "token", "class_word", "train_text_encoder", "num_vectors",
@@ -42,11 +42,11 @@ class MethodPlan:
     """Plan of a training, from checked options.
 
     Args:
-        flags: of the command, all of them, for arguments.json.
+        flags: all flags of the command, for arguments.json.
 
     Raises:
-        UserError: a list cannot be read, there is nobody to erase and no photo to learn from, a photo cannot be decoded, or the method
-            cannot do with two text encoders.
+        UserError: a list cannot be read, there are no names to erase and no photos to learn from, a photo cannot be decoded, or the
+            method does not support two text encoders.
     """
 
     def __init__(self, options: MethodOptions, flags: Mapping[str, Any]):
@@ -59,7 +59,7 @@ class MethodPlan:
         self.left_out = LeftOut(strict=True)
         self.material = Material(names, images=images_of(options, names, self.left_out) if options.identity_images else [],
                                  photos=photos_of(options.photos, self.left_out) if options.photos else [])
-        for photo in self.material.photos:  # a bad one is found before a long training
+        for photo in self.material.photos:  # finds an unreadable one before a long training
             load_image(photo, size=8)
         self.options = options
         if options.iters_per_concept:
@@ -67,7 +67,7 @@ class MethodPlan:
         self.flags = {**flags, "iterations": self.options.iterations}
 
     def describe(self) -> str:
-        """The plan in a few lines."""
+        """Summary of the plan for --dry_run."""
         options, files = self.options, self.options.files
         lines = {"model": f"{files.edited_weights or files.ckpt_path} in {files.config_path}, on {options.devices}, {options.precision}",
                  "method": f"{self.method}{f', {options.variant}' if options.variant else ''}",
@@ -79,7 +79,7 @@ class MethodPlan:
         return "\n".join(f"{name:9} {text}" for name, text in lines.items())
 
     def arguments(self, precision: str) -> dict[str, Any]:
-        """What the result depends on, as JSON values: flags, and the content of images, lists and weights."""
+        """Everything that determines the result, as JSON values: flags, and hashes of images, lists and weights."""
         options = self.options
         files = [getattr(options, flag) for flag in FILES if getattr(options, flag)] + [*(options.preserve_prompts or ())]
         files += [options.embedding] if self.method == "textual_inversion" and options.embedding else []
@@ -90,15 +90,15 @@ class MethodPlan:
             "config": file_hash(options.files.config_path), "base_model": options.files.hash()}
 
     def path(self, step: int | None) -> Path:
-        """File of the result after a step."""
+        """File of the result after a step; None gives the name without a step."""
         suffix = ".pt" if self.method == "textual_inversion" else ".safetensors"
         return self.options.out_dir / f"{self.options.prompt}{'' if step is None else f'-{step}'}{suffix}"
 
     def run(self, fabric: Devices, weights: Weights, logbook: Logbook) -> Path:
-        """Trains `weights`, or goes on, and returns the file of the result; the logbook notes the cost.
+        """Train `weights`, or resume, and return the file of the result. The logbook records the cost.
 
         Raises:
-            UserError: in place of the result there is one of other settings.
+            UserError: the result file exists and was made with other settings.
         """
         options, result = self.options, self.path(self.options.iterations)
         record = {"names": self.material.names} | logbook.arguments | {"base_model": file_hash(options.files.ckpt_path)}
@@ -114,7 +114,7 @@ class MethodPlan:
         if self.method == "uce":
             edited, condition = edit_by_uce(options, self.material.names, weights)
             if fabric.is_global_zero:
-                print(f"condition number of the matrix that is inverted: {condition:.3g}")
+                print(f"condition number of the inverted matrix: {condition:.3g}")
                 write_edited_weights(result, beneath | edited, condition=condition, **record)
         else:
             method = BUILDERS[self.method](options, self.material, weights, Work(fabric, logbook.note_cost))
@@ -131,22 +131,26 @@ class MethodPlan:
         return result
 
     def refuse_another(self, result: Path, record: dict[str, Any]) -> None:
-        """Raises UserError where a closed form would overwrite what other settings have given; a training has its state for that."""
+        """Raise UserError if a closed form would overwrite a result of other settings; for trainings the saved state is checked."""
         if self.method == "uce" and self.options.resume and result.exists():
             there, asked = safetensors_metadata(result), json.loads(json.dumps(record, default=str))
             if different := [key for key, value in asked.items() if there.get(key) != value]:
-                raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to make it "
-                                "anew")
+                raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to "
+                                "replace it")
 
     def settings(self) -> FinetuningSettings:
-        """What the trainer needs."""
+        """Settings of the trainer."""
         weight_decay, max_grad_norm = OPTIMIZERS.get(self.method, (0.0, float("inf")))
         flags = {field.name: getattr(self.options, field.name) for field in fields(FinetuningSettings) if hasattr(self.options, field.name)}
         return FinetuningSettings(**flags, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
 
 def names_to_erase(options: MethodOptions) -> list[str]:
-    """The names of --names_file, or S_ID's of --people; UserError if there is none, or one stands there twice."""
+    """Names of --names_file, or else those of S_ID in --people.
+
+    Raises:
+        UserError: there is no name, or one is listed twice.
+    """
     if options.names_file:
         names, repeated = read_names(options.names_file)
     else:

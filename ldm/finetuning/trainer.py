@@ -1,4 +1,4 @@
-"""The training that all methods share: optimizer steps on the few tensors that a method trains, resumable, on one device or several."""
+"""Resumable training loop that all baselines and attacks share, on one device or several."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,20 +22,21 @@ class TrainedTensors(Trained, Protocol):
 
 
 class Method(Protocol):
-    """A competing method or an attack: what it trains, and by which loss."""
+    """A baseline or an attack: its trained tensors and its loss."""
 
     @property
     def trained(self) -> TrainedTensors: ...
 
     def loss(self, numbers: range) -> Tensor:
-        """Mean loss of the training samples of these numbers, scalar; sample i is a pure function of the seed and i."""
+        """Mean loss of the training samples with these numbers, scalar. Sample i is a pure function of the seed and i."""
+
 
 @dataclass(frozen=True)
 class FinetuningSettings:
-    """Named as the flags of train.py; optimizer as published, by method."""
+    """Settings of a training, named like the flags of train.py, and the published optimizer settings of the method."""
 
     iterations: int
-    batch_size: int  # of all devices together
+    batch_size: int  # total over all devices
     lr: float
     weight_decay: float = 0.0
     max_grad_norm: float = float("inf")
@@ -44,13 +45,13 @@ class FinetuningSettings:
 
 
 def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook: Logbook, save: Callable[[int], None]) -> None:
-    """Trains what the method trains, from where the logbook's state ends to the last iteration.
+    """Train the method's tensors from the logbook's saved state, or from the start, to the last iteration.
 
     Args:
-        save: writes the result of a step to its file.
+        save: writes the result after a step to its file.
 
     Raises:
-        UserError: the loss is no longer finite, or what is trained where it is logged or saved.
+        UserError: the loss, or a trained tensor that is about to be logged or saved, is not finite.
     """
     optimizer = adam(method, settings)
     if logbook.state:
@@ -60,7 +61,7 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
-            save(settings.iterations)  # again, for the file of a finished run may have been moved away
+            save(settings.iterations)  # the file of a finished run may have been moved
     losses: list[Tensor] = []
     with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
               disable=not fabric.is_global_zero) as bar:
@@ -69,12 +70,12 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
             bar.update()
             last = step == settings.iterations
             saved = step % settings.save_every == 0 or last
-            if losses[-1].device.type == "cpu" and fabric.world_size == 1:  # elsewhere where the losses are averaged, alike on all devices
+            if losses[-1].device.type == "cpu" and fabric.world_size == 1:  # otherwise below, for the mean over devices
                 check_training(step, losses[-1:], settings.lr)
             if step % settings.log_every and not saved:
                 continue
             mean = fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
-            check_training(step, [mean, *method.trained.parameters()], settings.lr)  # a state may be saved at any of these steps
+            check_training(step, [mean, *method.trained.parameters()], settings.lr)  # a state may be saved at any such step
             loss = mean.item()
             losses.clear()
             if fabric.is_global_zero:
@@ -82,19 +83,19 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
                 logbook.row(step, {"loss": loss})
                 if saved:
                     save(step)
-                if last or logbook.state_is_due():  # a step between is made again as it was, and its file with it
+                if last or logbook.state_is_due():  # steps in between are repeated identically
                     logbook.save_state(step, method.trained, optimizer)
     if fabric.is_global_zero:
         logbook.close()
 
 
 def adam(method: Method, settings: FinetuningSettings) -> torch.optim.Optimizer:
-    """Adam, with decoupled weight decay where the method has one."""
+    """AdamW; without weight decay it equals Adam."""
     return torch.optim.AdamW(method.trained.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def training_step(fabric: Devices, method: Method, optimizer: torch.optim.Optimizer, settings: FinetuningSettings, step: int) -> Tensor:
-    """One optimizer step (from 1) on this device's share of the samples; returns its mean loss, detached."""
+    """One optimizer step (counted from 1) on this rank's shard of the samples; returns the shard's mean loss, detached."""
     numbers = range((step - 1) * settings.batch_size + fabric.global_rank, step * settings.batch_size, fabric.world_size)
     optimizer.zero_grad()
     loss = method.loss(numbers)

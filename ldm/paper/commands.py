@@ -1,4 +1,4 @@
-"""What python -m ldm.paper is asked for, as tables with their pieces; and the claims about what is finished."""
+"""Tables that python -m ldm.paper is asked for, with the pieces of work behind them, and the claims about finished results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +21,11 @@ AnyTable = MeasuredTable | Figure5
 
 
 def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list[AnyTable]:
-    """The tables and figures asked for, by name or as YAML files.
+    """Tables and figures, by name or as YAML files.
 
     Raises:
-        UserError: a YAML file is not what it should be, or a file that it names is not there.
-        SystemExit: it has a flag that no command has.
+        UserError: a YAML file is invalid, or a file that it names does not exist.
+        SystemExit: it has an unknown flag.
     """
     preset = Path(options.preset).stem
     return [_figure5(seeds, options) if name == "figure5" else
@@ -34,13 +34,13 @@ def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list
 
 
 def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:
-    """All that the tables need, each piece once: everything of the first seed, then of the next."""
+    """All pieces that the tables need, without duplicates, ordered by seed."""
     return whole([piece for seed in range(max(table.seeds for table in tables)) for table in tables if seed < table.seeds
                   for piece in table.pieces(seed)])
 
 
 def list_tables(tables: Sequence[AnyTable]) -> str:
-    """A line a table: what is done of it, and who is at work."""
+    """One line per table: finished trainings and pieces, and the machines at work."""
     rows: list[dict[str, Any]] = []
     for table in tables:
         pieces = pieces_of([table])
@@ -54,7 +54,7 @@ def list_tables(tables: Sequence[AnyTable]) -> str:
 
 
 def claims_table(out_dir: Path, preset: str) -> str:
-    """claims.json of all that is finished in `out_dir`; the verdicts as the console shows them."""
+    """Write claims.json for the finished results in `out_dir`; returns the verdicts for the console."""
     verdicts = check_claims(read_cells(out_dir, TABLES), Path(preset).stem)
     write_json(out_dir / "claims.json", verdicts)
     return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])

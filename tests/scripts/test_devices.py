@@ -70,7 +70,7 @@ def test_a_node_that_loses_another_says_so_and_ends(command, tmp_path, port):
     nodes[1].kill()
     (status, said), _ = map(finish, nodes)
     assert status == 2 and "Traceback" not in said and sentences(said) == [
-        "error: a process of this run has ended (the connection to another process was lost); the same command goes on from the last "
+        "error: a process of this run has ended (the connection to another process was lost); the same command resumes from the last "
         "saved state"]
 
 

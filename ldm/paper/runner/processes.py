@@ -85,6 +85,6 @@ def _watch(workers: dict[Path, subprocess.Popen], look: Callable[[], None], left
     failed = next((log for log, process in workers.items() if process.returncode not in (0, -15)), None)
     if failed or left:
         raise UserError(f"{last_words(failed) if failed else 'the processes have ended too early'}; what is done stays, correct that, and "
-                        f"the same command goes on (the whole is in {failed or next(iter(workers))})")
+                        f"the same command resumes (the whole is in {failed or next(iter(workers))})")
     for log in workers:
         log.unlink()
