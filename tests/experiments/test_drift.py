@@ -35,7 +35,7 @@ def test_rows_compare_the_prefix_with_other_noise(tiny_model):
 def test_the_frozen_model_is_drawn_once_for_all_grids(tiny_model, monkeypatch):
     drawn = []
     before_after = BeforeAfter(tiny_model, {"Ada (train)": "Ada", "a car": "a car"}, **DRAWING)
-    monkeypatch.setattr(BeforeAfter, "_draw", lambda self, prefix: drawn.append(prefix) or [BLACK, WHITE])
+    monkeypatch.setattr(BeforeAfter, "_generate", lambda self, prefix: drawn.append(prefix) or [BLACK, WHITE])
     prefix = Variant(manager=object())
     assert before_after.grid(prefix).size == before_after.grid(prefix).size
     assert drawn == [Variant(), prefix, prefix]
