@@ -1,4 +1,4 @@
-"""What the command lines share: groups of flags, presets, and checks that end with one sentence and exit status 2."""
+"""Shared parts of the command lines: groups of flags, presets, and checks that exit with one sentence and status 2."""
 
 import argparse
 import functools
@@ -19,17 +19,17 @@ import yaml
 from args.paths import ROOT, found, keep_pipes
 
 PRESETS = ROOT / "configs" / "presets"
-OUTPUTS = ("out_dir", "embeddings_dir", "target_cache", "publish")  # folders that need not be there
-WRITTEN = (*OUTPUTS, "readme", "target")  # flags whose path is the one given, whatever the repository holds; see `found`
+OUTPUTS = ("out_dir", "embeddings_dir", "target_cache", "publish")  # folders that need not exist
+WRITTEN = (*OUTPUTS, "readme", "target")  # output paths, which are not looked up in the repository; see `found`
 FOLDERS = {"identity_images", "caption_images", "face_pack", "images", "photos"}  # all other flags of type Path are files
 TO_DO = {
-    "ckpt_path": "put the checkpoint there or give the path of yours",
+    "ckpt_path": "put the checkpoint there or give its path",
     "face_pack": "unpack an InsightFace pack such as buffalo_l there, or give the folder that holds its .onnx files",
-    "photos": "give a folder of photos, with a sub-folder for each person where they are of several",
-    "identity_images": "make them with dataset_generation.py or give a folder of yours",
-    "inception_weights": "put pt_inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt there, or give the path of yours",
-    "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give the path of yours",
-    "clip": "put open_clip weights there, or give the path of yours",
+    "photos": "give a folder of photos, with one sub-folder per person if they show several",
+    "identity_images": "make them with dataset_generation.py or give another folder",
+    "inception_weights": "put pt_inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt there, or give its path",
+    "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give its path",
+    "clip": "put open_clip weights there, or give their path",
 }
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -38,20 +38,20 @@ Options = TypeVar("Options")
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser with defaults in the help, no abbreviations, and errors of one line without the usage text."""
+    """ArgumentParser with defaults in the help, without abbreviations, and with one-line errors without the usage text."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
-        self.remark = ""  # behind every error
-        self.sections: tuple[str, ...] = ()  # whose keys a preset may have, such as "esd.lr", beside those of the command
-        self.section: str | None = None      # that of the sections which is read
-        self.own: frozenset[str] = frozenset()  # flags that `section` alone sets, and not the command's own keys
+        self.remark = ""  # appended to every error
+        self.sections: tuple[str, ...] = ()  # sections that a preset may have besides the command's, such as "esd" in "esd.lr"
+        self.section: str | None = None      # the active one of the sections
+        self.own: frozenset[str] = frozenset()  # flags that only `section` sets, not the command's own keys
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}{self.remark}\n")
 
     def parse_known_args(self, *given: Any) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
-        """As usual, with each path that is read where it is found."""
+        """Parse as usual, and look up each input path, see `found`."""
         args, others = super().parse_known_args(*given)
         for flag, action in _actions(self).items():
             if action.type is Path and flag not in WRITTEN and (path := getattr(args, flag, None)) is not None:
@@ -60,18 +60,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
-    """Flags of `argv` before those of the preset before the parser's defaults.
+    """Parse `argv`. Its flags take precedence over the preset, and the preset over the parser's defaults.
 
-    Ends the program with a sentence and status 2 where a value is wrong; paths wait for `check_paths`.
+    Exits with a sentence and status 2 if a value is invalid; `check_paths` checks the paths.
     """
     argv = sys.argv[1:] if argv is None else argv
     chosen = Parser(add_help=False)
     add_preset_argument(chosen)
     preset = chosen.parse_known_args(argv)[0].preset
-    if preset is None:  # the paper's own command names only its model
+    if preset is None:  # the paper's command gives only the files of its model
         named = typed_flags(argv) & {"config_path", "ckpt_path"}
         preset = "sd-v1-5" if named else "mini"
-        parser.remark = " (--preset sd-v1-5 is taken where a model is named by its paths; give another)" if named else ""
+        parser.remark = " (--preset sd-v1-5 is the default if a model's paths are given; give another)" if named else ""
     presets = preset_flags(parser, preset)
     if {"-h", "--help"} & set(argv):
         _show_defaults(parser, presets)
@@ -80,7 +80,7 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     args.preset = preset
     replaced = [flag.partition("=")[2] for flag in presets if flag.startswith("--edited_weights=")]
     if replaced and "edited_weights" in typed_flags(argv) and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"warning: --edited_weights {args.edited_weights} takes the place of {replaced[0]}, which the preset {preset} has",
+        print(f"warning: --edited_weights {args.edited_weights} replaces {replaced[0]} of the preset {preset}",
               file=sys.stderr)
     return args
 
@@ -91,54 +91,54 @@ def options_of(kind: type[Options], args: argparse.Namespace, **others: object) 
 
 
 def typed_flags(argv: list[str] | None) -> set[str]:
-    """Names of the flags on the command line, --no-resume as "resume"; None: of this process."""
+    """Names of the flags on the command line, with --no-resume as "resume"; None uses sys.argv."""
     argv = sys.argv[1:] if argv is None else argv
     return {word.split("=")[0].removeprefix("--").removeprefix("no-") for word in argv if word.startswith("--")}
 
 
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag that sets the defaults of all others."""
+    """Add the flag that sets the defaults of all others."""
     parser.add_argument("--preset", metavar="NAME",
-                        help=f"defaults of all flags, also of those below: {', '.join(_preset_names())}, or a YAML file "
-                             "(default: mini, but sd-v1-5 where a model is named by its paths)")
+                        help=f"defaults of all flags, including those below: {', '.join(_preset_names())}, or a YAML file "
+                             "(default: mini, or sd-v1-5 if a model's paths are given)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of the frozen model."""
+    """Add the flags of the frozen model."""
     group = parser.add_argument_group("frozen model")
     group.add_argument("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
     group.add_argument("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
-    group.add_argument("--vae_path", metavar="FILE", type=Path, help="autoencoder in place of the checkpoint's, or where it has none")
+    group.add_argument("--vae_path", metavar="FILE", type=Path, help="autoencoder that replaces the checkpoint's or that it lacks")
     group.add_argument("--edited_weights", metavar="FILE", type=Path,
-                       help="some tensors in place of the checkpoint's, .safetensors")
+                       help="tensors that replace some of the checkpoint's, .safetensors")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
-                       help="arithmetic of the frozen model; auto: bf16 where the device computes in it, else fp32")
+                       help="precision of the frozen model; auto: bf16 if the device supports it natively, else fp32")
 
 
 def add_face_arguments(group: argparse._ArgumentGroup) -> None:
-    """Flags of the people and of the face recogniser, shared by training's final table and both test scripts."""
+    """Add the flags of the people and of the face recognizer, shared by training's final table and both test scripts."""
     group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
-    group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) of each name")
+    group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) per name")
     add_face_pack_arguments(group)
     group.add_argument("--threshold", metavar="COS", type=number(float, -1, 1), default=0.3,
-                       help="cosine from which a face counts as the person (TAR)")
+                       help="minimum cosine at which a face counts as the person (TAR)")
 
 
 def add_face_pack_arguments(group: argparse._ActionsContainer) -> None:
-    """Flags of the face detector and recogniser, shared with dataset_generation.py."""
+    """Add the flags of the face detector and recognizer, shared with dataset_generation.py."""
     group.add_argument("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     group.add_argument("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
                        help="detector sizes, tried in order until a face is found")
     group.add_argument("--det_thresh", metavar="SCORE", type=number(float, 0, 1), default=0.5,
-                       help="smallest detector score of a face")
+                       help="minimum detector score of a face")
 
 
 def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:
-    """Flags of the attributes in the identity table, shared by training's final table and test_id.py."""
+    """Add the flags of the attributes in the identity table, shared by training's final table and test_id.py."""
     group.add_argument("--clip", metavar="FILE", type=Path,
-                       help="open_clip weights for attributes and captions, their config beside them as .json")
+                       help="open_clip weights for attributes and captions, with their config next to them as .json")
     group.add_argument("--c2", action=argparse.BooleanOptionalAction, default=False,
-                       help="also rows of the model as it is with attributes (c2) instead of the name")
+                       help="add rows of the base model with attributes (c2) instead of the name")
 
 
 def add_prompt_template_argument(group: argparse._ArgumentGroup, help: str) -> None:
@@ -154,15 +154,15 @@ def check_prompt_template(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def add_devices_argument(parser: argparse.ArgumentParser) -> None:
-    """The flags of the devices that share the work; see `check_devices`."""
+    """Add the flags of the devices that share the work; see `check_devices`."""
     parser.add_argument("--devices", metavar="LIST", default="auto",
                         help="auto (the first GPU, or else the CPU), cpu, cpu:N (N processes), or GPU numbers: 0 or 0,1,2,3")
     parser.add_argument("--num_nodes", metavar="N", type=number(int, 1), default=1,
-                        help="machines, each with these devices; torchrun or srun starts the command on each")
+                        help="number of machines, each with these devices; torchrun or srun starts the command on each")
 
 
 def check_devices(parser: Parser, args: argparse.Namespace) -> None:
-    """Ends the program unless --devices has one of its forms; "cpu,cpu" becomes cpu:2, but a GPU named twice counts once.
+    """Check the form of --devices and normalize it: "cpu,cpu" becomes cpu:2, and a GPU that is named twice counts once.
 
     The released code's command names one GPU as "0,0".
     """
@@ -173,12 +173,12 @@ def check_devices(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def take_one_device(args: argparse.Namespace) -> None:
-    """The first of --devices alone, for what is not shared."""
+    """Keep only the first of --devices, for work that is not shared."""
     args.devices, args.num_nodes = re.split("[:,]", args.devices)[0], 1
 
 
 def number(kind: Callable[[str], int | float], low: float, high: float = math.inf, *, above: bool = False) -> Callable:
-    """Argparse type: a finite `kind` from `low` (excluded if `above`) to `high`."""
+    """Argparse type of a finite number: `kind` (int or float) from `low` (excluded with `above`) to `high`."""
     words = "a whole number" if kind is int else "a number"
     span = f"above {low:g}" if above else f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
 
@@ -196,7 +196,7 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
 
 
 def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
-    """The files of a preset's frozen model, by flag."""
+    """Files of a preset's frozen model, by flag."""
     model = Parser(prog=parser.prog, add_help=False)
     add_model_arguments(model)
     values = vars(model.parse_args(preset_flags(model, name)))
@@ -204,9 +204,9 @@ def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
 
 
 def as_flags(parser: Parser, values: Mapping[str, object], source: str, taken: Collection[str] = ()) -> list[str]:
-    """Values by flag, of a file `source`, in the words of the parser's command line.
+    """Convert values by flag, read from a file `source`, to words of the parser's command line.
 
-    Ends the program where it has no such flag, and where it is one of `taken`, which are not the file's to set.
+    Exits with a sentence if a flag does not exist, or is one of `taken`, which the file must not set.
     """
     actions = _actions(parser)
     for key in values:
@@ -218,7 +218,7 @@ def as_flags(parser: Parser, values: Mapping[str, object], source: str, taken: C
 
 
 class Input(NamedTuple):
-    """A file or folder that a command reads, and the sentence that says what is wrong with it, if anything."""
+    """A file or folder that a command reads, and the message about its flaw, or None."""
 
     flag: str
     path: Path
@@ -226,9 +226,9 @@ class Input(NamedTuple):
 
 
 def check_paths(parser: Parser, args: argparse.Namespace, needed: tuple[str, ...]) -> None:
-    """Ends the program unless the files and folders in `args` are there, those of the flags `needed` among them.
+    """Check that all files and folders in `args` exist, including those of the flags `needed`; exit with a sentence otherwise.
 
-    Output folders need not be there, but one must be able to make them and write to them.
+    Output folders need not exist, but must be writable.
     """
     for flag in needed:
         if getattr(args, flag) is None:
@@ -242,7 +242,7 @@ def check_paths(parser: Parser, args: argparse.Namespace, needed: tuple[str, ...
 
 
 def inputs_of(parser: Parser, args: argparse.Namespace) -> list[Input]:
-    """Every file and folder that the flags name, in the order of --help."""
+    """All input files and folders that the flags name, in the order of --help."""
     found = []
     for flag, action in _actions(parser).items():
         given = getattr(args, flag, None)
@@ -262,10 +262,10 @@ def _preset_names() -> list[str]:
 
 
 def preset_flags(parser: Parser, name: str) -> list[str]:
-    """The preset's values as flags of this command; the keys of other commands are passed over.
+    """The preset's values as flags of this command; keys of other commands are ignored.
 
-    A key "train.batch_size" is for train.py alone, and goes before "batch_size"; "esd.lr" is for train.py --train_method esd.
-    The key "like" names a preset, or a YAML file beside this one, that gives all others.
+    A key "train.batch_size" applies to train.py only and takes precedence over "batch_size"; "esd.lr" applies to
+    train.py --train_method esd. The key "like" names a preset, or a YAML file in the same folder, whose values are inherited.
     """
     path = found(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
@@ -288,14 +288,14 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
 
 
 def _show_defaults(parser: Parser, presets: list[str]) -> None:
-    """Puts a preset's flags into the defaults of --help, in words."""
+    """Show a preset's values as the defaults in --help."""
     options = {option: action for action in parser._actions for option in action.option_strings}
     for word in presets:
         flag, _, value = word.partition("=")
         if word.startswith("--"):
             action = options[flag]
             action.default = not flag.startswith("--no-") if action.nargs == 0 else value
-        else:  # one more of a list
+        else:  # further value of a list
             action.default = f"{action.default} {word}".strip()
 
 
@@ -304,11 +304,11 @@ def _section(key: object) -> str:
 
 
 def _preset_values(parser: Parser, path: Path, followed: tuple[Path, ...] = ()) -> dict[str, object]:
-    """The values of a preset by key, with those of the preset that it is like; what it sets for all commands, it sets for each."""
+    """Values of a preset by key, merged with those inherited by "like"; a key for all commands overrides inherited keys of each."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"{path} is no YAML: {' '.join(str(error).split())}; correct it")
+        parser.error(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it")
     if not isinstance(values, dict):
         parser.error(f"{path} holds a {type(values).__name__}; give lines of the form 'flag: value'")
     if "like" not in values:
@@ -343,7 +343,7 @@ def _command(parser: Parser) -> str:
 
 @functools.cache
 def _all_parsers() -> list[Parser]:
-    """The parser of each command: of every module args/*_args.py."""
+    """The parsers of all commands, one per module args/*_args.py."""
     names = [module.name for module in pkgutil.iter_modules([str(ROOT / "args")]) if module.name.endswith("_args")]
     return [importlib.import_module(f"args.{name}").build_parser() for name in names]
 

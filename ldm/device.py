@@ -1,4 +1,4 @@
-"""Where a command computes: the devices of its flag, and the arithmetic that suits them."""
+"""Selects devices and precision from the flags --devices and --precision."""
 
 import torch
 
@@ -8,7 +8,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by precision
 
 
 def devices_of(devices: str) -> tuple[str, int | list[int], int]:
-    """Fabric's accelerator and devices for the flag --devices, and their number; UserError if a GPU is not there."""
+    """Fabric's accelerator, Fabric's devices and the number of devices for the flag --devices.
+
+    Raises:
+        UserError: a GPU is not available.
+    """
     there = torch.cuda.device_count()
     if devices == "auto":
         return ("cuda", [0], 1) if there else ("cpu", 1, 1)
@@ -25,18 +29,22 @@ def devices_of(devices: str) -> tuple[str, int | list[int], int]:
 
 
 def same_devices(devices: str) -> str:
-    """What the flag --devices says about a result: of GPUs their number, for a run may go on on others."""
+    """Part of --devices that determines a result: the number of GPUs, since a run may resume on other GPUs."""
     return devices if devices[0].isalpha() else f"{len(devices.split(','))} GPU"
 
 
 def pick_device(devices: str) -> torch.device:
-    """The first device of the flag --devices; UserError if it is not there."""
+    """The first device of the flag --devices.
+
+    Raises:
+        UserError: it is not available.
+    """
     _, chosen, _ = devices_of(devices)
     return torch.device("cuda", chosen[0]) if isinstance(chosen, list) else torch.device("cpu")
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """"fp32" or "bf16" for "auto": bf16 where the GPU, or the CPU (avx512_bf16), computes in it, fp32 elsewhere; else what was asked."""
+    """Resolve "auto" to "bf16" if the GPU, or the CPU (avx512_bf16), supports it natively, else to "fp32"; other values are returned."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -43,18 +43,23 @@ def edited(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def like(value: Tensor, own: Tensor) -> Tensor:
-    """`value` on the device, in the type and in the memory format of `own`."""
+    """`value` converted to the device, the type and the memory format of `own`."""
     value = value.to(device=own.device, dtype=own.dtype)
     last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
     return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def write_edited_weights(path: str | Path, weights: Mapping[str, Tensor], *, base_model: str, **record: Any) -> None:
-    """Writes the tensors in float32, by their keys in the checkpoint; equal arguments give equal bytes. UserError if one is not finite.
+    """Write the tensors in float32 by their keys in the checkpoint; equal arguments give equal bytes.
 
     Args:
+        path: the .safetensors file.
+        weights: tensors by key.
         base_model: `file_hash` of the checkpoint that they belong to.
-        record: how they came about (train_method, names, seed, ...), JSON values.
+        record: settings of the method (train_method, names, seed, ...), JSON values.
+
+    Raises:
+        UserError: a tensor is not finite.
     """
     check_finite(weights, f"the result for {path}", NOT_WRITTEN)
     header = {OWN_KEY: json.dumps({"base_model": base_model} | record, sort_keys=True, default=str)}
@@ -63,9 +68,9 @@ def write_edited_weights(path: str | Path, weights: Mapping[str, Tensor], *, bas
 
 
 def is_edited_weights(path: str | Path) -> bool:
-    """Whether a file says that it holds edited weights: it has tensors of a model and names their checkpoint, as prefixes may too."""
+    """Whether a file holds edited weights: it has tensors of a model, and its header names their checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             return "base_model" in safetensors_metadata(path) and any(key.startswith(tuple(PARTS)) for key in file.keys())
-    except (SafetensorError, OSError):  # no .safetensors, or damaged
+    except (SafetensorError, OSError):  # not a .safetensors file, or damaged
         return False

@@ -1,7 +1,7 @@
-"""Image files as users have them: one folder walk and one decoder for training, galleries and scoring.
+"""Folder walk and decoder for users' image files, shared by training, galleries and scoring.
 
-Decoded are the raster formats that Pillow opens: upright (EXIF orientation), 8-bit RGB, the first frame, transparency over white.
-Color profiles are ignored.
+The decoder reads the raster formats that Pillow opens, applies the EXIF orientation, converts to 8-bit RGB, takes the first frame and
+composites transparency over white. Color profiles are ignored.
 """
 
 import functools
@@ -22,9 +22,9 @@ from ldm.containers import IMAGE
 from ldm.left_out import ARCHIVE, HIDDEN, MET_TWICE, NO_SUFFIX, OTHER_FORMAT, Report
 from ldm.util import UserError
 
-NO_RASTERS = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}  # drawings, films, and formats that Pillow names but does not decode
+NO_RASTERS = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}  # vector graphics, videos, and formats that Pillow lists but cannot decode
 NOT_OPENED = (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".svg", ".svgz", ".eps", ".emf", ".wmf", ".dng", ".cr2", ".cr3",
-              ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")  # of images, where this Pillow does not open them
+              ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw")  # image formats that this Pillow may not open
 ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TEXTS = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle")
@@ -34,7 +34,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where an image is stored: a file, or `size` bytes at `offset` of a tar shard."""
+    """Location of an image: a file, or `size` bytes at `offset` of a tar shard."""
 
     path: Path
     member: str = ""
@@ -53,13 +53,17 @@ class ImageSource:
 # ------------------------------------------------------------------------------------------------------------------ decoder
 
 def rgb_image(read: Callable[[], bytes], where: object) -> Image.Image:
-    """The image whose bytes `read` returns: upright, RGB, 8 bit.
+    """Decode the image whose bytes `read` returns: upright, RGB, 8 bits per channel.
 
-    Grey values of 16 bits are scaled by their full range. Those of 32 bits have no agreed range: the smallest of 1 (floats), 255 (floats),
-    65535 and the image's own maximum that holds them all is taken.
+    16-bit grey values are scaled from their full range. 32-bit grey values have no standard range: they are scaled from the smallest of
+    1 (floats), 255 (floats), 65535 and the image's maximum that covers them.
+
+    Args:
+        read: returns the content of the file.
+        where: name of the file, for messages.
 
     Raises:
-        UserError: it cannot be decoded whole; the sentence names `where`.
+        UserError: the image cannot be decoded completely.
     """
     with _errors_of(where):
         image = _opened(read())
@@ -68,25 +72,25 @@ def rgb_image(read: Callable[[], bytes], where: object) -> Image.Image:
 
 
 def open_image(read: Callable[[], bytes], where: object) -> Image.Image:
-    """The image with format and size, not decoded yet; raises as `rgb_image`."""
+    """Open an image to read its format and size, without decoding it; raises as `rgb_image`."""
     with _errors_of(where):
         return _opened(read())
 
 
 def suffix_of(image: Image.Image) -> str:
-    """The usual file name suffix of an opened image's format."""
+    """Usual file name suffix of an opened image's format."""
     return ".jpg" if image.format in ("JPEG", "MPO") else next(suffix for suffix, name in Image.EXTENSION.items() if name == image.format)
 
 
 @contextmanager
 def _errors_of(where: object) -> Iterator[None]:
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # an image is taken or refused with a sentence; twice Pillow's limit is refused
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # images of twice Pillow's limit are refused below
     try:
         yield
-    except Exception as error:  # for damaged bytes decoders raise all kinds
+    except Exception as error:  # decoders raise arbitrary exceptions for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "scale it down" if isinstance(error, Image.DecompressionBombError) else "delete or replace the file"
-        raise UserError(f"{where} cannot be read as a picture ({reason}); {advice}") from error
+        raise UserError(f"{where} cannot be read as an image ({reason}); {advice}") from error
 
 
 def _opened(content: bytes) -> Image.Image:
@@ -101,7 +105,7 @@ def _opened(content: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 0))
-    except Exception:  # damaged EXIF, which says nothing about the pixels
+    except Exception:  # damaged EXIF does not affect the pixels
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -119,7 +123,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
     full = next((full for full in ranges if values.max() <= full), values.max())
     grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
-    if isinstance(transparent := image.info.get("transparency"), int):  # the value that is, as PNG has it
+    if isinstance(transparent := image.info.get("transparency"), int):  # the transparent grey value of a PNG
         grey.putalpha(Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)))
     return grey
 
@@ -133,14 +137,14 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    Image.preinit()  # the usual ones first
+    Image.preinit()  # common formats first
     Image.init()
     return tuple(name for name in Image.ID if name not in NO_RASTERS)
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that are decoded, in lower case."""
+    """Suffixes of the supported formats, in lower case."""
     formats = _formats()
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
 
@@ -148,18 +152,19 @@ def image_suffixes() -> frozenset[str]:
 # --------------------------------------------------------------------------------------------------------------- folder walk
 
 def image_files(folder: str | Path, report: Report) -> list[Path]:
-    """The image files below a folder; order and report as `files_below`."""
+    """Image files of a folder and its sub-folders; order and report as in `files_below`."""
     return [path for path in files_below(folder, report) if is_image(path, report)]
 
 
 def files_below(folder: str | Path, report: Report) -> list[Path]:
-    """Every file below a folder, in natural order (2 before 10) of the paths' parts.
+    """Files of a folder and its sub-folders, in natural order (2 before 10) of the paths' parts.
 
-    Symbolic links are followed. Each folder is read once, under its own name if that lies below `folder` too.
+    Symbolic links are followed. Each folder is read once, by its own name rather than through a link if both are in `folder`.
 
     Args:
-        report: is told of hidden files and folders that hold images, of folders met twice, of folders that cannot be read, of pipes, and of
-            links to nowhere. A link to nowhere that is called as an image counts as a file: who reads it names it.
+        folder: the root folder.
+        report: called for hidden files and folders with images, folders reached twice, unreadable folders, pipes, and broken links.
+            A broken link with the name of an image counts as a file; reading it reports the flaw.
     """
     found: list[Path] = []
     seen: dict[str, Path] = {}
@@ -168,7 +173,7 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
         place = folders.popleft()
         first = seen.setdefault(os.path.realpath(place), place)
         if first is not place:
-            report(MET_TWICE, f"{place} is the folder {first} once more; its files are read there")
+            report(MET_TWICE, f"{place} is the same folder as {first}; its files are read there")
             continue
         try:
             paths = sorted(place / name for name in os.listdir(place))
@@ -181,7 +186,7 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
             elif os.path.isdir(path):
                 (folders.append if os.path.islink(path) else folders.appendleft)(path)  # links last
             elif os.path.islink(path) and not os.path.exists(path) and path.suffix.lower() not in image_suffixes():
-                report("link to nowhere", f"{path} is a link to {os.readlink(path)}, which is not there; restore that or remove the link")
+                report("link to nowhere", f"{path} is a link to {os.readlink(path)}, which does not exist; restore that or remove the link")
             elif os.path.exists(path) and not os.path.isfile(path):
                 report("no file", f"{path} is a pipe, a socket or a device instead of a file; remove it, or store a file in its place")
             else:
@@ -190,7 +195,7 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
 
 
 def is_image(path: PurePath, report: Report) -> bool:
-    """Whether a file name has the suffix of an image that is decoded; what seems to be another image or an archive is reported."""
+    """Whether a file name has the suffix of a supported format; reports files that seem to be other images or archives."""
     suffix = path.suffix.lower()
     if suffix in image_suffixes():
         return True
@@ -199,17 +204,17 @@ def is_image(path: PurePath, report: Report) -> bool:
     elif suffix in ARCHIVES:
         report(ARCHIVE, f"{path} is an archive, which is not read here; unpack it")
     elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and IMAGE.match(_head(path)):
-        report(NO_SUFFIX, f"{path} holds an image but its name does not end as one, such as .jpg; rename it")
+        report(NO_SUFFIX, f"{path} holds an image but has no image suffix, such as .jpg; rename it")
     return False
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is the system's: hidden, or the trash, thumbnails or attributes that systems leave behind."""
+    """Whether a file or folder of this name is hidden or belongs to the operating system, such as trash, thumbnails and attributes."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM_FOLDERS
 
 
 def natural_order(path: PurePath) -> list[list[str | int]]:
-    """Sort key of a path: its parts, with the numbers in them as numbers."""
+    """Sort key of a path that compares digits in its parts as numbers."""
     return [[int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"([0-9]+)", part))] for part in path.parts]
 
 
@@ -217,7 +222,7 @@ def _report_hidden(path: Path, report: Report) -> None:
     inside = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path.name]
     count = sum(PurePath(name).suffix.lower() in image_suffixes() for name in inside)
     if count:
-        report(HIDDEN, f"{path} is hidden, so its {count} image file{'s are' if count > 1 else ' is'} passed over; rename it to use it")
+        report(HIDDEN, f"{path} is hidden, so its {count} image file{'s are' if count > 1 else ' is'} ignored; rename it to use it")
 
 
 def _head(path: Path) -> bytes:

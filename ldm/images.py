@@ -1,4 +1,4 @@
-"""Pictures on disk and side by side: RGB files in and out, and the labelled grid that every command shows."""
+"""Reads and writes image files, and arranges images in a labelled grid."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -11,24 +11,28 @@ from PIL import Image, ImageDraw, ImageFont
 from ldm.image_files import ImageSource, image_suffixes, is_hidden, natural_order, rgb_image
 from ldm.util import write_atomically
 
-WAITING = 64  # images that wait to be written
+WAITING = 64  # maximum number of images in the writer's queue
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The image in a file, (H, W, 3) uint8 RGB, decoded by `rgb_image`; UserError if it cannot be decoded whole."""
+    """Read an image file, (H, W, 3) uint8 RGB, with the decoder `rgb_image`.
+
+    Raises:
+        UserError: the file cannot be decoded completely.
+    """
     return np.asarray(rgb_image(ImageSource(Path(path)).read, path))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) uint8 RGB to a file whose suffix names the format; whole or not at all."""
+    """Write an image (H, W, 3) uint8 RGB atomically; the suffix determines the format."""
     write_atomically(path, lambda target: Image.fromarray(image).save(target))
 
 
 class ImageWriter:
-    """Writes images in a thread while the next ones are drawn; at the end of `with`, whatever ends it, all are written.
+    """Context manager that writes images in a thread while the next ones are generated; on exit, all of them are written.
 
-    Raises, from `write` or at the end of `with`, the error because of which a file could not be written.
+    Errors of the thread are raised by `write` or on exit.
     """
 
     def __init__(self) -> None:
@@ -39,7 +43,7 @@ class ImageWriter:
         return self
 
     def write(self, path: str | Path, image: np.ndarray) -> None:
-        """As `write_image`, soon; the images are written in the order given."""
+        """Queue an image for `write_image`; images are written in the order of the calls."""
         self._waiting.append(self._thread.submit(write_image, path, image))
         while self._waiting and (len(self._waiting) > WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
@@ -50,24 +54,27 @@ class ImageWriter:
             written.result()
 
 
-def picture_files(folder: str | Path) -> list[Path]:
-    """The image files in a folder (not below it) in natural order, sample 2 before 10; `image_files` reports what is left out."""
+def images_in(folder: str | Path) -> list[Path]:
+    """Image files directly in a folder, in natural order (sample 2 before 10). `image_files` searches sub-folders and reports."""
     files = (path for path in Path(folder).iterdir() if path.suffix.lower() in image_suffixes() and not is_hidden(path.name))
     return sorted((path for path in files if path.is_file() or not path.exists()), key=natural_order)  # a link to nowhere is unreadable
 
 
-def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],
+def image_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],
                  *, cell: int = 128) -> Image.Image:
-    """Pictures in rows and columns with a title for each.
+    """Grid of images with row and column labels.
 
     Args:
-        images: one list a row; each picture (H, W, 3) uint8 RGB, scaled to fit the cell; None leaves its cell empty.
-        row_labels, column_labels: as many as there are rows, and pictures in the longest row.
+        images: one list per row; each image is (H, W, 3) uint8 RGB and is scaled down to fit its cell; None leaves the cell empty.
+        row_labels, column_labels: one label per row and per column of the longest row.
         cell: side of a cell in pixels.
+
+    Raises:
+        ValueError: the numbers of labels and images differ.
     """
     columns = max((len(row) for row in images), default=0)
     if len(row_labels) != len(images) or len(column_labels) != columns:
-        raise ValueError(f"{len(images)} x {columns} pictures with {len(row_labels)} row and {len(column_labels)} "
+        raise ValueError(f"{len(images)} x {columns} images with {len(row_labels)} row and {len(column_labels)} "
                          "column labels; give one label for each")
     font, gap = ImageFont.load_default(size=max(10, cell // 10)), max(2, cell // 32)
     rows_wrapped = [_wrap(label, font, 1.25 * cell) for label in row_labels]
@@ -80,20 +87,20 @@ def picture_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequ
     for column, text in enumerate(columns_wrapped):
         draw.multiline_text((left + column * (cell + gap) + cell / 2, top - gap), text, INK, font, anchor="md",
                             align="center")
-    for row, (pictures, text) in enumerate(zip(images, rows_wrapped, strict=True)):
+    for row, (in_row, text) in enumerate(zip(images, rows_wrapped, strict=True)):
         y = int(top) + row * (cell + gap)
         draw.multiline_text((left - 2 * gap, y + cell / 2), text, INK, font, anchor="rm", align="right")
-        for column, image in enumerate(pictures):
+        for column, image in enumerate(in_row):
             if image is not None:
-                picture = Image.fromarray(image)
-                picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+                thumbnail = Image.fromarray(image)
+                thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
                 x = int(left) + column * (cell + gap)
-                sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+                sheet.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
     return sheet
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text broken at spaces so that no line is wider than `width` pixels, unless one word is."""
+    """Wrap the text at spaces so that no line is wider than `width` pixels, except for single longer words."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

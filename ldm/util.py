@@ -48,13 +48,16 @@ LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "fai
 
 
 class UserError(ValueError):
-    """A mistake of the user; the message is one sentence: what was given, what was expected, what to do."""
+    """A user's mistake. The message is one sentence: what was given, what was expected, what to do."""
 
 
 def instantiate_from_config(config: Mapping[str, Any] | str, **extra: Any) -> Any:
-    """Object described by {target: "package.module.Class", params: {...}}; `extra` are further keyword arguments.
+    """Instantiate {target: "package.module.Class", params: {...}}; `extra` are further keyword arguments.
 
     "__is_first_stage__" and "__is_unconditional__", which public configs have in place of a text encoder, give None.
+
+    Raises:
+        UserError: there is no target, it cannot be imported, or it does not accept the params.
     """
     if config in ("__is_first_stage__", "__is_unconditional__"):
         return None
@@ -74,7 +77,7 @@ def instantiate_from_config(config: Mapping[str, Any] | str, **extra: Any) -> An
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
-    """What "package.module.Class" names; with `reload`, from the module's file as it is now."""
+    """Object named by "package.module.Class"; `reload` reloads the module first."""
     module_name, _, name = string.rpartition(".")
     module = importlib.import_module(module_name)
     return getattr(importlib.reload(module) if reload else module, name)
@@ -85,7 +88,7 @@ def exists(x: Any) -> bool:
 
 
 def default(val: Any, d: Any) -> Any:
-    """`val`, or `d` where `val` is None; a `d` that is a function is called."""
+    """`val`, or `d` if `val` is None; if `d` is a function, its result."""
     if exists(val):
         return val
     return d() if inspect.isfunction(d) else d
@@ -102,7 +105,7 @@ def ismap(x: Any) -> bool:
 
 
 def mean_flat(tensor: "Tensor") -> "Tensor":
-    """Mean over all dimensions but the first: (B, ...) -> (B,)."""
+    """Mean over all dimensions except the first: (B, ...) -> (B,)."""
     return tensor.mean(dim=list(range(1, tensor.ndim)))
 
 
@@ -115,7 +118,7 @@ def count_params(model: "nn.Module", verbose: bool = False) -> int:
 
 
 def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> "Tensor":
-    """Images (B, 3, H, W) in [-1, 1] of the texts `xc`, black on white; `wh` is (W, H), `size` the height of the letters in pixels."""
+    """Render texts `xc` as images (B, 3, H, W) in [-1, 1], black on white; `wh` is (W, H), `size` the font size in pixels."""
     import torch
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.transforms.functional import pil_to_tensor
@@ -136,48 +139,52 @@ def _is_batch(x: Any) -> bool:
 
 
 def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
-    """Pass over the training-only keys of a public config; raise UserError for what this stack would not build."""
+    """Ignore training-only keys of a public config and check the others.
+
+    Raises:
+        UserError: a key or value selects an architecture that this stack does not build.
+    """
     for key, value in params.items():
         if key in ONLY_VALUE:
             value = list(value or []) if isinstance(ONLY_VALUE[key], list) else value
             if value != ONLY_VALUE[key]:
-                raise UserError(f"{owner} is asked for {key}={value!r} but only builds {ONLY_VALUE[key]!r}, as Stable "
-                                "Diffusion v1 has it; use configs/stable-diffusion/v1-inference.yaml")
+                raise UserError(f"{owner} is asked for {key}={value!r} but only supports {ONLY_VALUE[key]!r}, the value of "
+                                "Stable Diffusion v1; use configs/stable-diffusion/v1-inference.yaml")
         elif key not in TRAINING_ONLY:
             raise UserError(f"{owner} has no parameter '{key}'; use a config of Stable Diffusion v1 or SDXL, such as "
                             "configs/stable-diffusion/v1-inference.yaml or sdxl-base.yaml")
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, for a sentence about it; its class where it says nothing."""
+    """First line of an error's message, or its class name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def warn(sentence: str) -> None:
-    """One line of warning on stderr, from the first process of a machine alone."""
+    """Print a one-line warning to stderr, from local rank 0 only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: at `path` there is the whole new file or the old one."""
+    """Write a file atomically: `write` fills a temporary file next to `path`, which is then renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last because some writers (np.save, PIL) choose the format by it.
+    # The suffix stays last, because some writers (np.save, PIL) choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename == str(temporary):
-            error.filename = str(path)  # what the user knows of
+            error.filename = str(path)  # the path that the user knows
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8, whole or not at all; half characters, as in file names that are no UTF-8, become \\udce9."""
+    """Write UTF-8 atomically; lone surrogates, as in file names that are not UTF-8, are escaped, such as \\udce9."""
     write_atomically(path, lambda target: target.write_bytes(text.encode("utf-8", errors="backslashreplace")))
 
 

@@ -65,12 +65,12 @@ class ConceptAblation:
         """Loss as defined by `ldm.finetuning.trainer.Method`. The target is the current prediction of the edited model, detached."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
-        pictures = [rng.randrange(len(self.prompts)) for rng in rngs]
-        latent, timestep = self.latents[pictures].to(self.model.device), timesteps_of(self.model, rngs)
+        indices = [rng.randrange(len(self.prompts)) for rng in rngs]
+        latent, timestep = self.latents[indices].to(self.model.device), timesteps_of(self.model, rngs)
         words, mask = [""] * len(rngs), torch.ones_like(latent[:, :1])
         if self.augment:
             latent, mask, words = resized(self.model, latent, rngs)
-        anchored = [self.prompts[number] for number in pictures]
+        anchored = [self.prompts[number] for number in indices]
         named = [word + self._renamed(prompt, name) for word, prompt, name in zip(words, anchored, names, strict=True)]
         noise = noise_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise)

@@ -1,7 +1,7 @@
-"""c2 of S_ID: a sentence of attributes for every name, from an assistant's answers (paper section 4.1, Appendix A).
+"""c2 of S_ID: one attribute sentence per name, written by a language model (paper section 4.1, Appendix A).
 
-The paper asks a language model for them. `request_for` is that request, in our words, for pasting into any assistant;
-`parse_answer` takes the answer apart and names each line that is no sentence of the paper's form.
+`request_for` builds the request, in our words, which can be pasted into any assistant. `parse_answer` parses the answer and
+reports each line that does not have the paper's form.
 """
 
 import re
@@ -16,9 +16,9 @@ from ldm.util import UserError
 FORM = "A [gender] [race] [occupation], [facial attributes]."
 GENDERS = ("male", "female")
 LIST_MARKS = re.compile(r"[\W_]*(\d+\s*[^\w\s][\W_]*)?")
-NO_NAME = re.compile(r"(\d+[.)]|[-*\u2022])\s|[\[{]|([\"'\u201c]).*[\"'\u201d][,;]?$|[\W_]*$")  # of a line of a list of names
-LONGEST_NAME = 120  # letters of a name at the begin of a line
-MOST_WORDS = 45  # with the prefix and a template they must fit into CLIP's 77 tokens
+NO_NAME = re.compile(r"(\d+[.)]|[-*\u2022])\s|[\[{]|([\"'\u201c]).*[\"'\u201d][,;]?$|[\W_]*$")  # matches lines that are not bare names
+LONGEST_NAME = 120  # characters of a name at the beginning of a line
+MOST_WORDS = 45  # of a sentence: with the prefix and a template it must fit into CLIP's 77 tokens
 
 REQUEST = f"""For each person in the list below, write one sentence of this form:
 
@@ -29,9 +29,9 @@ REQUEST = f"""For each person in the list below, write one sentence of this form
 - [facial attributes] are at least two visible traits of the face, with commas between them: age group, shape of the face, skin, hair
   and its colour, eyebrows, eyes, nose, lips, beard, glasses. Nothing about the body, the voice, clothes, deeds or character.
 - State only what is well known from photographs. Be factual and kind.
-- Never write the person's name, or part of it, in the sentence. At most {MOST_WORDS - 5} words a sentence.
+- Never write the person's name, or part of it, in the sentence. At most {MOST_WORDS - 5} words per sentence.
 
-Answer with one line for each person and nothing else: the name exactly as in the list, a colon, and the sentence. An example, of nobody:
+Answer with one line for each person and nothing else: the name exactly as in the list, a colon, and the sentence. A fictional example:
 Jane Example: A female South Asian violinist, middle-aged, oval face, long black hair, thin eyebrows, brown eyes.
 
 The list:
@@ -39,18 +39,18 @@ The list:
 
 
 def request_for(names: Sequence[str]) -> str:
-    """The request for the attributes of these people."""
+    """Request text for the attributes of these people."""
     return REQUEST + "\n".join(names)
 
 
 def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Name -> sentence without its full stop for every good line, and a complaint for every other line.
+    """Dict of name -> sentence (without its full stop) from the valid lines, and a list with one complaint per invalid line.
 
-    A line begins with a name in any of its spellings (ldm/names.py), then a colon, dash, comma, bar or space. List marks, numbers,
-    bold type, table bars and quotation marks around names and sentences are passed over.
+    A valid line begins with a name in any of its spellings (ldm/names.py), then a colon, dash, comma, bar or space. List marks,
+    numbers, bold type, table bars and quotation marks around names and sentences are ignored.
 
     Args:
-        names: whom the answer may be about.
+        names: the people that were asked for; other names are invalid.
     """
     found: dict[str, str] = {}
     complaints = []
@@ -62,18 +62,18 @@ def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[
         bare = re.sub("[*`]", "", line)
         name, rest = _begins_with(line, known) or _begins_with(bare, known) or (None, "")
         if name is None:
-            complaints.append(f"line {number} begins with no name that was asked for: '{bare}'")
+            complaints.append(f"line {number} does not begin with a requested name: '{bare}'")
             continue
         sentence = re.sub(r"^[\W_]+|[\s.\"'”’。,;|_]+$", "", re.sub("[*`]", "", rest))
         if flaw := flaw_of(sentence, name):
             complaints.append(f"line {number}, {name}, {flaw}: '{sentence}'")
         elif found.setdefault(name, sentence) != sentence:
-            complaints.append(f"line {number}, {name}, is a second sentence, and the first is kept: '{sentence}'")
+            complaints.append(f"line {number}, {name}, is a second sentence; the first is kept: '{sentence}'")
     return found, complaints
 
 
 def _begins_with(line: str, known: NameList) -> tuple[str, str] | None:
-    """The longest name that a line begins with, list marks aside but as few as possible, and what stands behind it."""
+    """The longest name at the beginning of a line, after as few list marks as possible, and the rest of the line; None without one."""
     marks = LIST_MARKS.match(line)
     for start in range(marks.end() + 1 if marks else 1):
         if re.match(r"\w\w", line[max(start - 1, 0):start + 1]):  # within a word or a number
@@ -89,7 +89,7 @@ def _begins_with(line: str, known: NameList) -> tuple[str, str] | None:
 
 
 def flaw_of(sentence: str, name: str) -> str | None:
-    """Why a sentence, without its full stop, is not of the paper's form; None if it is."""
+    """Reason why a sentence (without its full stop) does not have the paper's form `FORM`; None if it does."""
     start, comma, attributes = sentence.partition(",")
     words = start.split()
     if words[:1] != ["A"] or words[1:2] not in ([gender] for gender in GENDERS):
@@ -111,17 +111,17 @@ def flaw_of(sentence: str, name: str) -> str | None:
 
 
 def read_names(path: Path) -> tuple[list[str], int]:
-    """Names of a text file, one a line (empty lines and lines that start with # are passed over), and how many are there twice.
+    """Distinct names of a text file, one per line, and the number of duplicates; empty lines and lines that start with # are skipped.
 
     Raises:
-        UserError: no UTF-8 text, or no name.
+        UserError: the file is not UTF-8 text, holds no name, or holds a line that is not a bare name.
     """
     names = [unicodedata.normalize("NFC", line) for line in read_lines(path, ("name", "names"))]
     for name in names:
         if NO_NAME.match(name):
             raise UserError(f"{path} holds '{name}', which begins with a list mark, is quoted, or has no letter; write the bare name")
     if not names:
-        raise UserError(f"{path} holds no name; write one a line")
+        raise UserError(f"{path} holds no name; write one per line")
     first: dict[str, str] = {}  # normal form -> the first spelling
     for name in names:
         first.setdefault(normal_form(name), name)

@@ -70,7 +70,7 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
         key = digest(candidate.origin, candidate.stamp)
         path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
         if path is not None:
-            captions.add(told_by(candidate.caption))
+            captions.add(caption_key(candidate.caption))
             source = candidate.origin.encode(errors="backslashreplace").decode()  # a file name need not be valid text
             rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
     if rows and earlier and earlier.isdisjoint(row["source"] for row in rows):
@@ -93,13 +93,13 @@ def _caption_passes(candidate: Candidate, people: Mapping[str, Person], names: N
     if candidate.caption is None:
         dropped("no caption", no_caption(candidate.origin))
         return False
-    told = told_by(candidate.caption)
+    key = caption_key(candidate.caption)
     named = people.get(names.find(candidate.caption) or "")
     if named:
-        dropped(f"names somebody of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
-    elif told in captions:
+        dropped(f"names a person of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
+    elif key in captions:
         dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier image: '{candidate.caption}'")
-    return not named and told not in captions
+    return not named and key not in captions
 
 
 def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> Path | None:
@@ -129,6 +129,6 @@ def _sources_in(metadata: Path) -> set[str]:
     return {json.loads(line)["source"] for line in lines if line}
 
 
-def told_by(caption: str) -> str:
+def caption_key(caption: str) -> str:
     """Key that identifies duplicate captions: words with accents and symbols, or the punctuation if there is nothing else."""
     return words_of(caption, accents=True) or normal_form(caption)

@@ -1,8 +1,8 @@
-"""Image collections on disk: which pictures a folder holds, what is said about each, and the picture as a tensor.
+"""Image collections on disk: lists the images of a folder with their metadata, and loads images as tensors.
 
-Read: metadata.jsonl or metadata.csv beside the pictures (column file_name, as Hugging Face's imagefolder), pictures
-with a .txt or .json of the same stem (kohya, img2dataset's files), and .tar shards of those (img2dataset's webdataset).
-An image has one caption: the first line of its .txt, the first of a list, the first entry of metadata; further ones are reported.
+Supported layouts: metadata.jsonl or metadata.csv next to the images (column file_name, as in Hugging Face's imagefolder), images with a
+.txt or .json of the same stem (kohya, img2dataset's files), and .tar shards of those (img2dataset's webdataset).
+An image has one caption: the first line of its .txt, the first of a list, or the first metadata entry. Further ones are reported.
 """
 
 import json
@@ -29,26 +29,26 @@ Fields = dict[str, str]
 
 UNREADABLE_METADATA = "unreadable metadata"
 
-CAPTION_FIELDS = ("text", "caption", "prompt")  # whichever comes first
+CAPTION_FIELDS = ("text", "caption", "prompt")  # in order of precedence
 FIELDS = ("name", *CAPTION_FIELDS)
-SIDES = {".json": ".json", ".caption": ".txt", ".txt": ".txt"}  # suffixes of texts beside an image, and the kind of each
+SIDES = {".json": ".json", ".caption": ".txt", ".txt": ".txt"}  # suffixes of texts next to an image, and the kind of each
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-LONGEST_TEXT = 2**20  # bytes of a caption or of a picture's own metadata
+LONGEST_TEXT = 2**20  # bytes of a caption or of one image's metadata
 
 
 @dataclass
 class Record:
-    """A picture, and what the folder says about it ("name", "text", ...)."""
+    """An image and its metadata fields ("name", "text", ...)."""
 
     source: ImageSource
     fields: Fields = field(default_factory=dict)
 
 
 def load_image(source: ImageSource, size: int) -> Tensor:
-    """The centre square of an image at size x size pixels: (3, size, size) float32 in [-1, 1].
+    """The center crop of an image, resized: (3, size, size) float32 in [-1, 1].
 
     Raises:
-        UserError: the image cannot be decoded whole, see `rgb_image`.
+        UserError: the image cannot be decoded completely, see `rgb_image`.
     """
     image = rgb_image(source.read, source)
     side = min(image.size)
@@ -58,18 +58,18 @@ def load_image(source: ImageSource, size: int) -> Tensor:
 
 
 def read_collection(folder: str | Path, report: Report | None = None) -> list[Record]:
-    """Every image of a folder and of its sub-folders and shards, in the order of `files_below`.
+    """Every image of a folder, its sub-folders and its shards, in the order of `files_below`.
 
     Args:
-        report: is told of everything that is left out: its kind and a sentence; None: a strict `LeftOut`.
+        report: called with a reason and a sentence for everything that is left out; None uses a strict `LeftOut`.
 
     Raises:
-        UserError: no such folder; with a strict `LeftOut` also where there is no picture, a shard or a text that cannot be read
-            whole, two pictures to which one text could belong, metadata of a missing picture.
+        UserError: the folder does not exist. A strict `LeftOut` also raises it if there is no image, a shard or a text cannot be read
+            completely, one text could belong to two images, or metadata names a missing image.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"the data folder {folder} does not exist; give a folder of pictures")
+        raise UserError(f"the data folder {folder} does not exist; give a folder of images")
     report = report or LeftOut(strict=True)
     found: dict[ImageSource, Record] = {}
     stems: dict[Path, Path] = {}
@@ -83,7 +83,7 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
             fields = _side_files(path, sides, report)
             twin = stems.setdefault(path.with_suffix(""), path)
             if fields and twin != path:
-                report("two pictures of one stem", _twins(twin, path))
+                report("two images of one stem", _twins(twin, path))
                 left_out |= {ImageSource(twin), ImageSource(path)}
             elif fields is None:
                 left_out.add(ImageSource(path))
@@ -97,48 +97,48 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
             if source in found:
                 first = named.setdefault(source, {})
                 if any(first.get(key, fields[key]) != fields[key] for key in fields.keys() - {"file_name"}):
-                    report(FURTHER_CAPTIONS, f"{path} says of '{fields['file_name']}' in its entry {number} what differs from an earlier "
-                                             "entry, which counts")
+                    report(FURTHER_CAPTIONS, f"{path} describes '{fields['file_name']}' in its entry {number} differently from an earlier "
+                                             "entry; the earlier one is used")
                 named[source] = fields | first
                 if not first:
-                    _report_differing(found[source].fields, fields, f"{path}, entry {number},", f"the text beside {source}", report)
+                    _report_differing(found[source].fields, fields, f"{path}, entry {number},", f"the text next to {source}", report)
                 found[source].fields |= named[source]
             elif source not in left_out:
-                where = ("which is there but is hidden, of a format that Pillow does not open, or named through another folder; rename it, "
-                         "convert it" if os.path.isfile(source.path) else f"which is not in {path.parent}; add the picture")
-                report("picture missing", f"{path} names the picture '{fields.get('file_name')}' in its entry {number}, {where} or "
-                                          "remove the entry")
+                where = ("which exists but is hidden, of a format that Pillow does not open, or named through another folder; rename it, "
+                         "convert it" if os.path.isfile(source.path) else f"which is not in {path.parent}; add the image")
+                report("image missing", f"{path} names the image '{fields.get('file_name')}' in its entry {number}, {where} or "
+                                        "remove the entry")
     if not found and not left_out:
-        report("no pictures", f"the data folder {folder} holds no pictures (such as .png and .jpg) and no .tar shards{besides(report)}; "
-                              "put pictures into it or give another folder")
+        report("no images", f"the data folder {folder} holds no images (such as .png and .jpg) and no .tar shards{besides(report)}; "
+                            "put images into it or give another folder")
     return [record for source, record in found.items() if source not in left_out]
 
 
 def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """metadata.jsonl of a folder, a row a picture: file_name, relative to the folder, and what is said about the picture."""
+    """Write metadata.jsonl of a folder, one row per image: file_name, relative to the folder, and further fields."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(Path(folder) / "metadata.jsonl", text)
 
 
 def _report_orphans(sides: Mapping[Path, Path], stems: Collection[Path], report: Report) -> None:
-    """Reports texts that are called as no image is; .json alone, which programs leave behind, is not reported."""
+    """Report texts without an image of the same stem, except .json files, which other programs may have left there."""
     for key, path in sides.items():
         if key.suffix != ".json" and key.with_suffix("") not in stems:
-            report(NO_IMAGE, f"{path} is called as no image that is read, so it is no caption; rename it as its image, or remove it")
+            report(NO_IMAGE, f"{path} has the name of no image that is read, so it is ignored; rename it like its image, or remove it")
 
 
 def _report_differing(there: Fields, further: Fields, who: str, what: str, report: Report) -> None:
-    """Reports a caption in place of which another one counts."""
+    """Report two different captions of one image."""
     first, second = ([fields[key] for key in CAPTION_FIELDS if fields.get(key, "").strip()][:1] for fields in (there, further))
     if first and second and first[0].split() != second[0].split():
-        report(FURTHER_CAPTIONS, f"{who} and {what} give two captions; one of them is taken")
+        report(FURTHER_CAPTIONS, f"{who} and {what} give two captions; one of them is used")
 
 
 def _side_files(path: Path, sides: Mapping[Path, Path], report: Report) -> Fields | None:
-    """What the .json and the .txt (or kohya's .caption) of the same stem say; the .txt is the caption. None where one was reported.
+    """Fields from the .json and the .txt (or kohya's .caption) of the same stem; the .txt is the caption. None if one was reported.
 
     Args:
-        sides: all texts, by their path with the suffix in lower case.
+        sides: all texts, keyed by their path with the suffix in lower case.
     """
     texts = {}
     for suffix, kind in SIDES.items():
@@ -150,7 +150,7 @@ def _side_files(path: Path, sides: Mapping[Path, Path], report: Report) -> Field
 
 
 def _read_shard(path: Path, report: Report) -> list[Record]:
-    """Records of a tar shard: members of one stem belong together. Nothing is unpacked; only places are noted."""
+    """Records of a tar shard, grouped by the stem of its members. Stores offsets; unpacks nothing."""
     sources: dict[str, ImageSource] = {}
     texts: dict[str, dict[str, str | None]] = {}
     twins = set()
@@ -165,24 +165,24 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
                 source = ImageSource(path, member.name, member.offset_data, member.size)
                 if any(map(is_hidden, name.parts)):
                     if member.isfile() and suffix in image_suffixes():
-                        report(HIDDEN, f"{source} is hidden and passed over; rename it to use it")
+                        report(HIDDEN, f"{source} is hidden and ignored; rename it to use it")
                 elif not member.isfile():
                     if not member.isdir() and suffix in image_suffixes():
                         report("link in a shard", f"{source} is a link, which is not followed in a shard; store the file itself")
                 elif is_image(PurePosixPath(f"{path}:{name}"), report):
                     if key in sources:
-                        report("two pictures of one stem", _twins(sources[key], source))
+                        report("two images of one stem", _twins(sources[key], source))
                         twins.add(key)
                     sources[key] = source
                 elif suffix in (".txt", ".json"):
                     content = cast(IO[bytes], shard.extractfile(member)).read(LONGEST_TEXT + 1)  # None only for what is no file
                     texts.setdefault(key, {})[suffix] = _short_text(content, f"{path}:{member.name}", report)
             shard.fileobj.seek(shard.offset)
-            if shard.fileobj.read(512) != bytes(512):  # a whole tar ends with empty blocks
+            if shard.fileobj.read(512) != bytes(512):  # a complete tar ends with empty blocks
                 raise tarfile.ReadError("its end is missing")
     except UserError:
         raise
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # of sizes that no writer writes, too
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # the last three for impossible sizes
         report("damaged shard", f"the shard {path} is damaged ({error}); fetch it again or delete it")
     records = []
     for key, source in sources.items():
@@ -193,11 +193,11 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
 
 
 def _twins(first: ImageSource | Path, second: ImageSource | Path) -> str:
-    return f"{first} and {second} have the same stem, and their text could belong to either; rename one picture and its text"
+    return f"{first} and {second} have the same stem, and their text could belong to either; rename one image and its text"
 
 
 def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fields | None:
-    """Fields of a picture from the texts of its .json and .txt; None where one of them was reported."""
+    """Fields of an image from the texts of its .json and .txt; None if one of them was reported."""
     read = {suffix: text for suffix, text in texts.items() if text is not None}
     if len(read) < len(texts):
         return None
@@ -219,13 +219,13 @@ def _metadata_rows(path: Path, report: Report) -> Iterator[Fields]:
             rows = rows_of(text, path, ["file_name"], optional=FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
                            prepare=partial(with_one_caption, report=report))
             yield from (row.fields for row in rows)
-        except UserError as error:  # of the header
+        except UserError as error:  # an invalid header
             report(UNREADABLE_METADATA, str(error))
 
 
 def _short_text(content: bytes, where: str, report: Report) -> str | None:
     if len(content) > LONGEST_TEXT:
-        report("text too long", f"{where} has more than {LONGEST_TEXT} bytes, which is no caption; delete it")
+        report("text too long", f"{where} has more than {LONGEST_TEXT} bytes, too many for a caption; delete it")
         return None
     return _decoded(content, where, report)
 
@@ -239,18 +239,18 @@ def _decoded(content: bytes, where: str, report: Report) -> str | None:
 
 
 def _parse_json(where: str, text: str, report: Report) -> Fields | None:
-    """The texts of a JSON object; None where one was reported."""
+    """Text fields of a JSON object; None if a flaw was reported."""
     flaw = partial(report, UNREADABLE_METADATA)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        flaw(f"{where} is no valid JSON ({error}); correct the file")
+        flaw(f"{where} is not valid JSON ({error}); correct the file")
         return None
     return texts_of(with_one_caption(content, where, report), where, FIELDS, flaw)
 
 
 def with_one_caption(content: Any, where: str, report: Report) -> Any:
-    """A JSON value; where it is an object with lists of captions, the first of each stands for them."""
+    """The JSON value, with each list of captions of an object replaced by its first caption."""
     if not isinstance(content, dict):
         return content
     lists = {key: content[key] for key in CAPTION_FIELDS if isinstance(content.get(key), list) and content[key]}

@@ -1,4 +1,4 @@
-"""Faces in pictures, through the InsightFace library with a pack of models on disk (section 4.1, ID-ACC)."""
+"""Face detection and recognition with the InsightFace library and a local model pack (paper section 4.1, ID-ACC)."""
 
 import contextlib
 import hashlib
@@ -17,45 +17,45 @@ from ldm.containers import ONNX, kind_of
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
-THREADS = 2   # of ONNX Runtime; its own default takes every core and then waits actively
-EXPECTED = ("put the .onnx files of an InsightFace pack (a detector with key points and an ArcFace recogniser, as in buffalo_l.zip) "
-            "right into that folder, or give another --face_pack")
+THREADS = 2   # of ONNX Runtime, whose default uses every core and busy-waits
+EXPECTED = ("put the .onnx files of an InsightFace pack (a detector with key points and an ArcFace recognizer, as in buffalo_l.zip) "
+            "directly into that folder, or give another --face_pack")
 
 
 @dataclass(frozen=True)
 class Face:
-    """The largest face of a picture."""
+    """The largest face of an image."""
 
     embedding: np.ndarray    # (512,) float32, length 1
     box: np.ndarray          # (4,) pixels: left, top, right, bottom
     landmarks: np.ndarray    # (5, 2) pixels: left eye, right eye, nose, left and right mouth corner, as seen by the viewer
     score: float             # of the detector, 0 .. 1
-    n_faces: int = 1         # in the picture, see FaceAnalyzer.count
+    n_faces: int = 1         # in the image, see FaceAnalyzer.count
 
 
 class FaceAnalyzer:
-    """Finds the largest face of a picture and embeds it.
+    """Detects the largest face of an image and computes its embedding.
 
     Args:
         pack_dir: folder with the .onnx files of an InsightFace pack: the miniature's, `buffalo_l` or `antelopev2`.
-        det_sizes: the picture is shown to the detector at these sizes in pixels until a face is found: detectors miss close-ups
-            that fill a large input.
-        det_thresh: smallest detector score of a face.
+        det_sizes: detector input sizes in pixels, tried in order until a face is found: detectors miss close-ups that fill a large
+            input.
+        det_thresh: minimum detector score of a face.
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UserError: the folder is not there, is empty, or its models cannot be used; nothing is ever downloaded.
+        UserError: the folder does not exist, is empty, or its models cannot be used; nothing is downloaded.
     """
 
     def __init__(self, pack_dir: str | Path, det_sizes: int | Sequence[int] = (640, 256, 128), det_thresh: float = 0.5,
                  device: str = "cpu") -> None:
         pack_dir = Path(pack_dir)
         if not any(pack_dir.glob("*.onnx")):
-            given = "holds no .onnx file" if pack_dir.is_dir() else "is not there"
+            given = "holds no .onnx file" if pack_dir.is_dir() else "does not exist"
             raise UserError(f"the face pack {pack_dir} {given}; {EXPECTED}")
         for path in pack_dir.glob("*.onnx"):
             if (kind := kind_of(path)) not in (ONNX, None):
-                raise UserError(f"{path} of the face pack is {kind} and no ONNX model; {EXPECTED}")
+                raise UserError(f"{path} of the face pack is {kind} instead of an ONNX model; {EXPECTED}")
         self._app = _load(pack_dir, device)
         self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
         self._pack_dir = pack_dir
@@ -63,7 +63,7 @@ class FaceAnalyzer:
         self.det_sizes = (det_sizes,) if isinstance(det_sizes, int) else tuple(det_sizes)
 
     def analyze(self, image: np.ndarray) -> Face | None:
-        """The largest face of `image`, (H, W, 3) uint8 RGB, or None where the detector finds none at any size."""
+        """The largest face of `image`, (H, W, 3) uint8 RGB, or None if the detector finds none at any size."""
         from insightface.app.common import Face as Found
 
         bgr = np.ascontiguousarray(image[..., ::-1])
@@ -78,19 +78,19 @@ class FaceAnalyzer:
         return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score), _count(boxes[:, :4]))
 
     def count(self, image: np.ndarray) -> int:
-        """How many faces `image`, (H, W, 3) uint8 RGB, shows at the first size at which the detector finds any.
+        """Number of faces in `image`, (H, W, 3) uint8 RGB, at the first detector size that finds any.
 
-        A box with its centre in a larger one is the same face once more: small detectors see the features within a face as another.
+        A box whose center lies in a larger box is counted as the same face, because small detectors also fire on parts of a face.
         """
         return _count(self._detect(np.ascontiguousarray(image[..., ::-1]))[0][:, :4])
 
     def fingerprint(self) -> str:
-        """What the faces found depend on: a SHA-256 over the models, shortened, and the detector's sizes and threshold."""
+        """Text that identifies the settings of the analysis: shortened SHA-256 of the models, detector sizes and threshold."""
         models = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(self._pack_dir.glob("*.onnx")))
         return f"{hashlib.sha256(models).hexdigest()[:16]} at {', '.join(map(str, self.det_sizes))} from {self.det_thresh:g}"
 
     def _detect(self, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 where there is none at any size."""
+        """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 if no size finds a face."""
         boxes, landmarks = np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
         for size in self.det_sizes:
             if min(bgr.shape[:2]) * size <= max(bgr.shape[:2]):  # the shorter side would shrink to nothing
@@ -102,11 +102,13 @@ class FaceAnalyzer:
 
 
 def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, margin: float = 0.25) -> np.ndarray:
-    """The face upright in the middle of (size, size, 3), for attribute features; dtype as `image`.
+    """Aligned face crop (size, size, 3) for attribute features; dtype as `image`.
 
     Args:
+        image: (H, W, 3).
         landmarks: (5, 2) pixels, as in Face.
-        margin: what is added on each side of ArcFace's crop, in widths of that crop; 0.25 shows hair and chin.
+        size: side of the crop in pixels.
+        margin: margin on each side of ArcFace's crop, relative to its width; 0.25 includes hair and chin.
     """
     from insightface.utils.face_align import estimate_norm
 
@@ -118,7 +120,7 @@ def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, marg
 
 
 def _count(boxes: np.ndarray) -> int:
-    """How many of the boxes (N, 4) are different faces."""
+    """Number of different faces among the boxes (N, 4)."""
     boxes = boxes[np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))]  # (N, 4), the largest first
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(axis=2)  # (centre, box)
@@ -126,7 +128,7 @@ def _count(boxes: np.ndarray) -> int:
 
 
 def _load(pack_dir: Path, device: str) -> Any:
-    """insightface.app.FaceAnalysis on a local folder; what it prints is dropped."""
+    """insightface.app.FaceAnalysis for a local folder, with its output suppressed."""
     import onnxruntime
 
     kind, _, number = device.partition(":")
@@ -141,17 +143,17 @@ def _load(pack_dir: Path, device: str) -> Any:
         try:
             app = FaceAnalysis(str(pack_dir.resolve()), allowed_modules=["detection", "recognition"], sess_options=options,
                                providers=[(name, set_to) for name, set_to in wanted.items() if name in available])
-        except Exception as error:      # assertions without a text, and ONNX Runtime's own classes, which share no other base
+        except Exception as error:      # ONNX Runtime's exceptions share no other base class
             raise UserError(f"the face pack {pack_dir} cannot be loaded ({str(error) or 'it has no face detector'}); {EXPECTED}") from error
     if "recognition" not in app.models:
-        raise UserError(f"the face pack {pack_dir} has no face recogniser; {EXPECTED}")
+        raise UserError(f"the face pack {pack_dir} has no face recognizer; {EXPECTED}")
     for model in app.models.values():
         check_finite(_weights_of(model.model_file), model.model_file, FETCH_AGAIN)
     return app
 
 
 def _weights_of(path: str) -> dict[str, torch.Tensor]:
-    """The constants of an ONNX model that are floating-point numbers, by name."""
+    """Floating-point weights of an ONNX model, by name."""
     import onnx
     from onnx import numpy_helper
 

@@ -1,8 +1,8 @@
-"""The numbers of Table 2 (paper section 4.3): what is measured on each picture, and a row from the measurements of a set.
+"""Metrics of Table 2 (paper section 4.3): scores of each image, and a row of metrics from the scores of a set.
 
-The half "non_id" has prompts that name nobody: distance from the pictures of the model as it is, and CLIP score. The half "id" has
-prompts that name people: the same distance, ID-ACC and Attr-ACC. A scorer turns pictures into arrays with one entry a picture,
-so that pictures can go once they are scored; a row takes the arrays of two whole sets.
+The half "non_id" has prompts without names and is measured by the distance to the base model's images (FID, KID) and the CLIP score.
+The half "id" has prompts with names and is measured by the same distance, ID-ACC and Attr-ACC. A scorer maps images to arrays with one
+entry per image, so that images can be released once they are scored; a row is computed from the arrays of two whole sets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +22,27 @@ from ldm.images import read_image
 from ldm.util import UserError
 
 FACE_WIDTH = 512    # of ArcFace embeddings
-READ_TOGETHER = 64  # image files
+READ_TOGETHER = 64  # image files per batch
 
-FeaturesOf = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures (H, W, 3) uint8 RGB -> (N, D)
+FeaturesOf = Callable[[Sequence[np.ndarray]], np.ndarray]  # images (H, W, 3) uint8 RGB -> (N, D)
 AttributesOf = Callable[[Sequence[np.ndarray], Sequence[Any]], np.ndarray]  # images and their faces -> (N, D'), as `AttributeEncoder`
 Scores = dict[str, np.ndarray]
 
 
 class Scorer(Protocol):
-    """Pictures (H, W, 3) uint8 RGB, and the prompt or the name of each -> arrays whose first axis counts the pictures."""
+    """Maps images (H, W, 3) uint8 RGB, and the prompt or name of each, to arrays whose first axis is the image."""
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[Any]) -> Scores: ...
 
 
 class PromptScorer:
-    """Of the half "non_id": "fid" (N, D), features; "clip" (N,), cosine with the prompt, not-a-number without a prompt or a CLIP model.
+    """Scorer of the half "non_id". "fid": features (N, D). "clip": cosine with the prompt (N,), NaN without a prompt or CLIP model.
 
     Args:
-        features_of: of FID.
+        features_of: feature network of FID.
+        clip: model of the CLIP score; None omits it.
         analyzer: adds "face_found" (N,), 1 or 0.
-        apl_compat: see `ImageEncoder.encode`; it concerns the CLIP score alone.
+        apl_compat: see `ImageEncoder.encode`; affects only the CLIP score.
     """
 
     def __init__(self, features_of: FeaturesOf, clip: ClipScorer | None = None, analyzer: Analyzer | None = None, *,
@@ -50,10 +51,10 @@ class PromptScorer:
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
-        told = {place: text for place, text in enumerate(texts) if text is not None}
-        if self.clip and told:
-            similarity = self.clip.similarity([images[place] for place in told], list(told.values()), apl_compat=self.apl_compat)
-            cosines[list(told)] = similarity.numpy()
+        prompted = {place: text for place, text in enumerate(texts) if text is not None}
+        if self.clip and prompted:
+            similarity = self.clip.similarity([images[place] for place in prompted], list(prompted.values()), apl_compat=self.apl_compat)
+            cosines[list(prompted)] = similarity.numpy()
         scores = {"fid": self.features_of(images), "clip": cosines}
         if self.analyzer:
             scores["face_found"] = np.array([self.analyzer.analyze(image) is not None for image in images], np.float32)
@@ -61,12 +62,16 @@ class PromptScorer:
 
 
 class IdentityScorer:
-    """Of images of people: "fid" (N, D); "face" (N, 512) and "attributes" (N, D'), not-a-number for a picture without a face.
+    """Scorer of the half "id". "fid": features (N, D). "face" (N, 512) and "attributes" (N, D'): NaN for an image without a face.
 
     Args:
-        features_of: of FID; None leaves "fid" out.
-        attributes: None leaves Attr-ACC out.
-        width: of the embeddings of the gallery.
+        features_of: feature network of FID; None omits "fid".
+        analyzer: face recognizer.
+        attributes: attribute encoder; None omits Attr-ACC.
+        width: width of the gallery's embeddings.
+
+    Raises:
+        UserError: on call, if the face pack's embeddings have another width than the gallery's.
     """
 
     def __init__(self, features_of: FeaturesOf | None, analyzer: Analyzer, attributes: AttributesOf | None = None,
@@ -103,12 +108,16 @@ def joined(chunks: Sequence[Scores]) -> Scores:
 
 
 def prompt_row(scores: Scores, base: Scores | None) -> Row:
-    """FID, KID and CLIP score of a set of pictures; `base`: of the model as it is, None if `scores` are its own.
+    """FID, KID and CLIP score of a set of images.
+
+    Args:
+        scores: output of `PromptScorer` for the set.
+        base: output for the base model's images; None if `scores` are the base model's.
 
     Returns:
-        clip: mean cosine, as in the paper; clip_x100: the same as other papers write it; clip_low, clip_high: its 95 % bootstrap interval
-        over prompts; n_clip, where not all of the images have a CLIP score: how many do; detection_rate, where faces were looked for:
-        share of pictures that show one.
+        fid, kid, n_images, n_base; clip: mean cosine, as in the paper; clip_x100: the same times 100; clip_low, clip_high: 95 % bootstrap
+        interval over prompts; n_clip: number of images with a CLIP score, if not all have one; detection_rate: share of images with a
+        face, if faces were detected.
     """
     found = {}
     if "face_found" in scores:
@@ -124,10 +133,10 @@ def prompt_row(scores: Scores, base: Scores | None) -> Row:
 
 def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray],
                  threshold: float) -> Row:
-    """FID, KID, ID-ACC and Attr-ACC of pictures of people; `base` as in `prompt_row`, of the same people in the same order.
+    """FID, KID, ID-ACC and Attr-ACC of images of people; `scores` and `base` as in `prompt_row`, with the same people in the same order.
 
     Args:
-        names: whom each picture should show; how often a name has come before is the number of its noise.
+        names: the person in each image's prompt; the k-th image of a name has the name's k-th noise.
         gallery, threshold: see `load_gallery`, `id_acc`.
 
     Returns:
@@ -141,7 +150,7 @@ def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gall
 
 
 def by_person(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """(N, D) of pictures in any order -> (people, samples, D), not-a-number where a person has fewer pictures than another."""
+    """Regroup rows (N, D) of images in any order into (people, samples, D), with NaN where a person has fewer images than another."""
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)

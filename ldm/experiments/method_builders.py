@@ -1,4 +1,4 @@
-"""From the options of train.py to each method, with the pictures and texts that it needs."""
+"""Builds each method from the options of train.py, with the images and texts that it needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,36 +31,41 @@ from ldm.util import UserError
 
 @dataclass(frozen=True)
 class Material:
-    """What a method is trained on, read once."""
+    """Training data of a method, read once."""
 
-    names: list[str] = field(default_factory=list)             # to be erased
-    images: list[IdentityImage] = field(default_factory=list)  # that show them
-    photos: list[ImageSource] = field(default_factory=list)    # of the person whom an attack learns
+    names: list[str] = field(default_factory=list)             # names to erase
+    images: list[IdentityImage] = field(default_factory=list)  # images of these people
+    photos: list[ImageSource] = field(default_factory=list)    # photos of the person that an attack learns
 
     @property
-    def pictures(self) -> list[ImageSource]:
+    def sources(self) -> list[ImageSource]:
+        """Training images: the photos of an attack, or the images of the names."""
         return self.photos or [image.source for image in self.images]
 
 
 def weights_to_train(options: MethodOptions, model: LatentDiffusion) -> Weights:
-    """Float32 copies of what the method trains, of a model as it was loaded, before its arithmetic is chosen; none for a token."""
+    """Float32 copies of the parameters that the method trains; empty for a token. Call it before the model's precision is changed."""
     of_method = {"esd": PARAMETERS_OF.get(options.variant), "uce": "xattn-kv", "dreambooth": "full"}
     group = of_method.get(options.train_method, options.parameters)
     return Weights(model, parameters_of(model, group, text_encoder=bool(options.train_text_encoder)) if group else [])
 
 
 def build_esd(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> ESD:
-    """ESD in the variant asked for; UserError where the schedule has no so many equal parts."""
+    """ESD of --variant.
+
+    Raises:
+        UserError: --ddim_steps does not divide the number of training timesteps.
+    """
     if weights.model.num_timesteps % options.ddim_steps:
         raise UserError(f"--ddim_steps {options.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give "
                         "a number that does, such as 50")
-    pictures = latents_of_names(material, weights.model) if options.z_t == "noised" else None
+    photos = latents_of_names(material, weights.model) if options.z_t == "noised" else None
     return ESD(weights, material.names, eta=options.negative_guidance, start_guidance=options.start_guidance, bins=options.ddim_steps,
-               seed=options.seed, pictures=pictures)
+               seed=options.seed, photos=photos)
 
 
 def build_concept_ablation(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ConceptAblation:
-    """Concept Ablation, with the anchor's pictures drawn."""
+    """Concept Ablation, with generated images of the anchor."""
     prompts = anchor_prompts(options)
     jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(options.n_prior_images)]
     return ConceptAblation(weights, material.names, anchor=options.anchor, prompts=[prompt for prompt, _ in jobs],
@@ -69,17 +74,17 @@ def build_concept_ablation(options: MethodOptions, material: Material, weights: 
 
 
 def build_forget_me_not(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
-    """Forget-Me-Not, after its first stage where there is one."""
-    pictures, of_name = latents_of_names(material, weights.model)
+    """Forget-Me-Not; the variant with-ti runs its textual inversion stage here."""
+    photos, of_name = latents_of_names(material, weights.model)
     tokens = {}
     if options.variant == "with-ti":
-        tokens = tokens_of_names(work, pictures, of_name, template=PROMPT, iterations=options.ti_iterations, seed=options.seed,
+        tokens = tokens_of_names(work, photos, of_name, template=PROMPT, iterations=options.ti_iterations, seed=options.seed,
                                  model_hash=options.files.hash(), folder=options.out_dir)
-    return ForgetMeNot(weights, pictures, of_name, seed=options.seed, tokens=tokens)
+    return ForgetMeNot(weights, photos, of_name, seed=options.seed, tokens=tokens)
 
 
 def build_dreambooth(options: MethodOptions, material: Material, weights: Weights, work: Work) -> DreamBooth:
-    """DreamBooth, with the class's pictures drawn."""
+    """DreamBooth, with generated images of the class."""
     class_prompt = f"a photo of a {options.class_word}"
     jobs = [(class_prompt, number) for number in range(options.n_prior_images if options.prior_weight else 0)]
     return DreamBooth(weights, ImageLatents(weights.model, material.photos), prompt=f"a photo of {options.phrase}",
@@ -88,7 +93,7 @@ def build_dreambooth(options: MethodOptions, material: Material, weights: Weight
 
 
 def build_textual_inversion(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> TextualInversion:
-    """Textual inversion, behind the prefix of --embedding if there is one."""
+    """Textual inversion, with the prefix of --embedding in front of the prompts if given."""
     model = weights.model
     vectors = TokenVectors(token_manager(options, model), options.token)
     return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates=templates_of(options),
@@ -96,7 +101,7 @@ def build_textual_inversion(options: MethodOptions, material: Material, weights:
 
 
 def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
-    """Edited weights of --train_method uce, and the condition number."""
+    """Edited tensors of --train_method uce, and the condition number of the inverted matrix."""
     preserve = [text for path in options.preserve_prompts or () for text in different_prompts(path)]
     to_end = options.variant == "to-end"
     return uce.edit(weights, names, guide=options.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end,
@@ -104,7 +109,7 @@ def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> t
 
 
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
-    """The prefix of --embedding, if any, and a new token whose vectors start as the class word's."""
+    """Embedding manager with the prefix of --embedding, if any, and a new token initialized with the vectors of the class word."""
     def manager_of(*placeholders: str) -> EmbeddingManager:
         words = [options.class_word or "person"] * len(placeholders)
         return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
@@ -118,7 +123,11 @@ def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingMa
 
 
 def anchor_prompts(options: MethodOptions) -> list[str]:
-    """Prompts with the anchor in them; UserError for one without."""
+    """Prompts that contain the anchor.
+
+    Raises:
+        UserError: a prompt does not contain it, or there is no prompt.
+    """
     if not options.anchor_prompts:
         return [fill(template, options.anchor) for template in dict.fromkeys(templates_of(options))]
     prompts = read_lines(options.anchor_prompts, CAPTION_FIELDS)
@@ -130,17 +139,17 @@ def anchor_prompts(options: MethodOptions) -> list[str]:
 
 
 def templates_of(options: MethodOptions) -> list[str]:
-    """Those of --templates, or the one of DreamBooth."""
+    """Templates of --templates, or else "a photo of {}"."""
     return read_templates(options.templates) if options.templates else [PROMPT]
 
 
 def prior_latents(options: MethodOptions, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
-    """What the frozen model draws for the prompts of the anchor or of the class."""
+    """Latents (N, 4, h, w) that the frozen model generates for the prompts of the anchor or of the class."""
     return generated_latents(work, model, jobs, options.out_dir, model_hash=options.files.hash(), scale=options.scale, seed=options.seed)
 
 
 def latents_of_names(material: Material, model: LatentDiffusion) -> tuple[ImageLatents, dict[str, list[int]]]:
-    """The pictures that show the names, and the numbers of each name's."""
+    """Images of the names, and per name their indices."""
     of_name: dict[str, list[int]] = {name: [] for name in material.names}
     for number, image in enumerate(material.images):
         of_name[image.name].append(number)
@@ -148,7 +157,11 @@ def latents_of_names(material: Material, model: LatentDiffusion) -> tuple[ImageL
 
 
 def images_of(options: MethodOptions, names: list[str], report: Report) -> list[IdentityImage]:
-    """The pictures of --identity_images that show the names; UserError where a name has none."""
+    """Images of --identity_images that show the names.
+
+    Raises:
+        UserError: a name has no image.
+    """
     erased = set(names)
     images = [image for image in identity_images(options.identity_images, read_people(options.people), report) if image.name in erased]
     without = sorted(erased - {image.name for image in images})
@@ -159,7 +172,11 @@ def images_of(options: MethodOptions, names: list[str], report: Report) -> list[
 
 
 def photos_of(folder: Path, report: Report) -> list[ImageSource]:
-    """The photos of one person; UserError where the folder holds those of several, or none."""
+    """Photos of one person.
+
+    Raises:
+        UserError: the folder holds photos of several people, or none.
+    """
     files = image_files(folder, report)
     photos, people = [path for path in files if path.parent == folder], list(dict.fromkeys(path.parent for path in files))
     if photos:
@@ -167,11 +184,11 @@ def photos_of(folder: Path, report: Report) -> list[ImageSource]:
             report(ELSEWHERE, f"{path} is not in {folder} itself, which has photos of its own; move it there or remove it")
         return [ImageSource(path) for path in photos]
     if people:
-        raise UserError(f"{folder} holds photos of {len(people)} people, a folder each; give the folder of one, such as {people[0]}")
+        raise UserError(f"{folder} holds photos of {len(people)} people, one folder each; give the folder of one, such as {people[0]}")
     raise UserError(f"{folder} holds no photos{besides(report)}; give a folder with a few photos of one person")
 
 
-# (flags, material, weights, work) -> the method, by --train_method; uce has nothing to train.
+# --train_method -> function (flags, material, weights, work) -> method; uce is a closed form without training.
 BUILDERS: dict[str, Callable[..., Any]] = {
     "esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
     "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}

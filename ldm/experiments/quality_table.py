@@ -1,7 +1,7 @@
-"""Table 2: what a prefix does to images of people and to all other images, in numbers (paper section 4.3).
+"""Table 2: metrics of a prefix on images of people and on other images (paper section 4.3).
 
-Identity half: images of S_test without and with the prefix (--group takes S_ID too). Non-identity half: images of COCO's prompts. FID and
-KID are always taken against the images of the model as it is, from the same noise.
+The identity half has images of S_test without and with the prefix (--group selects S_ID). The non-identity half has images of COCO prompts.
+FID and KID always compare with the base model's images from the same noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,12 @@ COLUMNS = ("model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_
 IN_PAPERS_TABLE = {"id": {"fid": "FID (id)", "id_acc_mean": "ID-ACC", "attr_acc": "Attr-ACC", "n_images": "N (id)"},
                    "non_id": {"fid": "FID (non-id)", "clip": "CLIP", "clip_x100": "CLIP x100", "n_images": "N (non-id)"}}
 
-CAPTIONED = "N (CLIP)"  # column of the paper's table where some images have no caption
+CAPTIONED = "N (CLIP)"  # column of the paper's table if some images have no caption
 
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """What is generated and how it is scored, named as the flags of test_fid_clip_score.py."""
+    """Settings of the images and their scores, named like the flags of test_fid_clip_score.py."""
 
     half: Sequence[str]  # of "id" and "non_id"
     benchmark: Sequence[Path] | None
@@ -73,13 +73,14 @@ class QualityOptions:
 
 
 class QualityTable:
-    """The scorers of Table 2 and the rows that they give.
+    """Scorers and rows of Table 2.
 
     Args:
-        device: where the scorers run.
+        options: settings.
+        device: device of the scorers.
 
     Raises:
-        UserError: a file is not what it should be.
+        UserError: an input file is missing or invalid.
     """
 
     def __init__(self, options: QualityOptions, device: torch.device) -> None:
@@ -107,10 +108,16 @@ class QualityTable:
 
     def generated(self, fabric: Devices, model: LatentDiffusion, files: ModelFiles, variants: Sequence[Variant], precision: str,
                   out_dir: Path, arguments: Mapping[str, Any], *, keep_images: int | None = None, resume: bool = True) -> list[Row]:
-        """A row for each half and variant, from images that are generated into `out_dir`; none but on rank 0.
+        """One row per half and variant, from images generated to `out_dir`; empty except on rank 0.
 
         Args:
-            arguments: of the command, written beside the images.
+            fabric: devices that share the work.
+            model: the frozen model.
+            files: its files.
+            variants: see `load_variants`; the first is the base model.
+            precision: precision of the U-Net.
+            out_dir: output folder.
+            arguments: arguments of the command, written next to the images.
             keep_images, resume: see `HalfFolder`.
         """
         rows = []
@@ -130,41 +137,41 @@ class QualityTable:
         return rows
 
     def half(self, half: str, texts: Sequence[tuple[str, int]], files: ModelFiles, precision: str) -> Half:
-        """One half's images of these texts, as the options have them generated and scored."""
+        """A half with these texts and the settings of the options."""
         options, prompt = self.options, self.options.prompt_template if half == "id" else "{name}"
         settings = ImageSettings.of(files, prompt=prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
                                     precision=precision)
         return Half(half, texts, settings, self.scorers[half], self._scored_with(half))
 
     def existing(self, base_folder: Path, folder: Path, out_dir: Path, arguments: Mapping[str, Any]) -> list[Row]:
-        """A row for each of two folders of images that somebody else made; the distances are those from the first.
+        """One row for each of two folders of existing images, with distances to the first.
 
         Raises:
-            UserError: `out_dir` holds images that this program generated, or a folder has nothing to score.
+            UserError: `out_dir` holds images that this program generated, or a folder has no images to score.
         """
         half, = self.options.half
         if any((out_dir / generated / "manifest.json").exists() for generated in IN_PAPERS_TABLE):
-            raise UserError(f"{out_dir} holds a run that drew its images, and its results would be overwritten; "
+            raise UserError(f"{out_dir} holds a run with generated images, whose results would be overwritten; "
                             "use another --out_dir")
         left_out, folders = LeftOut(strict=True), (base_folder, folder)
-        pictures: Sequence[tuple[Sequence[Path], Sequence[Any]]] = (
+        found: Sequence[tuple[Sequence[Path], Sequence[Any]]] = (
             self._people_in(*folders, report=left_out) if half == "id" else
             [_with_captions(one, left_out, scores_captions=self.clip is not None) for one in folders])
-        for place, (files, _) in zip(folders, pictures, strict=True):
+        for place, (files, _) in zip(folders, found, strict=True):
             if len(files) < 2:
                 left_out(NO_FID, f"{place} has one image to score, and FID and KID compare sets of two or more")
         write_json(out_dir / "arguments.json", {"arguments": arguments, "versions": versions()})
         left_out.announce(out_dir)
         base: Scores | None = None
         rows = []
-        for place, (files, texts) in zip(folders, pictures, strict=True):
+        for place, (files, texts) in zip(folders, found, strict=True):
             scores = score_files(files, texts, self.scorers[half], str(place))
             rows.append(self.row(half, scores, base, texts, model=str(place), prefix="unknown"))
             base = base or scores
         return rows
 
     def row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
-        """The row of a set of pictures; `texts`: the prompt or name of each, `base`: see `prompt_row`."""
+        """The row of a set of images. `texts` are their prompts or names; for `base` see `prompt_row`."""
         measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.options.threshold)
         clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.options.apl_compat else "")
         used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.options.attribute_features}
@@ -172,7 +179,7 @@ class QualityTable:
         return dict.fromkeys(COLUMNS) | what | measured | used
 
     def _people_in(self, *folders: Path, report: Report) -> list[tuple[list[Path], list[str]]]:
-        """Files and names of the people who are in all the folders, everybody as often as where there are fewest."""
+        """Files and names of the people in all folders, with equal numbers of images per person in each folder."""
         found = [portraits_in(folder, self.everybody, report) for folder in folders]
         both = [name for name in self.names if all(name in portraits for portraits in found)]
         if not both:
@@ -190,7 +197,7 @@ class QualityTable:
         return AttributeEncoder(self.clip, on_face=False) if self.options.attribute_features == "clip" else None
 
     def _scored_with(self, half: str) -> Mapping[str, Any]:
-        """Everything that the scores of a half depend on, beside the images."""
+        """Settings that determine the scores of a half, besides the images."""
         options = self.options
         files = {"inception": options.inception_weights, "clip": options.clip, "farl": options.farl_weights if half == "id" else None}
         settings = {"fid_protocol": options.fid_protocol, "clip_model": self.clip and self.clip.name,
@@ -202,12 +209,12 @@ class QualityTable:
 
 
 def portraits_of(names: Sequence[str], n_samples: int) -> list[tuple[str, int]]:
-    """The first image of everybody, then the second: what is kept shows many people, and more samples come at the end."""
+    """Pairs (name, sample number): the first sample of every name, then the second, so that the first images show many people."""
     return [(name, sample) for sample in range(n_samples) for name in names]
 
 
 def papers_table(rows: Sequence[Row]) -> list[Row]:
-    """The rows in the paper's layout: one a prefix, the identity half on the left and the other on the right."""
+    """The rows in the paper's layout: one per prefix, the identity half on the left and the other on the right."""
     methods: dict[tuple[str, str], Row] = {}
     captioned = any("n_clip" in row for row in rows)
     for row in rows:
@@ -220,7 +227,7 @@ def papers_table(rows: Sequence[Row]) -> list[Row]:
 
 
 def _with_captions(folder: Path, report: Report, *, scores_captions: bool) -> tuple[list[Path], list[str | None]]:
-    """The image files of a folder and the caption of each, None where it has none."""
+    """Image files of a folder and their captions, None for an image without one."""
     found = read_collection(folder, report)
     records = [record for record in found if not record.source.member]
     for shard in dict.fromkeys(record.source.path for record in found if record.source.member):

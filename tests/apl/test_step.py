@@ -10,7 +10,7 @@ from ldm.apl.fast_step import training_step
 from ldm.apl.look_ahead import LookAhead, Share
 from ldm.apl.prefix import build_prefix
 from ldm.apl.step import training_loss
-from ldm.data.frozen import posterior_draw
+from ldm.data.frozen import sample_latent
 from ldm.data.mixture import Mixture, normal
 
 METHODS = ("apl", "apl-released", "apl-no-reg")
@@ -22,7 +22,7 @@ def definition(model, prefix, data, numbers, **options):
     samples = data.samples(numbers)
     drawn = [data.mixture.sample(i) for i in samples.numbers]
     data.encode(samples.numbers)
-    latent = torch.stack([posterior_draw(model, data._moments[one.is_identity, one.item], one.posterior_seed) for one in drawn])
+    latent = torch.stack([sample_latent(model, data._moments[one.is_identity, one.item], one.posterior_seed) for one in drawn])
     noise = torch.stack([normal(one.noise_seed, latent.shape[1:]) for one in drawn])
     losses = training_loss(model, prefix, latent, noise, torch.tensor(samples.timesteps), samples.name_prompts, samples.attribute_prompts,
                            **options)

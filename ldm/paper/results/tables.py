@@ -1,9 +1,9 @@
-"""A table or figure from its pieces: which trainings and pictures it needs, what they come to, and its files.
+"""A table or figure: the trainings and images that it needs, its cells, and its files.
 
-    <out_dir>/<name>/<name>.json, .csv    a row a cell: published, mean, standard deviation and interval over trainings
-    <out_dir>/<name>/<name>.md            the table as it is shown, published | measured
+    <out_dir>/<name>/<name>.json, .csv    one row per cell: published, mean, standard deviation and interval over trainings
+    <out_dir>/<name>/<name>.md            the table, published | measured
     <out_dir>/<name>/<name>.png           the figure, if it is one
-    <out_dir>/<name>/about.json           what was asked for, how to make each row alone, what it has cost, versions
+    <out_dir>/<name>/about.json           settings, commands that make each row alone, costs, versions
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from typing import Any, cast
 from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
-from ldm.paper.results.figures import Panel, draw_panels, picture_sheet
+from ldm.paper.results.figures import Panel, image_sheet, plot_panels
 from ldm.paper.runner.evaluations import Part, PartFlags, part, part_flags
 from ldm.paper.runner.queue import whole
 from ldm.paper.runner.trainings import Source, Training, Transfer, training, transfer
@@ -27,7 +27,7 @@ INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low"
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with one seed: its parts by name, and the training behind them, if it has one."""
+    """A row with one seed: its parts by name, and their training, if any."""
 
     seed: int
     parts: Mapping[str, Part]
@@ -35,13 +35,16 @@ class Measured:
 
 
 class MeasuredTable:
-    """A table's rows on a preset, each with its seeds.
+    """Rows of a table on a preset, each with its seeds.
 
     Args:
-        seeds: trainings of each row, at most.
+        table: the table's config.
+        preset: name or file of the preset.
+        seeds: maximum number of trainings per row.
+        out_dir: output folder.
 
     Raises:
-        SystemExit: a row has a flag that no command has, or a file is not there.
+        SystemExit: a row has an unknown flag, or a file does not exist.
     """
 
     def __init__(self, table: Table, preset: str, seeds: int, out_dir: Path) -> None:
@@ -63,7 +66,7 @@ class MeasuredTable:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
-        """All that was measured, by row and column."""
+        """Measured cells, by row and column."""
         found: dict[tuple[str, str], Cell] = {}
         for row in self.table.rows:
             columns: dict[str, list[tuple[float | None, float | None]]] = {
@@ -76,21 +79,21 @@ class MeasuredTable:
                 known = [(value, half) for value, half in values if value is not None]
                 if known:
                     cell = cell_of([value for value, _ in known], [half for _, half in known], row.published.get(column))
-                    # a training without a face has no ID-ACC; the values of the others are then not the first seeds', to be paired
+                    # a training without a detected face has no ID-ACC; the other values then cannot be paired by seed
                     found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
                 elif column in row.published:
                     found[row.name, column] = Cell(None, published=row.published[column])
         return found
 
     def write(self, arguments: Mapping[str, Any]) -> str:
-        """Writes every file of the table or figure; the table as the console shows it. `arguments`: of the command."""
+        """Write all files of the table or figure; returns the table for the console. `arguments` are the command's."""
         folder = self.out_dir / self.name
         if self.table.figure:
-            self._draw(folder / f"{self.name}.png")
+            self._write_figure(folder / f"{self.name}.png")
         return write_table(folder, self.table, self.cells, self.about() | {"arguments": arguments})
 
     def about(self) -> dict[str, Any]:
-        """How each row is made alone, what it has cost, and how it was scored."""
+        """Content of about.json: commands that make each row alone, costs, and settings of the scores."""
         pieces = whole([piece for seed in range(self.seeds) for piece in self.pieces(seed)])
         spent = {str(piece.folder): piece.cost["seconds"] if isinstance(piece, Training) else piece.row["seconds"]
                  for piece in pieces if isinstance(piece, Training | Part)}
@@ -119,20 +122,20 @@ class MeasuredTable:
         return Measured(seed, parts, result)
 
     def _part_flags(self, model: str, score: Mapping[str, Any], source: str) -> PartFlags:
-        key = repr((model, score))  # most rows have the same, and to read them takes a tenth of a second
+        key = repr((model, score))  # most rows share them, and parsing takes a tenth of a second
         if key not in self._flags:
             self._flags[key] = part_flags(model, {**self.table.score, **score}, source)
         return self._flags[key]
 
-    def _draw(self, path: Path) -> None:
+    def _write_figure(self, path: Path) -> None:
         figure = self.table.figure
         if figure["kind"] == "curve":
             panels = [list(figure["y"]), *([column] for column in figure.get("beside", ()))]
-            draw_panels([Panel("", columns[0].split(",")[0], {column: self._curve(column) for column in columns}) for columns in panels],
+            plot_panels([Panel("", columns[0].split(",")[0], {column: self._curve(column) for column in columns}) for columns in panels],
                         figure["x"], path)
         else:
             shown = {row.name: self.measured[row.name][0].parts for row in self.table.rows if row.shown}
-            write_atomically(path, picture_sheet(shown, figure).save)
+            write_atomically(path, image_sheet(shown, figure).save)
 
     def _curve(self, column: str) -> list[tuple[float, Cell]]:
         points = [(row.x, self.cells.get((row.name, column))) for row in self.table.rows if row.x is not None]
@@ -141,7 +144,7 @@ class MeasuredTable:
 
 def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell], about: Mapping[str, Any], *,
                 only: Callable[[TableRow], bool] = lambda row: True) -> str:
-    """The files that every table and figure has; the rows `only` as the console shows them."""
+    """Write the files that every table and figure has; returns the rows selected by `only` for the console."""
     rows, shown = as_rows(table.name, cells), shown_table(table, cells)
     text = markdown_table(shown, numeric=list(shown[0])[1:])
     write_json(folder / f"{table.name}.json", rows)
@@ -155,7 +158,7 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
 
 
 def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dict[str, str | None]]:
-    """One row a row of the table: of each column the published value, where there is one in the table, and what was measured."""
+    """One row per row of the table; each column shows the measured value, and the published value if the table has any."""
     published = [column for column in table.columns if any((row.name, column) in cells and row.published.get(column) is not None
                                                            for row in table.rows)]
     rows, several = [], any(row.model for row in table.rows)
@@ -170,7 +173,7 @@ def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dic
 
 
 def in_words(cell: Cell | None, whole: bool = False) -> str | None:
-    """"0.213 ± 0.004 [0.201, 0.225]": mean, standard deviation over trainings, 95 % interval; `whole`: the mean alone."""
+    """"0.213 ± 0.004 [0.201, 0.225]": mean, standard deviation over trainings, 95 % interval; with `whole` only the rounded mean."""
     if cell is None or cell.mean is None:
         return None
     if whole:
@@ -179,6 +182,6 @@ def in_words(cell: Cell | None, whole: bool = False) -> str | None:
 
 
 def _half_width(row: Mapping[str, Any], key: str) -> float | None:
-    """Half of the 95 % interval of a value over the people or prompts that it is a mean of, where there is one."""
+    """Half-width of a metric's 95 % interval over people or prompts; None without an interval."""
     low, high = (row.get(end) for end in INTERVAL_OF.get(key, (None, None)))
     return None if low is None or high is None else (high - low) / 2
