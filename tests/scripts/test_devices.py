@@ -145,7 +145,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bytes(command, 
     assert time.monotonic() - before < 120 and not any(map(is_running, workers)) and "Traceback" not in said, said
     if victim == "worker":
         assert status == 2 and sentences(said) == [
-            "error: a process of this run has ended (process 2 of the 2 on this machine was killed by SIGKILL); the same command goes on "
+            "error: a process of this run has ended (process 2 of the 2 on this machine was killed by SIGKILL); the same command resumes "
             "from the last saved state"]
     else:
         assert status == -signal.SIGKILL and not sentences(said)
