@@ -213,14 +213,14 @@ def test_an_attack_sees_the_learned_photos_alone_and_the_prefix_only_where_it_le
 
 
 def test_a_gpu_is_free_for_a_training_beside_the_process_that_draws(figure, tools, monkeypatch):
-    args = pieces(figure())[0].portraits
-    first = tools.model(args)
+    flags = pieces(figure())[0].portraits
+    first = tools.model(flags.files, flags.precision)
     tools.let_go()
-    assert tools.model(args) is first  # the CPU has room for both
+    assert tools.model(flags.files, flags.precision) is first  # the CPU has room for both
     monkeypatch.setattr(tools, "device", SimpleNamespace(type="cuda"))
     tools.let_go()
     monkeypatch.undo()
-    assert tools.model(args) is not first
+    assert tools.model(flags.files, flags.precision) is not first
 
 
 def test_the_class_s_pictures_are_drawn_for_the_first_person_and_handed_on(figure, tools, trainer):
