@@ -1,5 +1,9 @@
 """Selects devices and precision from the flags --devices and --precision."""
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 
 from ldm.util import UserError
@@ -52,3 +56,24 @@ def pick_precision(precision: str, device: torch.device) -> str:
     else:
         native = bool(getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("avx512_bf16"))
     return "bf16" if native else "fp32"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place of a worker: its flag --devices and its environment variables."""
+
+    devices: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def places(devices: str) -> list[Place]:
+    """Places of the workers: "cpu:2" gives two workers with half of the CPU cores each, "0,1" two workers with one GPU each.
+
+    If OMP_NUM_THREADS is set, it is the number of threads of every worker.
+    """
+    if devices.startswith("cpu:"):
+        count = int(devices.partition(":")[2])
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
+        return [Place("cpu", {"OMP_NUM_THREADS": threads}) for _ in range(count)]
+    return [Place(device) for device in devices.split(",")]

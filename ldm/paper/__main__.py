@@ -20,11 +20,11 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_paper_args(argv)
     # Imported here so that --help and errors in flags do not wait for torch.
+    from ldm.device import places
     from ldm.paper.commands import claims_table, list_tables, pieces_of, read_tables
     from ldm.paper.report.build import publish, update_readme, write_report
     from ldm.paper.runner.attacks import AttackOptions
     from ldm.paper.runner.processes import PLACE, make
-    from ldm.paper.runner.trainings import places
 
     if args.task != "report":
         tables = read_tables(args.what, args.seeds, options_of(AttackOptions, args))

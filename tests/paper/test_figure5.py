@@ -15,6 +15,7 @@ from args.common import ROOT
 from args.paper_args import TABLES
 from ldm.apl.launch import set_precision
 from ldm.contents import digest_of
+from ldm.device import Place
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments import identity_table, pipeline
 from ldm.experiments.new_people import read_new_people
@@ -31,7 +32,7 @@ from ldm.paper.runner import attacks
 from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_plan
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import Place, Training
+from ldm.paper.runner.trainings import Training
 from ldm.util import UserError
 
 RED, GREEN, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 0)
@@ -381,7 +382,7 @@ def test_damaged_rows_are_named(figure):
     piece.folder.mkdir(parents=True)
     (piece.folder / "faces.json").touch()
     with pytest.raises(UserError, match="faces.json is damaged .*delete it, and the same command creates it again"):
-        assert piece.faces
+        assert piece.found["faces"]
 
 
 def test_the_shipped_plan_has_the_papers_values_and_a_broken_one_is_refused(tmp_path):

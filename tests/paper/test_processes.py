@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm.device import Place
 from ldm.paper.runner import processes
 from ldm.paper.runner.processes import PLACE, make, who_works
 from ldm.paper.runner.queue import claimed
-from ldm.paper.runner.trainings import Place
 from ldm.util import UserError
 
 STAND_IN = """

@@ -13,8 +13,9 @@ import yaml
 
 from ldm import contents
 from ldm.apl.workers import STARTED_BY
+from ldm.device import Place, places
 from ldm.paper.runner import trainings
-from ldm.paper.runner.trainings import Place, last_words, places, run_script, training, transfer
+from ldm.paper.runner.trainings import last_words, run_script, training, transfer
 from ldm.util import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -98,7 +98,7 @@ class Figure5:
         command = shlex.join(["python", "-m", "ldm.paper", "figure5", *words])
         return {"seeds": self.seeds, "preset": self.options.preset, "settings": settings,
                 "rows": [{"name": row.name, "commands": [command], "seconds": None} for row in self.table.rows],
-                "spent": {str(piece.folder): piece.seconds for pieces in self.attacks for piece in pieces}}
+                "spent": {str(piece.folder): piece.found["seconds"] for pieces in self.attacks for piece in pieces}}
 
     def grid(self) -> Image.Image:
         """Image grid with one column per person: a held-out photo, then each curve's last iteration."""
@@ -111,7 +111,7 @@ class Figure5:
         return image_grid(list(rows.values()), list(rows), [piece.name for piece in shown])
 
     def _faces(self, row: str, pieces: Sequence[Attack]) -> list[Row]:
-        return [face for piece in pieces for face in piece.faces if f"{face['curve']}, {face['iteration']}" == row]
+        return [face for piece in pieces for face in piece.found["faces"] if f"{face['curve']}, {face['iteration']}" == row]
 
     def _panel(self, attack: str) -> Panel:
         lines: dict[str, list[tuple[float, Cell]]] = {}

@@ -23,7 +23,6 @@ from args.train_args import parse_train_args
 from ldm.contents import digest_of
 from ldm.evaluation.id_acc import image_scores, observations
 from ldm.evaluation.quality import score_files
-from ldm.evaluation.tables import Row
 from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
 from ldm.experiments.new_people import NewPerson, read_new_people, reference_face
@@ -153,18 +152,9 @@ class Attack:
         return [(curve, iteration, self._paths(curve, iteration)) for attack, settings in self.plan.attacks.items()
                 for curve in (f"{attack}, {WITHOUT}", f"{attack}, {WITH}") for iteration in (0, *self.plan.checkpoints)]
 
-    @property
-    def faces(self) -> list[Row]:
-        """Rows of `image_scores` with curve and iteration."""
-        return self._found["faces"]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the last process spent on it."""
-        return self._found["seconds"]
-
     @cached_property
-    def _found(self) -> Mapping[str, Any]:
+    def found(self) -> Mapping[str, Any]:
+        """"faces", rows of `image_scores` with curve and iteration, and "seconds", those of the last process."""
         return read_json(self.folder / "faces.json")
 
     def _learn(self, attack: str, labels: Sequence[str], prefix: Path, tools: Tools) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ldm.apl.workers import STARTED_BY, end_with_starter
+from ldm.device import Place
 from ldm.paper.runner.queue import LOOK_EVERY, Piece, holder, make_all
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import Place, last_words
+from ldm.paper.runner.trainings import last_words
 from ldm.util import UserError
 
 PLACE = "APL_PAPER_PLACE"  # environment variable of a worker: the index of its place

@@ -5,11 +5,10 @@ import os
 import torch
 
 from ldm.apl.launch import launch, set_precision
-from ldm.device import pick_precision
+from ldm.device import Place, pick_precision
 from ldm.experiments.quality_table import QualityOptions, QualityTable
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.paper.runner.trainings import Place
 
 
 class Tools:

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from args.train_args import build_parser, parse_train_args
 from args.train_methods import APL
 from ldm.apl.workers import STARTED_BY
 from ldm.contents import digest_of, file_hash
+from ldm.device import Place
 from ldm.paper.config import slug
 from ldm.run_folder import read_json
 from ldm.util import UserError
@@ -34,14 +35,6 @@ BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_ru
           "val_every")  # flags that do not affect results
 TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # flags that a row must not set
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # U-Net evaluations per sample and step; 5 for other methods
-
-
-@dataclass(frozen=True)
-class Place:
-    """Place of a worker: its flag --devices and its environment variables."""
-
-    devices: str
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,19 +184,6 @@ def file_of(source: Source, step: int | None = None) -> Path | None:
 def made_for(source: Source) -> list[Training | Transfer]:
     """Pieces that must be finished before the file exists."""
     return [] if source is None or isinstance(source, Path) else [source]
-
-
-def places(devices: str) -> list[Place]:
-    """Places of the workers: "cpu:2" gives two workers with half of the CPU cores each, "0,1" two workers with one GPU each.
-
-    If OMP_NUM_THREADS is set, it is the number of threads of every worker.
-    """
-    if devices.startswith("cpu:"):
-        count = int(devices.partition(":")[2])
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
-        return [Place("cpu", {"OMP_NUM_THREADS": threads}) for _ in range(count)]
-    return [Place(device) for device in devices.split(",")]
 
 
 def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> None:
