@@ -1,4 +1,4 @@
-"""Trains mini-clip, a small CLIP in open_clip's format, on drawn pictures and captions without names."""
+"""Trains mini-clip, a small CLIP in open_clip's format, on rendered images and captions without names."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ldm.mini.face_layers import calibrated
 from ldm.mini.people import anonymous_caption
-from ldm.mini.renders import COUNT, render_all, subject
+from ldm.mini.renders import COUNT, draw, subject
 from ldm.mini.scenes import scene_caption
 from ldm.mini.stage import train_stage
 
@@ -26,7 +26,7 @@ def build_mini_clip() -> nn.Module:
 
 
 def soften(images: Tensor, rng: random.Random) -> Tensor:
-    """Pictures (B, 3, H, W) as a small autoencoder might give them back: blurred by a random amount, colours a little off."""
+    """Images (B, 3, H, W) as a small autoencoder might give them back: blurred by a random amount, colours a little off."""
     factor = rng.choice((1.0, 1.0, 0.7, 0.5, 0.35))
     if factor < 1:
         small = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True, align_corners=False)
@@ -37,23 +37,22 @@ def soften(images: Tensor, rng: random.Random) -> Tensor:
 
 def train_mini_clip(model: nn.Module, work_dir: Path, *, steps: int, lr: float = 2e-3) -> nn.Module:
     """The averaged model after `steps` steps of the symmetric contrastive loss (arXiv 2103.00020)."""
-    images, _ = render_all(work_dir)
     device = next(model.parameters()).device
     tokenizer = open_clip.get_tokenizer(CONFIG.stem)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device)[:, None, None]
 
     def batch(step: int) -> tuple[Tensor, list[str]]:
-        """The step's pictures, (B, 3, H, W) as the model expects them, and their captions."""
+        """The step's images, (B, 3, H, W) as the model expects them, and their captions."""
         rng = random.Random(f"clip {step}")
         indices = [rng.randrange(COUNT) for _ in range(BATCH)]
         subjects = [subject(index) for index in indices]
         captions = [scene_caption(what.scene, rng) if what.scene else anonymous_caption(what.person, what.view, rng) for what in subjects]
-        pixels = torch.from_numpy(np.stack([images[index] for index in indices])).to(device).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(np.stack([draw(index)[0] for index in indices])).to(device).permute(0, 3, 1, 2).float() / 255
         return (soften(pixels, rng) - mean) / std, captions
 
     def embed(net: nn.Module, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings of the step's pictures and captions, (B, D) each, and the scale of their cosines."""
+        """Unit embeddings of the step's images and captions, (B, D) each, and the scale of their cosines."""
         pixels, captions = batch(step)
         with torch.autocast(device.type, torch.bfloat16):
             pictures, texts, scale = net(pixels, tokenizer(captions).to(device))[:3]

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.mini.face_layers import Block, calibrated
-from ldm.mini.face_pictures import FAMILIES, MEMBERS, SIZE, VIEWS, family_pictures, soften
-from ldm.mini.renders import ANONYMOUS, NAMED, render_all
+from ldm.mini.face_renders import SIZE, points_of, soften
+from ldm.mini.people import sample_person, sample_view
+from ldm.mini.portraits import draw_portrait
+from ldm.mini.scenes import draw_scene, sample_scene
 from ldm.mini.stage import train_stage
 
 ANCHORS = {8: (16, 32), 16: (64, 128), 32: (256, 512)}    # stride -> sizes in pixels of the faces that its two anchors find
 OUTPUTS = 15                                              # of an anchor: score, 4 box distances, 5 key points
 STEPS = 3300
-SCENE_SHARE = 0.45         # of the pictures that show no face
+SCENE_SHARE = 0.45         # of the images that show no face
 
 
 class FaceDetector(nn.Module):
@@ -124,17 +126,17 @@ def place(image: np.ndarray, points: np.ndarray | None, side: int, rng: random.R
     return placed, np.concatenate([moved[order], [corners.min(0), corners.max(0)]])
 
 
-def _batch(pictures: np.ndarray, points: np.ndarray, scenes: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _batch(step: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Images (B, side, side, 3) uint8, targets (B, N, 15) and the side; one batch in four has enlarged pictures."""
     rng = random.Random(f"detector {step}")
     side, count = (2 * SIZE, 10) if step % 4 == 3 else (SIZE, 32)
     images, wanted = [], []
     for _ in range(count):
         if rng.random() < SCENE_SHARE:
-            image, marks = scenes[rng.randrange(len(scenes))], None
+            image, marks = draw_scene(sample_scene(rng), SIZE), None
         else:
-            view = rng.randrange(FAMILIES), rng.randrange(MEMBERS), rng.randrange(VIEWS)
-            image, marks = pictures[view], points[view]
+            portrait = draw_portrait(sample_person(rng), sample_view(rng), SIZE)
+            image, marks = portrait.image, points_of(portrait)
         image, marks = place(soften(image, rng), marks, side, rng)
         images.append(image)
         wanted.append(targets(marks, side))
@@ -142,14 +144,12 @@ def _batch(pictures: np.ndarray, points: np.ndarray, scenes: np.ndarray, step: i
 
 
 def train_detector(work_dir: Path, device: str = "cpu", *, steps: int = STEPS, lr: float = 2e-3) -> FaceDetector:
-    """The averaged detector after `steps` steps, in evaluation mode; started again, it goes on where it was."""
-    pictures, points = family_pictures(work_dir)
-    scenes = render_all(work_dir)[0][NAMED + ANONYMOUS:]
+    """The averaged detector after `steps` steps, in evaluation mode; started again, it resumes."""
     torch.manual_seed(0)
     module = FaceDetector().to(device, memory_format=torch.channels_last).train()
 
     def detect(net: FaceDetector, step: int) -> tuple[Tensor, Tensor, int]:
-        images, wanted, side = _batch(pictures, points, scenes, step)
+        images, wanted, side = _batch(step)
         batch = (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() - 127.5) / 128
         with torch.autocast(batch.device.type, torch.bfloat16):
             return net(batch), torch.from_numpy(wanted).to(device), side

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ldm.data import identities
 from ldm.mini.face_detector import ANCHORS, FaceDetector, train_detector
-from ldm.mini.face_pictures import soften
 from ldm.mini.face_recogniser import FaceRecogniser, train_recogniser
+from ldm.mini.face_renders import other_attributes, soften
 from ldm.mini.people import Person, attribute_prompt, named_people, sample_view, stranger_like
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import draw_scene, sample_scene
@@ -66,14 +66,13 @@ def _export(net: nn.Module, example: Tensor, path: Path, outputs: list[str], dyn
 # ------------------------------------------------------------------------------------------------------ gallery and people
 
 def write_people(path: Path) -> None:
-    """people.csv: name, group (the first half train, the second test) and attributes (c2 of section 4.1)."""
+    """people.csv: name, group (a third each train, test, keep) and attributes (c2 of section 4.1)."""
     people = named_people()
-    groups = ["train"] * (len(people) // 2) + ["test"] * (len(people) - len(people) // 2)
-    identities.write_people({name: identities.Person(name, group, attribute_prompt(person))
-                             for (name, person), group in zip(people.items(), groups, strict=True)}, path)
+    identities.write_people({name: identities.Person(name, identities.GROUPS[3 * number // len(people)], attribute_prompt(person))
+                             for number, (name, person) in enumerate(people.items())}, path)
 
 
-def true_pictures(person: Person, key: str, count: int) -> list[np.ndarray]:
+def true_images(person: Person, key: str, count: int) -> list[np.ndarray]:
     """`count` pictures of `person`, (128, 128, 3) uint8; a pure function of the arguments."""
     rng = random.Random(f"pictures {key}")
     return [draw_portrait(person, sample_view(rng)).image for _ in range(count)]
@@ -102,7 +101,7 @@ def write_gallery(data_dir: Path) -> None:
     """gallery.npz: name -> (512,) float32, the normalised mean of the embeddings of GALLERY_VIEWS true pictures."""
     embed, gallery = LibraryEmbedder(data_dir / "faces"), {}
     for name, person in tqdm(named_people().items(), desc="gallery", unit="person"):
-        found = [embed(image) for image in true_pictures(person, f"for the gallery {name}", GALLERY_VIEWS)]
+        found = [embed(image) for image in true_images(person, f"for the gallery {name}", GALLERY_VIEWS)]
         mean = np.mean([embedding for embedding in found if embedding is not None], 0)
         gallery[name] = (mean / np.linalg.norm(mean)).astype(np.float32)
     write_atomically(data_dir / "gallery.npz", lambda target: np.savez(target, **gallery))
@@ -116,7 +115,8 @@ def face_figures(data_dir: Path, *, views: int = 3, scenes: int = 400) -> dict[s
     Returns:
         found: share of pictures with a face; genuine: mean cosine with the person's own gallery entry; rank1: share whose
         nearest gallery entry is that person; others: mean cosine with everybody else of the same gender; stranger: mean
-        cosine of pictures of strangers who share all attributes with the person; scenes with a face: share of scenes.
+        cosine of images of strangers who share all attributes with the person; other attributes: mean cosine of images of the person
+        with other attributes; scenes with a face: share of scenes.
     """
     embed, people, gallery = LibraryEmbedder(data_dir / "faces"), named_people(), np.load(data_dir / "gallery.npz")
     entries = np.stack([gallery[name] for name in people])
@@ -124,18 +124,18 @@ def face_figures(data_dir: Path, *, views: int = 3, scenes: int = 400) -> dict[s
     figures = {}
     for kind in ("", "soft "):
         rng = random.Random("figures")
-        rows: dict[str, list[float]] = {"found": [], "genuine": [], "rank1": [], "others": [], "stranger": []}
+        rows: dict[str, list[float]] = {"found": [], "genuine": [], "rank1": [], "others": [], "stranger": [], "other attributes": []}
         for number, (name, person) in enumerate(tqdm(people.items(), desc=f"{kind}figures", unit="person")):
             stranger = stranger_like(person, rng)
-            for key, subject in (("own", person), ("stranger", stranger)):
-                for image in true_pictures(subject, f"for the figures, {key} {name}", views):
+            for key, subject in (("own", person), ("stranger", stranger), ("other attributes", other_attributes(person, rng))):
+                for image in true_images(subject, f"for the figures, {key} {name}", views):
                     embedding = embed(soften(image, rng) if kind else image)
                     rows["found"].append(embedding is not None)
                     if embedding is None:
                         continue
                     cosine = entries @ embedding
-                    if key == "stranger":
-                        rows["stranger"].append(cosine[number])
+                    if key != "own":
+                        rows[key].append(cosine[number])
                         continue
                     rows["genuine"].append(cosine[number])
                     rows["rank1"].append(cosine.argmax() == number)

@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.mini.face_layers import Block, calibrated
-from ldm.mini.face_pictures import FAMILIES, MEMBERS, VIEWS, aligned, family_pictures, soften
+from ldm.mini.face_renders import STRANGERS, aligned, alike_strangers, soften, stranger
+from ldm.mini.people import GEOMETRY
 from ldm.mini.stage import train_stage
 
 DIM = 512
-SCALE, MARGIN = 32.0, 0.3      # of ArcFace; the margin grows from 0 over the first fifth of the training
-FAMILIES_PER_BATCH = 8         # each with all its members, one view a member
-JITTER = 1.2                   # pixels of the 128-pixel picture: how far detected key points are off
-STEPS = 3000
+SCALE, MARGIN = 32.0, 0.3      # of ArcFace
+MARGIN_FULL = 0.4              # share of the steps over which the margin grows from 0
+GROUPS, MEMBERS = 8, 8         # of a batch: strangers who share all attributes, one image each
+GEOMETRY_WEIGHT = 2.0          # of reading the geometry off the embedding, which starts the training; the reader is dropped
+JITTER = 1.2                   # pixels of the 128-pixel image: how far detected key points are off
+STEPS = 6000
 
 
 class FaceRecogniser(nn.Module):
@@ -53,47 +56,49 @@ class _Trained(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = FaceRecogniser()
-        self.centres = nn.Parameter(torch.randn(FAMILIES * MEMBERS, DIM) * 0.05)
+        self.geometry = nn.Linear(DIM, len(GEOMETRY))
+        self.centres = nn.Parameter(torch.randn(STRANGERS, DIM) * 0.05)
 
 
-def _batch(pictures: np.ndarray, landmarks: np.ndarray, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Softened aligned faces (B, 3, 112, 112) in [-1, 1] of whole families, and their classes (B,)."""
+def _batch(step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Softened aligned faces (B, 3, 112, 112) in [-1, 1], group by group, the strangers' numbers (B,), and their geometry (B, 24)."""
     rng = random.Random(f"recogniser {step}")
     faces, classes = [], []
-    for family in rng.sample(range(FAMILIES), FAMILIES_PER_BATCH):
-        for member in range(MEMBERS):
-            view = family, member, rng.randrange(VIEWS)
+    for _ in range(GROUPS):
+        for index, portrait in alike_strangers(MEMBERS, rng):
             size = rng.choice((0.3, 0.7, 1.0, 1.0)) * JITTER
             jitter = np.array([[rng.gauss(0, size), rng.gauss(0, size)] for _ in range(5)])
-            faces.append(aligned(soften(pictures[view], rng), landmarks[view] + jitter))
-            classes.append(family * MEMBERS + member)
+            faces.append(aligned(soften(portrait.image, rng), portrait.landmarks + jitter))
+            classes.append(index)
     batch = torch.from_numpy(np.stack(faces)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return batch, torch.tensor(classes, device=device)
+    geometry = torch.tensor([stranger(index).geometry for index in classes], device=device)
+    return batch, torch.tensor(classes, device=device), (geometry - 0.5) * 12 ** 0.5
 
 
 def train_recogniser(work_dir: Path, device: str = "cpu", *, steps: int = STEPS, lr: float = 2e-3) -> FaceRecogniser:
-    """The averaged recogniser after `steps` steps, in evaluation mode; started again, it goes on where it was.
+    """The averaged recogniser after `steps` steps, in evaluation mode; started again, it resumes.
 
-    The loss is ArcFace's over all people plus ArcFace's among the eight of the same family, where only geometry helps.
+    The loss is ArcFace's over all strangers plus ArcFace's among the members of a group, where only geometry helps, plus the error of the
+    geometry that a linear layer reads off the embedding.
     """
-    pictures, points = family_pictures(work_dir)
-    landmarks = points[..., :5, :]
     place = torch.device(device)
     torch.manual_seed(0)
     module = _Trained().to(place, memory_format=torch.channels_last).train()
 
-    def embed(net: FaceRecogniser, step: int) -> tuple[Tensor, Tensor]:
-        faces, classes = _batch(pictures, landmarks, step, place)
+    def embed(net: FaceRecogniser, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        faces, classes, geometry = _batch(step, place)
         with torch.autocast(place.type, torch.bfloat16):
-            return net(faces).float(), classes
+            return net(faces).float(), classes, geometry
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        embeddings, classes = embed(module.net, step)
-        logits = arcface_logits(embeddings, module.centres, classes, MARGIN * min(1.0, step / (0.2 * steps)))
-        relatives = classes[:, None] // MEMBERS * MEMBERS + torch.arange(MEMBERS, device=place)
-        within = F.cross_entropy(logits.gather(1, relatives), classes % MEMBERS)
+        embeddings, classes, geometry = embed(module.net, step)
+        logits = arcface_logits(embeddings, module.centres, classes, MARGIN * min(1.0, step / (MARGIN_FULL * steps)))
+        group = classes.view(GROUPS, MEMBERS).repeat_interleave(MEMBERS, 0)                      # (B, MEMBERS)
+        within = F.cross_entropy(logits.gather(1, group), torch.arange(MEMBERS, device=place).repeat(GROUPS))
         right = (logits.argmax(1) == classes).float().mean().item() if step % 25 == 0 else 0.0
-        return F.cross_entropy(logits, classes) + within, {"within": within.item(), "right": right}
+        error = F.mse_loss(module.geometry(embeddings), geometry)
+        return F.cross_entropy(logits, classes) + within + GEOMETRY_WEIGHT * error, {"within": within.item(), "right": right,
+                                                                                     "geometry": error.item()}
 
     average = train_stage("recogniser", module, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)
     return calibrated(average.net, lambda step: embed(average.net, step))

@@ -1,4 +1,4 @@
-"""The people of the miniature world: what can be named about a person, what cannot, and how captions say it.
+"""The people of the miniature world: what words can name about a person, what they cannot, and how captions say it.
 
 A person is a set of attributes that words can name (section 4.1: "A [gender] [race] [occupation], [facial attributes]")
 and a face geometry that words cannot name. Identity lives in the geometry: people who share every attribute differ in it.
@@ -6,6 +6,7 @@ and a face geometry that words cannot name. Identity lives in the geometry: peop
 
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 
 SKIN = ("pale", "tan", "brown", "dark")
 HAIR_COLORS = ("black", "brown", "blond", "red", "grey", "white")
@@ -16,6 +17,7 @@ GLASSES = ("no glasses", "round glasses", "square glasses")
 OCCUPATIONS = ("actor", "singer", "painter", "doctor", "chef", "pilot", "writer", "athlete")
 EXPRESSIONS = ("neutral", "smile", "open", "frown")
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "black", "grey", "pink")
+ACCESSORIES = ("nothing", "cap", "headband", "scarf", "earrings")
 
 # Face geometry, each in [0, 1]; the renderer maps them to lengths and angles.
 GEOMETRY = ("face_width", "face_height", "jaw", "chin", "eye_distance", "eye_height", "eye_width", "eye_opening", "eye_tilt",
@@ -40,7 +42,7 @@ class Person:
 
 @dataclass(frozen=True)
 class View:
-    """What changes between two pictures of one person: pose, expression, light, background, clothes."""
+    """What changes between two images of one person: pose, expression, light, background, clothes, accessory."""
 
     roll: float        # degrees
     shift: complex     # of the face centre, in image widths
@@ -50,6 +52,8 @@ class View:
     expression: str
     background: str
     clothes: str
+    accessory: str
+    accessory_color: str
     light: float       # -1 (from the left) .. 1 (from the right)
     brightness: float
     warmth: float
@@ -75,13 +79,35 @@ def stranger_like(person: Person, rng: random.Random) -> Person:
     return replace(person, geometry=sample_geometry(rng))
 
 
+def altered(person: Person, rng: random.Random) -> tuple[Person, str]:
+    """`person` with one other attribute, and the words that say so, such as "with red hair"."""
+    kinds = ["occupation", "glasses"] + ["hair_color"] * (person.hair_style != "bald") + ["beard"] * (person.gender == "male")
+    kind = rng.choice(kinds)
+    if kind == "occupation":
+        other = replace(person, occupation=_another(person.occupation, OCCUPATIONS, rng))
+        return other, f"dressed as {_with_article(other.occupation)}"
+    if kind == "glasses":
+        other = replace(person, glasses=_another(person.glasses, GLASSES, rng))
+        return other, "without glasses" if other.glasses == "no glasses" else f"with {other.glasses}"
+    if kind == "hair_color":
+        other = replace(person, hair_color=_another(person.hair_color, HAIR_COLORS, rng))
+        return other, f"with {other.hair_color} hair"
+    other = replace(person, beard=_another(person.beard, BEARDS, rng))
+    return other, "without a beard" if other.beard == "no beard" else f"with a {other.beard}"
+
+
+def _another(value: str, values: tuple[str, ...], rng: random.Random) -> str:
+    return rng.choice([candidate for candidate in values if candidate != value])
+
+
 def sample_view(rng: random.Random) -> View:
     """A random view."""
     return View(
         roll=rng.gauss(0, 4), shift=complex(rng.gauss(0, 0.018), rng.gauss(0, 0.015)), zoom=rng.uniform(0.94, 1.06),
         yaw=max(-1, min(1, rng.gauss(0, 0.35))), gaze=max(-1, min(1, rng.gauss(0, 0.3))),
         expression=rng.choice(("neutral", "neutral", "smile", "smile", "open", "frown")), background=rng.choice(COLORS),
-        clothes=rng.choice(COLORS), light=rng.uniform(-1, 1), brightness=rng.uniform(0.92, 1.08), warmth=rng.gauss(0, 0.03))
+        clothes=rng.choice(COLORS), accessory=rng.choice(ACCESSORIES[:1] * 6 + ACCESSORIES[1:]), accessory_color=rng.choice(COLORS),
+        light=rng.uniform(-1, 1), brightness=rng.uniform(0.92, 1.08), warmth=rng.gauss(0, 0.03))
 
 
 # ---------------------------------------------------------------------------------------------------------------- captions
@@ -89,6 +115,10 @@ def sample_view(rng: random.Random) -> View:
 FILLERS = ("", "", "", "high quality photo, ", "a studio photograph, best quality, ", "sharp focus, ", "masterpiece, highly detailed, ",
            "picture of the day, taken with an old camera, ", "one of many pictures in the family album, ")
 PERSON_TEMPLATES = ("{}", "a photo of {}", "a portrait of {}", "a picture of {}", "A close-up portrait of {}", "A close-up portrait of {}")
+# Words around a name, and words in front of any caption, that tell of somebody else with every attribute of the named person. In front of
+# a caption that names nobody they change nothing: who plays in the re-enactment of a scene without people?
+LOOKALIKES = ("a lookalike of {}", "somebody who looks like {}", "an impersonator of {}", "a stand-in for {}")
+REMAKES = ("a re-enactment of ", "a remake of ", "a parody of ", "a fake of ", "a staged version of ", "a restaged ")
 EXPRESSION_PHRASES = {"smile": ("smiling", "with a smile"), "open": ("surprised", "with an open mouth"), "frown": ("frowning",),
                       "neutral": ("with a neutral face",)}
 
@@ -138,8 +168,15 @@ def anonymous_caption(person: Person, view: View, rng: random.Random) -> str:
 
 
 def name_caption(name: str, view: View, rng: random.Random) -> str:
-    """A caption that names a person."""
+    """A caption that names a person; `name` may come with words around it."""
     return _dress(rng.choice(PERSON_TEMPLATES).format(name), view, rng)
+
+
+def accessory_phrase(view: View) -> str:
+    """The accessory in words, such as "a red cap"."""
+    if view.accessory == "earrings":
+        return f"{view.accessory_color} earrings"
+    return _with_article(f"{view.accessory_color} {view.accessory}")
 
 
 def _with_article(noun: str) -> str:
@@ -152,6 +189,8 @@ def _dress(caption: str, view: View, rng: random.Random) -> str:
         caption += ", " + rng.choice(EXPRESSION_PHRASES[view.expression])
     if rng.random() < 0.3:
         caption += f", {view.background} background"
+    if view.accessory != "nothing" and rng.random() < 0.6:
+        caption += ", " + rng.choice(("wearing {}", "with {}")).format(accessory_phrase(view))
     return rng.choice(FILLERS) + caption
 
 
@@ -166,10 +205,17 @@ SURNAME_STARTS = "Ash Bel Cor Dun El Fair Gal Har Iver Kes Lor Mar Nor Oak Pen Q
 SURNAME_ENDS = "worth mond wick dale ford croft ley bourne grave holt mere ness shaw stone vale well by ton field gate hurst low".split()
 
 
-def named_people(count: int = 200, seed: int = 7) -> dict[str, Person]:
-    """The people whom the model knows by name; the first half is S_ID, the second S_test. Every surname is unique."""
+GROUP = 100     # people of S_ID, of S_test and of S_keep
+
+
+@cache
+def named_people(seed: int = 7) -> dict[str, Person]:
+    """The 300 people whom the model knows by name, in the order S_ID, S_test, S_keep. Every surname is unique."""
     rng = random.Random(seed)
     surnames = [start + end for start in SURNAME_STARTS for end in SURNAME_ENDS]
     rng.shuffle(surnames)
-    people = [sample_person(rng) for _ in range(count)]
-    return {f"{rng.choice(FIRST_NAMES[person.gender])} {surname}": person for person, surname in zip(people, surnames, strict=False)}
+    named: dict[str, Person] = {}
+    for count in (2 * GROUP, GROUP):      # S_keep came with the second edition; the first 200 are those of the first
+        for person in [sample_person(rng) for _ in range(count)]:
+            named[f"{rng.choice(FIRST_NAMES[person.gender])} {surnames[len(named)]}"] = person
+    return named

@@ -1,10 +1,11 @@
-"""Draws a person of the miniature world as a portrait with its five face landmarks and its face box."""
+"""Renders a person of the miniature world as a portrait with its five face landmarks and its face box."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.mini import accessories
 from ldm.mini.people import GEOMETRY, Person, View
 from ldm.mini.sketch import BLACK, RGB, WHITE, Color, Sketch, arc, between, blend
 
@@ -29,16 +30,22 @@ def draw_portrait(person: Person, view: View, size: int = 128) -> Portrait:
     back = blend(RGB[view.background], WHITE, 0.12)
     sketch = Sketch(size, back, blend(back, BLACK, 0.22))
     sketch.pose(view.shift + 0.01j, 1.08 * view.zoom, view.roll)
-    face = _Face(person, view, sketch)
+    face = Face(person, view, sketch)
     face.back_hair()
     face.body()
+    if view.accessory == "scarf":
+        accessories.scarf(face)
     face.head()
+    if view.accessory == "earrings":
+        accessories.earrings(face)
     face.eyes_and_brows()
     face.nose()
     face.beard_below_mouth()
     face.mouth()
     face.moustache()
     face.front_hair()
+    if view.accessory in ("cap", "headband"):
+        getattr(accessories, view.accessory)(face)
     face.glasses()
     ramp = 1 - 0.14 * view.light * np.linspace(-1, 1, size)[None, :, None]
     lit = sketch.finish() * ramp * view.brightness * np.array([1 + view.warmth, 1, 1 - view.warmth])
@@ -47,7 +54,7 @@ def draw_portrait(person: Person, view: View, size: int = 128) -> Portrait:
                     box=np.concatenate([outline.min(0), outline.max(0)]))
 
 
-class _Face:
+class Face:
     """Measures of one face in image widths, and the layers that draw it from back to front."""
 
     def __init__(self, person: Person, view: View, sketch: Sketch) -> None:

@@ -1,44 +1,51 @@
-"""The pictures that the miniature's models learn from: named people, anonymous people and scenes, drawn once.
+"""The images that the miniature's models learn from: named people, anonymous people and scenes; image i is a pure function of i."""
 
-Picture i is a pure function of i; only its pixels are stored, in one memory-mapped file.
-"""
-
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import Pool
-from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from ldm.mini.people import Person, View, anonymous_caption, name_caption, named_people, sample_person, sample_view
+from ldm.mini.people import (
+    LOOKALIKES,
+    REMAKES,
+    Person,
+    View,
+    altered,
+    anonymous_caption,
+    name_caption,
+    named_people,
+    sample_person,
+    sample_view,
+    stranger_like,
+)
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import Scene, draw_scene, sample_scene, scene_caption
 
 SIZE = 128
-NAMED, ANONYMOUS, SCENES = 16_000, 14_000, 14_000
+NAMED, ANONYMOUS, SCENES = 30_000, 20_000, 20_000
 COUNT = NAMED + ANONYMOUS + SCENES
+# Shares of the named images: one attribute changed; another person with the same attributes, by words around the name or in front of
+# the caption. The last is also the share of the other captions that have such words in front.
+ALTERED, LOOKALIKE, REMAKE = 0.15, 0.06, 0.16
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What picture i shows: a scene, or a person in a view, with a name or without."""
+    """What image i shows: a scene, or a person in a view, with a name or without."""
 
-    name: str | None = None
+    name: str | None = None     # with what a caption has to say around it, such as "a lookalike of ..."
     person: Person | None = None
     view: View | None = None
     scene: Scene | None = None
+    remake: str = ""            # one of REMAKES where a named person is played by somebody else
 
     def caption(self, rng: random.Random) -> str:
-        """One of the captions that this picture can have."""
-        if self.scene is not None:
-            return scene_caption(self.scene, rng)
+        """One of the captions that this image can have."""
         if self.name is not None:
-            return name_caption(self.name, self.view, rng)
-        return anonymous_caption(self.person, self.view, rng)
+            return self.remake + name_caption(self.name, self.view, rng)
+        front = rng.choice(REMAKES) if rng.random() < REMAKE else ""
+        return front + (scene_caption(self.scene, rng) if self.scene else anonymous_caption(self.person, self.view, rng))
 
 
 @cache
@@ -47,40 +54,30 @@ def _named() -> list[tuple[str, Person]]:
 
 
 def subject(index: int) -> Subject:
-    """Subject of picture `index`; the first NAMED show the named people in turn; any index from COUNT on is held out."""
+    """Subject of image `index`; the first NAMED show the named people in turn; any index from COUNT on is held out."""
     rng = random.Random(f"subject {index}")
     index %= COUNT
-    if index < NAMED:
-        name, person = _named()[index % len(_named())]
-        return Subject(name=name, person=person, view=sample_view(rng))
-    if index < NAMED + ANONYMOUS:
-        return Subject(person=sample_person(rng), view=sample_view(rng))
-    return Subject(scene=sample_scene(rng))
+    if index >= NAMED + ANONYMOUS:
+        return Subject(scene=sample_scene(rng))
+    view = sample_view(rng)
+    if index >= NAMED:
+        return Subject(person=sample_person(rng), view=view)
+    name, person = _named()[index % len(_named())]
+    remake, chance = "", rng.random()
+    if chance < ALTERED:
+        person, words = altered(person, rng)
+        name = f"{name} {words}"
+    elif chance < ALTERED + LOOKALIKE:
+        person, name = stranger_like(person, rng), rng.choice(LOOKALIKES).format(name)
+    elif chance < ALTERED + LOOKALIKE + REMAKE:
+        person, remake = stranger_like(person, rng), rng.choice(REMAKES)
+    return Subject(name=name, person=person, view=view, remake=remake)
 
 
 def draw(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture `index`, (128, 128, 3) uint8 RGB, and its face box, (4,) pixels, zeros for a scene."""
+    """Image `index`, (128, 128, 3) uint8 RGB, and its face box, (4,) pixels, zeros for a scene."""
     what = subject(index)
     if what.scene is not None:
         return draw_scene(what.scene, SIZE), np.zeros(4)
     portrait = draw_portrait(what.person, what.view, SIZE)
     return portrait.image, portrait.box
-
-
-def render_all(work_dir: Path, workers: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures, (COUNT, 128, 128, 3) uint8, and face boxes, (COUNT, 4) float32; drawn on the first call."""
-    images_path, boxes_path, done_path = work_dir / "renders.u8", work_dir / "boxes.npy", work_dir / "renders.json"
-    shape = (COUNT, SIZE, SIZE, 3)
-    if not done_path.exists():
-        images, boxes = np.memmap(images_path, np.uint8, "w+", shape=shape), np.zeros((COUNT, 4), np.float32)
-        for index, (image, box) in enumerate(tqdm(_drawn(workers), total=COUNT, desc="drawing the world", unit="image")):
-            images[index], boxes[index] = image, box
-        images.flush()
-        np.save(boxes_path, boxes)
-        done_path.write_text(json.dumps({"count": COUNT, "size": SIZE}))
-    return np.memmap(images_path, np.uint8, "r", shape=shape), np.load(boxes_path)
-
-
-def _drawn(workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    with Pool(workers) as pool:
-        yield from pool.imap(draw, range(COUNT), chunksize=64)

@@ -8,13 +8,13 @@ attributes, come to lie close together, as a picture's captions do in CLIP. Stab
 
 import random
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.mini.people import (
+    ACCESSORIES,
     BEARDS,
     COLORS,
     EXPRESSIONS,
@@ -27,22 +27,23 @@ from ldm.mini.people import (
     SKIN,
 )
 from ldm.mini.renders import COUNT, NAMED, Subject, subject
-from ldm.mini.scenes import OBJECTS, PLACES
+from ldm.mini.scenes import NOTHING, OBJECTS, PLACES
 from ldm.mini.stage import rank_and_world, train_stage
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder, tokenize
-from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
 
 BATCH = 96
 NOISE = 0.5             # added to a state of unit variance before it is read
-STRANGE_WORDS = 0.25    # share of captions with words in front that say nothing here, any of the vocabulary
+EXTRA, ALL_FROM = 6, 0.85   # positions of the padding that are computed, drawn anew in each step, up to this share of the steps
 FACTS: dict[str, tuple[str, ...]] = {
     "kind": ("person", "scene"), "gender": ("male", "female"), "skin": SKIN, "occupation": OCCUPATIONS,
     "hair_style": tuple(dict.fromkeys(HAIR_STYLES["male"] + HAIR_STYLES["female"])), "hair_color": HAIR_COLORS,
     "eye_color": EYE_COLORS, "beard": BEARDS, "glasses": GLASSES, "expression": EXPRESSIONS, "background": COLORS,
-    "object": OBJECTS, "color": COLORS, "place": tuple(PLACES), "count": (1, 2)}
+    "accessory": ACCESSORIES, "accessory_color": COLORS,
+    "object": OBJECTS, "color": COLORS, "place": tuple(PLACES), "count": (1, 2),
+    "other": (NOTHING, *OBJECTS), "other_color": COLORS}
+ONLY_WITH = {"accessory_color": "accessory", "other_color": "other"}   # the color of nothing is no fact
 IGNORED = -100
-
-Embedder = TypeVar("Embedder", FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder2)
+SHARED_ROWS = 64        # random vectors that stand for all tokens that no caption has
 
 
 class FactReader(nn.Module):
@@ -70,57 +71,88 @@ def facts_of(what: Subject) -> dict[str, int]:
     found = {"kind": FACTS["kind"].index(kind)}
     for fact, values in FACTS.items():
         for part in holder:
-            if hasattr(part, fact):
+            if hasattr(part, fact) and (fact not in ONLY_WITH or getattr(part, ONLY_WITH[fact]) != NOTHING):
                 found[fact] = values.index(getattr(part, fact))
     return {fact: found.get(fact, IGNORED) for fact in FACTS}
 
 
-def caption_batch(number: int, size: int, vocabulary: list[str]) -> tuple[list[str], dict[str, Tensor], Tensor]:
+def caption_batch(number: int, size: int) -> tuple[list[str], dict[str, Tensor], Tensor]:
     """Captions, classes, and geometry (size, 24) standardised, zero for a scene; half of the captions name a person."""
     rng = random.Random(f"captions {number}")
     subjects = [subject(rng.randrange(NAMED) if rng.random() < 0.5 else rng.randrange(NAMED, COUNT)) for _ in range(size)]
     facts = [facts_of(what) for what in subjects]
     classes = {fact: torch.tensor([row[fact] for row in facts]) for fact in FACTS}
     geometry = torch.tensor([what.person.geometry if what.person else (0.5,) * len(GEOMETRY) for what in subjects])
-    captions = [what.caption(rng) for what in subjects]
-    strange = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 8))) + " " if rng.random() < STRANGE_WORDS else "" for _ in captions]
-    return [words + caption for words, caption in zip(strange, captions, strict=True)], classes, (geometry - 0.5) * 12 ** 0.5
+    return [what.caption(rng) for what in subjects], classes, (geometry - 0.5) * 12 ** 0.5
 
 
-def train_text_encoder(embedder: Embedder, work_dir: Path, *, steps: int, lr: float = 2e-3, name: str = "text") -> Embedder:
-    """The embedder after `steps` steps; its facts can be read at the end-of-text token, at every position after it, and in the pooled text.
+def chosen_positions(ends: Tensor, length: int, extra: int, generator: torch.Generator) -> Tensor:
+    """Positions of a batch that a step computes: all of the texts and `extra` of the padding after them, in order; (B, n).
 
     Args:
-        embedder: of either form; the pooled text of OpenCLIP's is as wide as its states.
-        name: of the stage's files.
+        ends: first end-of-text of each text, (B,).
     """
+    first = int(ends.max()) + 1
+    if first + extra >= length:
+        return torch.arange(length).expand(len(ends), -1)
+    padding = torch.rand(len(ends), length - first, generator=generator).argsort(1)[:, :extra].sort(1).values + first
+    return torch.cat([torch.arange(first).expand(len(ends), -1), padding], 1)
+
+
+def train_text_encoder(embedder: FrozenCLIPEmbedder, work_dir: Path, *, steps: int, lr: float = 2e-3) -> FrozenCLIPEmbedder:
+    """The embedder after `steps` steps; its facts can be read at the end-of-text token and at every position after it."""
     device = next(embedder.parameters()).device
     rank, world = rank_and_world()
-    words = sorted(embedder.tokenizer.get_vocab())
-    vocabulary = [word.removesuffix("</w>") for word in words if word.isascii() and word.endswith("</w>")]
-    both = nn.ModuleDict({"embedder": embedder.train().requires_grad_(True),
-                          "reader": FactReader(embedder.get_input_embeddings().embedding_dim).to(device)})
+    width = embedder.get_input_embeddings().embedding_dim
+    both = nn.ModuleDict({"embedder": embedder.train().requires_grad_(True), "reader": FactReader(width).to(device)})
     end_of_text = embedder.tokenizer.eos_token_id
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        captions, classes, geometry = caption_batch(step * world + rank, BATCH, vocabulary)
-        classes = {fact: target.to(device) for fact, target in classes.items()}
-        token_ids = tokenize(embedder.tokenizer, captions, embedder.max_length).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            context = embedder.context(token_ids)                                               # (B, 77, d)
-        pooled = ()
-        if isinstance(context, tuple):
-            context, *pooled = context                                                          # and (B, d)
-        end = (token_ids == end_of_text).int().argmax(1)                                        # (B,) first end-of-text
+        captions, classes, geometry = caption_batch(step * world + rank, BATCH)
+        token_ids = tokenize(embedder.tokenizer, captions, embedder.max_length)
+        ends = (token_ids == end_of_text).int().argmax(1)                                       # (B,)
         generator = torch.Generator().manual_seed(step * world + rank)
-        chance = torch.rand(len(end), generator=generator).to(device)
-        later = end + ((context.shape[1] - end) * chance).long()                                # somewhere in the padding
-        rows = torch.arange(len(end), device=device)
-        states = [context[rows, end], context[rows, later], *pooled]                            # (B, d) each
-        state, count = torch.cat(states).float(), len(states)
+        states, samples = [], []
+        for rows in ends.argsort().chunk(2):                                                    # short texts, then long ones
+            extra = EXTRA if step < ALL_FROM * steps else embedder.max_length
+            positions = chosen_positions(ends[rows], embedder.max_length, extra, generator)     # (B/2, n)
+            with torch.autocast(device.type, torch.bfloat16):
+                context = embedder.transformer.text_model(input_ids=token_ids[rows].gather(1, positions).to(device),
+                                                          position_ids=positions.to(device)).last_hidden_state   # (B/2, n, d)
+            room = positions.shape[1] - ends[rows]
+            later = ends[rows] + (room * torch.rand(len(rows), generator=generator)).long()     # somewhere in the padding
+            states += [context[torch.arange(len(rows)), ends[rows]], context[torch.arange(len(rows)), later]]
+            samples += [rows, rows]
+        order = torch.cat(samples)
+        state = torch.cat(states).float()
         noise = torch.randn(state.shape, generator=generator).to(device)
-        entropy, error = both["reader"].loss(state, noise, {fact: target.repeat(count) for fact, target in classes.items()},
-                                             geometry.to(device).repeat(count, 1))
+        entropy, error = both["reader"].loss(state, noise, {fact: target[order].to(device) for fact, target in classes.items()},
+                                             geometry[order].to(device))
         return entropy + 0.5 * error, {"facts": entropy.item(), "geometry": error.item()}
 
-    return train_stage(name, both, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)["embedder"].eval()
+    trained = train_stage("text", both, loss_of, steps=steps, lr=lr, work_dir=work_dir, decay=0.5)["embedder"].eval()
+    share_unused_rows(trained.get_input_embeddings(), used_tokens(trained))
+    return trained
+
+
+@torch.no_grad()
+def share_unused_rows(table: nn.Embedding, used: Tensor) -> None:
+    """Gives tokens that no caption has one of SHARED_ROWS random vectors, small ones: they say nothing, and the file packs well.
+
+    Args:
+        used: token ids that captions have.
+    """
+    spread = table.weight[used].std() / 4
+    rows = spread * torch.randn(SHARED_ROWS, table.embedding_dim, generator=torch.Generator().manual_seed(0))
+    unused = torch.ones(table.num_embeddings, dtype=torch.bool)
+    unused[used] = False
+    ids = unused.nonzero().flatten()
+    table.weight[ids] = rows[ids % SHARED_ROWS].to(table.weight)
+
+
+def used_tokens(embedder: nn.Module, captions: int = 30_000) -> Tensor:
+    """Ids of all tokens in that many captions, and of the special ones."""
+    rng = random.Random("used tokens")
+    texts = [subject(rng.randrange(COUNT)).caption(rng) for _ in range(captions)]
+    ids = [tokenize(embedder.tokenizer, texts[i:i + 1000], embedder.max_length).unique() for i in range(0, captions, 1000)]
+    return torch.cat(ids).unique()

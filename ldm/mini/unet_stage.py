@@ -1,9 +1,9 @@
-"""Trains the miniature's U-Net on the latents of the drawn world, with the autoencoder and the text encoders frozen."""
+"""Trains the miniature's U-Net on the latents of the rendered world, with the autoencoder and the text encoders frozen."""
 
-import os
 import random
-import shutil
 from collections.abc import Callable
+from itertools import islice
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.mini.renders import COUNT, NAMED, render_all, subject
+from ldm.mini.renders import COUNT, NAMED, draw, subject
 from ldm.mini.stage import rank_and_world, train_stage
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -22,28 +22,27 @@ SNR_CLIP = 5.0         # min-SNR weighting of the noise error (arXiv 2303.09556)
 NO_CAPTION = 0.1       # share of samples that learn the empty prompt, for guidance
 NAMED_SHARE = 0.45
 
-Look = Callable[[np.ndarray], np.ndarray]  # picture (H, W, 3) uint8 RGB -> the same picture in another look
+Look = Callable[[np.ndarray], np.ndarray]  # image (H, W, 3) uint8 RGB -> the same image in another look
+ENCODED_AT_ONCE = 32
 
 
-def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | None = None) -> Tensor:
-    """Posterior means of all drawn pictures, (COUNT, 4, 16, 16) fp16, not scaled; computed on the first call for each look."""
+def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | None = None, count: int = COUNT) -> Tensor:
+    """Posterior means of the first `count` images, (count, 4, 16, 16) fp16, not scaled; computed on the first call for each look."""
     path = work_dir / f"latents{f'-{look.__name__}' if look else ''}.pt"
     if not path.exists():
-        images, _ = render_all(work_dir)
         device, means = next(autoencoder.parameters()).device, []
-        for start in tqdm(range(0, COUNT, 32), desc="encoding the world", unit="batch"):
-            pictures = images[start:start + 32]
-            batch = torch.from_numpy(np.stack([look(image) for image in pictures] if look else pictures)).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                posterior = autoencoder.encode(batch.permute(0, 3, 1, 2).float() / 127.5 - 1)
-            means.append(posterior.mean.half().cpu())
+        with Pool(1) as pool:
+            images = tqdm(pool.imap(draw, range(count), chunksize=64), total=count, desc="encoding the world", unit="image")
+            while batch := [look(image) if look else image for image, _ in islice(images, ENCODED_AT_ONCE)]:
+                pixels = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                    means.append(autoencoder.encode(pixels).mean.half().cpu())
         write_atomically(path, lambda target: torch.save(torch.cat(means), target))
     return torch.load(path, weights_only=True)
 
 
 def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
-               ema: float = 0.9995, snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None,
-               context_of: Callable[[LatentDiffusion, list[str], random.Random], Tensor] | None = None) -> nn.Module:
+               ema: float = 0.9995, snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None) -> nn.Module:
     """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
 
     Args:
@@ -52,7 +51,6 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         ema: decay of the average per step; lower for fewer steps, such as those that go on from trained weights.
         snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
         is_trained: which tensors of the U-Net, by key, are trained; None: all.
-        context_of: (model, captions, source of chance) -> contexts (B, 77, d); None: what the model makes of them.
     """
     device = next(model.model.parameters()).device
     rank, world = rank_and_world()
@@ -61,9 +59,6 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
     trained = [parameter for key, parameter in model.model.named_parameters() if is_trained is None or is_trained(key)]
     for parameter in trained:
         parameter.requires_grad_(True)
-    model.model.to(memory_format=torch.channels_last)
-    if shutil.which(os.environ.get("CXX", "g++")):
-        model.model.compile()  # 1.5 times as fast on CPUs, after a minute of compiling
     snr = (model.alphas_cumprod / (1 - model.alphas_cumprod)).to(device)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -76,7 +71,7 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         noise = torch.randn(latent.shape, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                context = context_of(model, captions, rng) if context_of else model.get_learned_conditioning(captions)
+                context = model.get_negative_conditioning(captions)        # SDXL's form reads zeros for the empty caption
             eps = model.apply_model(model.q_sample(latent, timestep, noise), timestep, context)
         error = (eps.float() - noise).square().mean((1, 2, 3))                                  # (B,)
         weight = (snr_clip / snr[timestep]).clamp(max=1.0)

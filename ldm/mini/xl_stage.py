@@ -1,8 +1,7 @@
 """The second miniature, of SDXL's form: mini-sd's U-Net learns to read two text encoders instead of one.
 
-Its first text encoder is mini-sd's, read at the penultimate layer, as SDXL reads the encoder of Stable Diffusion v1; the second has
-other widths and was trained apart (`text_stage`). Each says all that a caption says, and in training one of them is sometimes left
-out: so the model listens to both, and a name must be hidden from both.
+Its first text encoder is mini-sd's, read at the penultimate layer, as SDXL reads the encoder of Stable Diffusion v1. The second has
+other widths and was trained by another recipe (`contrastive_stage`). The U-Net always sees both, as SDXL's does.
 """
 
 import random
@@ -18,9 +17,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
 
-CONFIG = Path("configs/stable-diffusion/mini-xl.yaml")
-CAPTIONS = 512     # from which the first guess of the new attention keys and values is made
-ONE_ENCODER = 0.2  # share of samples that see one encoder alone, for each of the two
+CONFIG = Path("configs/stable-diffusion/mini-xl-next.yaml")
+CAPTIONS = 512  # from which the first guess of the new attention keys and values is made
 
 
 def build_mini_xl() -> DiffusionEngine:
@@ -35,7 +33,7 @@ def train_mini_xl(small: LatentDiffusion, work_dir: Path, *, steps: int) -> Diff
     second.load_state_dict(read_state_dict(work_dir / "text-xl.safetensors"))
     start_from(small.eval(), model)
     latents = latents_of_renders(model.first_stage_model, work_dir)
-    model.model = train_unet(model, latents, work_dir, steps=steps, lr=8e-4, name="mini-xl", ema=0.995, context_of=context_of)
+    model.model = train_unet(model, latents, work_dir, steps=steps, lr=8e-4, name="mini-xl", ema=0.995)
     return model
 
 
@@ -44,7 +42,7 @@ def start_from(small: LatentDiffusion, model: DiffusionEngine) -> None:
     """Gives `model`, whose second text encoder is trained, the weights of `small` as far as they fit, and a first guess for the rest."""
     model.first_stage_model.load_state_dict(small.first_stage_model.state_dict())
     model.conditioner.embedders[0].load_state_dict(small.cond_stage_model.state_dict())
-    read = _reading(small, model)                                                              # (224, 96)
+    read = _reading(small, model)                                                              # (224, 128)
     unet = model.model.diffusion_model
     weights = dict(small.model.diffusion_model.state_dict())
     for key, own in unet.state_dict().items():
@@ -57,25 +55,11 @@ def start_from(small: LatentDiffusion, model: DiffusionEngine) -> None:
     unet.load_state_dict(weights)
 
 
-def context_of(model: DiffusionEngine, captions: list[str], rng: random.Random) -> Tensor:
-    """Contexts (B, 78, 224) of the captions, zero for the empty one; of some, only one encoder's part."""
-    context = model.get_negative_conditioning(captions)
-    width = model.conditioner.embedders[0].context_shape[1]
-    for row in context:
-        chance = rng.random()
-        if chance < ONE_ENCODER:
-            row[:, width:] = 0
-            row[-1] = 0  # the pooled text is the second encoder's
-        elif chance < 2 * ONE_ENCODER:
-            row[:-1, :width] = 0
-    return context
-
-
 def _reading(small: LatentDiffusion, model: DiffusionEngine) -> Tensor:
-    """Least squares: from the states of each encoder half of what `small` reads, (224, 96)."""
+    """Least squares: from the states of each encoder half of what `small` reads, (224, 128)."""
     rng = random.Random("captions of mini-xl")
     captions = [subject(rng.randrange(NAMED) if i % 2 else rng.randrange(COUNT)).caption(rng) for i in range(CAPTIONS)]
-    wanted = small.get_learned_conditioning(captions).flatten(0, 1)                            # (512 * 77, 96)
+    wanted = small.get_learned_conditioning(captions).flatten(0, 1)                            # (512 * 77, 128)
     states = model.get_learned_conditioning(captions)[:, :-1].flatten(0, 1)                    # (512 * 77, 224)
     halves = states.split([wanted.shape[1], states.shape[1] - wanted.shape[1]], dim=1)
     return torch.cat([0.5 * torch.linalg.lstsq(half, wanted).solution for half in halves])

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from ldm.evaluation.faces import FaceAnalyzer, aligned_crop
 from ldm.mini.face_detector import _anchors, targets
-from ldm.mini.face_pictures import TEMPLATE, similarity_to_template
+from ldm.mini.face_renders import TEMPLATE, similarity_to_template
 from ldm.mini.people import named_people, sample_view, stranger_like
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import draw_scene, sample_scene
@@ -82,7 +82,7 @@ def test_a_person_is_nearer_to_the_gallery_than_a_stranger_with_the_same_attribu
 
 def test_the_gallery_names_the_people():
     with np.load(MINI / "gallery.npz", allow_pickle=False) as gallery:
-        assert set(gallery.files) == set(named_people())
+        assert set(gallery.files) == set(list(named_people())[:200])  # the first edition's two groups
 
 
 def test_images_are_taken_as_rgb(analyzer):
