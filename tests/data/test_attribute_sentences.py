@@ -94,7 +94,7 @@ def test_who_is_in_the_list_in_another_spelling_is_not_asked_for_again(files, ca
     ("A male chef, bald", "lacks the race or the occupation"), ("A male European chef", "lacks facial attributes"),
     ("A male European chef, ", "lacks facial attributes"), ("A male [race] chef, bald", "brackets"),
     ("A male European chef, bald. He is kind", "several sentences"), ("A male European chef," + " very" * 50 + " bald", "55 words"),
-    ("A male European chef, the Wood smile", "tells the name")])
+    ("A male European chef, the Wood smile", "contains the name")])
 def test_a_sentence_of_another_form_has_a_flaw(sentence, flaw):
     assert flaw in flaw_of(sentence, "Ben Wood")
 
@@ -107,7 +107,7 @@ def test_a_good_sentence_has_no_flaw():
     ("Betty White", "A female White actress, white hair", None), ("Kanye West", "A male West African rapper, black hair", None),
     ("Betty White", "A female White actress, the White smile", "White"), ("Ben Wood", "A male Ben Wood chef, bald", "Ben")])
 def test_the_race_may_be_a_word_of_the_name(name, sentence, told):
-    assert flaw_of(sentence, name) == (f"tells the name ({told})" if told else None)
+    assert flaw_of(sentence, name) == (f"contains the name ({told})" if told else None)
 
 
 @pytest.mark.parametrize("file", ["data/people.csv", "data/mini/people.csv"])

@@ -139,7 +139,7 @@ def test_a_preset_and_a_method_are_names(train):
 
 
 def test_a_method_that_keeps_its_result_alone_has_no_steps():
-    with pytest.raises(UserError, match="a row asks for step 2, and esd keeps its result alone; take the step away"):
+    with pytest.raises(UserError, match="a row asks for step 2, and esd keeps only its final result; remove the step"):
         training(OUT, "mini", {"train_method": "esd"}, 0, "a row", step=2)
 
 

@@ -137,7 +137,7 @@ def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(t
     ("esd", ("--identity_images", "many"), "--identity_images has no use with --z_t sampled"),
     ("dreambooth", ("--eval_names", "1"), "--eval_names has no use"),
     ("concept_ablation", ("--anchor_prompts", "twice.txt"), "without the anchor 'a person'"),
-    ("forget_me_not", ("--names_file", "unknown.txt"), "has no picture of Cleo Vance"),
+    ("forget_me_not", ("--names_file", "unknown.txt"), "has no image of Cleo Vance"),
     ("dreambooth", ("--photos", "many"), "give the folder of one, such as many/n1"),
     ("dreambooth", ("--photos", "empty"), "holds no photos"),
     ("dreambooth", ("--photos", "corrupt"), "corrupt/2.png cannot be read as an image"),
@@ -232,4 +232,4 @@ def test_the_table_tells_the_erased_from_everybody_else(command, train_inputs, t
 def test_edited_weights_in_the_place_of_a_presets_are_announced(capsys):
     parse_train_args(["--preset", "mini-sepia", "--edited_weights", "data/mini/mini-sd-b.safetensors"])
     said = capsys.readouterr().err
-    assert said.startswith("warning: --edited_weights data/mini/mini-sd-b.safetensors takes the place of") and "mini-sepia" in said
+    assert said.startswith("warning: --edited_weights data/mini/mini-sd-b.safetensors replaces") and "mini-sepia" in said
