@@ -133,7 +133,7 @@ def test_small_helpers(capsys):
     assert count_params(torch.nn.Linear(1000, 1000), verbose=True) == 1_001_000
     assert capsys.readouterr().out == "Linear has 1.00 M params.\n"
     assert get_obj_from_str("collections.OrderedDict", reload=False) is importlib.import_module("collections").OrderedDict
-    assert get_obj_from_str("fractions.Fraction", reload=True) is importlib.import_module("fractions").Fraction
+    assert get_obj_from_str("colorsys.rgb_to_hsv", reload=True) is importlib.import_module("colorsys").rgb_to_hsv
 
 
 def test_texts_become_images():
