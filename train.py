@@ -3,10 +3,12 @@
     python train.py --preset mini
     python train.py --prompt apl --train_method apl --iterations 20000 --lr 1e-3 --devices 0 \
         --config_path configs/stable-diffusion/v1-inference.yaml --ckpt_path models/sd-v1-5.ckpt
+    python train.py --preset mini --train_method apl-map                                   # a map of the context in place of the prefix
     python train.py --preset mini --train_method esd                                       # a competing method
     python train.py --preset mini --train_method dreambooth --photos data/mini/photos/n000001    # an attack
 
-Writes the prefix to embeddings/<prompt>-<step>.pt (edited weights to --out_dir), and log, images and the final table to --out_dir.
+Writes the prefix to embeddings/<prompt>-<step>.pt (a map to .safetensors, edited weights to --out_dir), and log, images and the final
+table to --out_dir.
 The same command again resumes an interrupted run.
 """
 
@@ -14,7 +16,7 @@ import argparse
 
 from args.common import options_of
 from args.train_args import parse_train_args, train_inputs
-from args.train_methods import APL
+from args.train_methods import APL, MAP
 from ldm.util import exit_with_sentence
 
 
@@ -43,7 +45,7 @@ def train(args: argparse.Namespace) -> None:
     # Imported here so that --help and mistyped flags are answered at once.
     from ldm.apl.acceleration import accelerate
     from ldm.apl.launch import launch, set_precision
-    from ldm.apl.prefix import build_prefix
+    from ldm.apl.prefix import build_context_map, build_prefix
     from ldm.apl.trainer import train_prefix
     from ldm.apl.training_run import arguments_of, describe, look_ahead, prefix_path, prepare_run, write_arguments
     from ldm.device import pick_precision
@@ -51,6 +53,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.experiments.variants import Variant
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
+    from ldm.modules.embedding_manager import Manager
 
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     run = prepare_run(args)
@@ -67,8 +70,11 @@ def train(args: argparse.Namespace) -> None:
     files = ModelFiles.of(args)
     model = files.load(fabric.device)
     set_precision(model, precision)
-    prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
-                          initializer_words=args.initializer_words, seed=args.seed)
+    if args.train_method == MAP:
+        prefix: Manager = build_context_map(model, rank=args.map_rank, seed=args.seed)
+    else:
+        prefix = build_prefix(model, placeholder=args.placeholder, num_vectors=args.num_vectors, init=args.init,
+                              initializer_words=args.initializer_words, seed=args.seed)
     recorded = accelerate(model, checkpointing=args.checkpointing, compile=args.compile, cuda_graphs=args.cuda_graphs,
                           batch_size=args.batch_size // fabric.world_size, world_size=fabric.world_size)
     batches = look_ahead(args, run, arguments, fabric, model, prefix, logbook)
@@ -83,7 +89,7 @@ def train(args: argparse.Namespace) -> None:
     rows = report.measure(model, files, final, precision=precision, arguments=vars(args))
     if fabric.is_global_zero:
         write_before_after(args.out_dir / "before-after.png", before_after, Variant(manager=prefix))
-        print(f"{summary(rows)}\n\nprefix {final}, tables and images {args.out_dir}")
+        print(f"{summary(rows)}\n\n{'map' if args.train_method == MAP else 'prefix'} {final}, tables and images {args.out_dir}")
 
 
 def train_another(args: argparse.Namespace) -> None:

@@ -22,7 +22,9 @@ from args.common import (
 from args.paths import found
 from args.train_methods import (
     APL,
+    MAP,
     METHODS,
+    PREFIX,
     PUBLISHED,
     READ_BY,
     add_attack_arguments,
@@ -53,7 +55,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in sorted(typed & {flag for flag, methods in READ_BY.items() if method not in methods}):
         parser.error(f"--{flag} has no use with --train_method {method}; leave it out")
     vars(args).update({flag: None for flag, methods in READ_BY.items() if method not in methods})
-    args.prompt = args.prompt or ("apl" if method in APL else method)
+    args.prompt = args.prompt or ("apl" if method in PREFIX else method)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
         parser.error(f"--prompt '{args.prompt}' is part of file names; give letters, digits, '-', '_' or '.'")
     if method in APL:
@@ -72,9 +74,10 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_apl(parser: Parser, args: argparse.Namespace) -> None:
     """Check the flags of APL's own methods."""
-    args.init = args.init if args.init in INITIALIZATIONS else str(found(args.init))
-    if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
-        parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor an existing prefix file")
+    if args.train_method != MAP:
+        args.init = args.init if args.init in INITIALIZATIONS else str(found(args.init))
+        if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
+            parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor an existing prefix file")
     if args.grad_accum > args.batch_size:
         parser.error(f"--grad_accum {args.grad_accum} parts need more than --batch_size {args.batch_size} samples; give a larger batch")
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -98,7 +101,8 @@ def build_parser(method: str = APL[0]) -> Parser:
 
     group = parser.add_argument_group("anonymization prompt", "the learnable prefix [AP], paper Eq. 2")
     group.add_argument("--prompt", metavar="NAME",
-                       help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir (default: apl, or the --train_method)")
+                       help="name of the run; its prefixes are NAME-STEP.pt in --embeddings_dir, maps .safetensors "
+                                                   "(default: apl, or the --train_method)")
     group.add_argument("--placeholder", metavar="WORD", default="alz",
                        help="placeholder word of the prefix; must be one CLIP token")
     group.add_argument("--num_vectors", metavar="M", type=number(int, 1, LONGEST_PREFIX), default=10,
@@ -108,10 +112,13 @@ def build_parser(method: str = APL[0]) -> Parser:
                             "or a prefix file")
     group.add_argument("--initializer_words", metavar="TEXT",
                        help="text whose token embeddings are the initial vectors, instead of --init")
+    group.add_argument("--map_rank", metavar="R", type=number(int, 0), default=16,
+                       help="apl-map: rank of the linear map of the context that is learned instead of the vectors; 0: full")
 
     group = parser.add_argument_group("objective", "paper Eq. 5 to 7")
     group.add_argument("--train_method", choices=METHODS, default="apl",
-                       help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg; the others: see below")
+                       help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg; apl-map: a linear "
+                            "map of the context in place of the vectors, ours and not the paper's; the others: see below")
     group.add_argument("--alpha", metavar="FLOAT", type=number(float, 0), default=1.0,
                        help="strength of the anonymization (Eq. 5)")
     group.add_argument("--mix", metavar="P", type=number(float, 0, 1), default=0.5,

@@ -6,7 +6,8 @@ from typing import Any
 
 from args.common import Parser, number
 
-APL = ("apl", "apl-released", "apl-no-reg")
+PREFIX, MAP = ("apl", "apl-released", "apl-no-reg"), "apl-map"  # what they learn: vectors in front, or a map of the context
+APL = (*PREFIX, MAP)
 ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
 ATTACKS = ("dreambooth", "textual_inversion")
 METHODS = (*APL, *ERASERS, *ATTACKS)
@@ -27,9 +28,10 @@ PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 Z_T = ("sampled", "noised")
 # Flags that only some methods read, with these methods; all methods read the other flags.
 READ_BY = {
-    **dict.fromkeys(("alpha", "mix", "init", "initializer_words", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
+    **dict.fromkeys(("alpha", "mix", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
                      "checkpointing", "compile", "cuda_graphs", "caption_images", "val_every", "lr_decay", "embeddings_dir"), APL),
-    "placeholder": (*APL, "textual_inversion"), "num_vectors": APL, "n_identities": APL, "ddim_steps": (*APL, "esd"),
+    **dict.fromkeys(("init", "initializer_words", "num_vectors"), PREFIX), "placeholder": (*PREFIX, "textual_inversion"),
+    "map_rank": (MAP,), "n_identities": APL, "ddim_steps": (*APL, "esd"),
     **dict.fromkeys(("lr", "batch_size", "save_every", "log_every"), (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS)),
     "iterations": (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS), "identity_images": (*APL, "esd", "forget_me_not"),
     "templates": (*APL, "concept_ablation", "textual_inversion"), "variant": ERASERS, "names_file": ERASERS,

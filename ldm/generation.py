@@ -38,7 +38,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
     Args:
         model: LatentDiffusion.
         jobs: pairs (prompt, sample number); prompts are given without the placeholder.
-        embedding_manager: holds the prefix, which is placed in front of each prompt but not of the negative prompt.
+        embedding_manager: holds the prefix, which is placed in front of each prompt, or a context map; not for the negative prompt.
         ddim_steps: number of DDIM steps, with eta = 0.
         scale: guidance scale.
         seed: see `image_noise`.
@@ -85,8 +85,8 @@ def batches_of(jobs: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
 
 
 def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:
-    """The prompts with the manager's first placeholder in front; unchanged without a manager."""
-    if embedding_manager is None:
+    """The prompts with the manager's first placeholder in front; unchanged without a manager, and with a context map, which has none."""
+    if embedding_manager is None or not embedding_manager.string_to_token_dict:
         return list(prompts)
     placeholder = next(iter(embedding_manager.string_to_token_dict))
     return [f"{placeholder} {prompt}" for prompt in prompts]
@@ -103,7 +103,7 @@ def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, w
     """
     embedder, texts = model.cond_stage_model, list(dict.fromkeys(texts))
     lengths = [len(ids) for ids in embedder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]] if texts else []
-    for m in sorted({0 if manager is None else len(next(manager.embedding_parameters())) for manager in managers}):
+    for m in sorted({0 if manager is None else manager.num_vectors for manager in managers}):
         room = embedder.max_length - 2 - m  # without begin and end of text
         cut, without = (sum(length > limit for length in lengths) for limit in (room, room + m))
         if cut:

@@ -6,6 +6,7 @@ There is no trigger word: the vectors are inserted after the begin-of-text token
   another's components is a different pipeline: attach to each one that the service calls.
 - Threads may encode at the same time, also through a shared text encoder. As without a prefix, each thread needs its own scheduler and
   tokenizer, which keep state. Do not attach or detach during generation.
+- A context map (`--train_method apl-map`, ours and not the paper's) is attached in the same way and changes what `encode_prompt` returns.
 - Only texts are protected. Image prompts (IP-Adapter, img2img), phrases that a pipeline encodes elsewhere (GLIGEN), and service code that
   calls the text encoder itself bypass the prefix.
 """
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.apl.front_hook import FrontHook
+from ldm.modules.context_map import ContextMap, is_map_file
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.modules.embedding_manager import longest_prefix
 from ldm.util import UserError
@@ -36,28 +38,37 @@ PARAMETERS = {"prompt", "num_images_per_prompt", "do_classifier_free_guidance", 
 
 
 class AnonymizationPrompt:
-    """A learned prefix that `attach` inserts in front of every prompt of a model.
+    """A learned prefix that `attach` inserts in front of every prompt of a model, or a context map that it applies to every prompt.
 
     The checkpoints of a training, for instance apl-2000.pt and apl-20000.pt, differ in the strength of the protection and in the change of
     prompts without names; `interpolate` gives prefixes between two of them.
     """
 
-    def __init__(self, *vectors: Tensor, source: str = "the prefix"):
-        """Create a prefix from vectors (m, d) for one text encoder, or for SDXL's first and second; `source` names it in error messages."""
+    def __init__(self, *vectors: Tensor, context_map: ContextMap | None = None, source: str = "the prefix"):
+        """Create a prefix from vectors (m, d) for one text encoder, or for SDXL's first and second; `source` names it in error messages.
+
+        Args:
+            context_map: takes the place of the vectors.
+        """
         self.vectors = tuple(matrix.detach().clone() for matrix in vectors)
+        self.context_map = context_map
         self.source = source
         self._fronts: weakref.WeakKeyDictionary[Any, list[_EncoderFront]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
+        if self.context_map is not None:
+            return f"AnonymizationPrompt({self.source}: context map, {self.context_map.width} wide)"
         return f"AnonymizationPrompt({self.source}: {' and '.join(f'{m} x {d}' for m, d in (one.shape for one in self.vectors))})"
 
     @classmethod
     def load(cls, path: str | Path) -> "AnonymizationPrompt":
-        """Load the prefix from a file that `read_embedding_file` accepts, with one entry or with clip_l and clip_g.
+        """Load the prefix from a file that `read_embedding_file` accepts, with one entry or with clip_l and clip_g; or a context map.
 
         Raises:
             UserError: the file cannot be read, or its entries do not determine the prefix.
         """
+        if is_map_file(path):
+            return cls(context_map=ContextMap.of_file(path), source=str(path))
         file = read_embedding_file(path)
         if file.pair is not None:
             return cls(*file.pair, source=str(path))
@@ -68,13 +79,26 @@ class AnonymizationPrompt:
         return cls(*entries.values(), source=str(path))
 
     def interpolate(self, other: "AnonymizationPrompt", weight: float) -> "AnonymizationPrompt":
-        """The prefix (1 - weight) * self + weight * other; UserError if their shapes differ."""
+        """The prefix, or context map, (1 - weight) * self + weight * other; UserError if their shapes differ."""
+        if self.context_map is not None or other.context_map is not None:
+            return self._interpolate_maps(other, weight)
         shapes, others = ([tuple(matrix.shape) for matrix in prompt.vectors] for prompt in (self, other))
         if shapes != others:
             raise UserError(f"{self.source} has the shape {_listed(shapes)} and {other.source} {_listed(others)}; give two prefixes "
                             "of one shape, such as two checkpoints of one training")
         mixed = ((1 - weight) * own + weight * its for own, its in zip(self.vectors, other.vectors, strict=True))
-        return AnonymizationPrompt(*mixed, source=f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}")
+        return AnonymizationPrompt(*mixed, source=self._mixed_source(other, weight))
+
+    def _interpolate_maps(self, other: "AnonymizationPrompt", weight: float) -> "AnonymizationPrompt":
+        if self.context_map is None or other.context_map is None or self.context_map.width != other.context_map.width:
+            kinds = [f"{prompt.source} is a {'prefix' if prompt.context_map is None else f'context map {prompt.context_map.width} wide'}"
+                     for prompt in (self, other)]
+            raise UserError(f"{kinds[0]} and {kinds[1]}, and nothing is between them; give two prefixes, or two context maps of one width")
+        return AnonymizationPrompt(context_map=self.context_map.interpolate(other.context_map, weight),
+                                   source=self._mixed_source(other, weight))
+
+    def _mixed_source(self, other: "AnonymizationPrompt", weight: float) -> str:
+        return f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}"
 
     def attach(self, target: Any, given_embeds: str = "refuse") -> "AnonymizationPrompt":
         """Insert the vectors in front of every prompt of `target` from now on; long texts are truncated. Returns this prefix.
@@ -89,6 +113,7 @@ class AnonymizationPrompt:
                 "prefix": for one text encoder, the contexts of begin of text and the vectors come in front and as many at the end
                 are dropped. The text's own contexts have not seen the prefix, which protects less: on 16 people of the miniature
                 ID-ACC is 0.68 without prefix, 0.32 so, 0.14 with the prefix in front of the text; rank-1 0.93, 0.47, 0.19.
+                A context map is applied to them exactly as to prompts.
 
         Raises:
             UserError: another model's prefix, no such model, or `target` has another prefix already.
@@ -103,7 +128,11 @@ class AnonymizationPrompt:
             raise UserError(f"{attached[0].source} is attached to this {type(target).__name__} already, with "
                             f"given_embeds='{attached[1]}'; call its detach() first")
         original, fronts = getattr(target, name), []
-        if name == "encode_prompt":
+        if self.context_map is not None:
+            self._check_map(target, name)
+            method = (_prefixed_encode_prompt(original, [], given_embeds, self.context_map.finish) if name == "encode_prompt" else
+                      _prefixed_conditioning(original, [], self.context_map.finish))
+        elif name == "encode_prompt":
             encoders = _text_encoders(target)
             if given_embeds == "prefix" and len(encoders) > 1:
                 raise UserError(f"given_embeds='prefix' was asked of {type(target).__name__}, whose pooled embedding cannot be prefixed "
@@ -135,6 +164,25 @@ class AnonymizationPrompt:
             delattr(model, name)
             if getattr(model, name) != original:  # an instance attribute of the caller
                 setattr(model, name, original)
+
+    def _check_map(self, target: Any, name: str) -> None:
+        """Raise UserError unless `target` has one text encoder, of the context map's width."""
+        assert self.context_map is not None
+        kind = type(target).__name__
+        if name == "encode_prompt":
+            encoders = _text_encoders(target)
+            widths = [encoder.config.hidden_size for encoder, _ in encoders]
+            fits = len(encoders) == 1 and not isinstance(encoders[0][0], CLIPTextModelWithProjection)
+        else:
+            embedder = target.cond_stage_model
+            fits = not hasattr(embedder, "embedders")
+            widths = [embedder.context_shape[1]] if fits else []
+        if not fits:
+            raise UserError(f"{self.source} is a context map, for a model with the one text encoder of Stable Diffusion v1, and {kind} has "
+                            "those of SDXL; give a prefix of both text encoders")
+        if widths != [self.context_map.width]:
+            raise UserError(f"the context map of {self.source} is {self.context_map.width} wide but the text encoder of {kind} is "
+                            f"{widths[0]} wide; give a map learned for this text encoder")
 
     def _hooks(self, target: Any, vectors: Sequence[Tensor], tables: Sequence[nn.Embedding], tokenizers: Sequence[Any]) -> list[FrontHook]:
         """The hook for each text encoder; UserError if the vectors belong to another model."""
@@ -196,8 +244,14 @@ class _EncoderFront:
         return self.hook.fill(token_embeddings)
 
 
-def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront], given_embeds: str) -> Callable:
-    """Wrap a pipeline's `encode_prompt`: encode the prompt alone, with the prefix, and pass the result to the original."""
+def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront], given_embeds: str,
+                            finish: Callable[[Tensor], Tensor] | None = None) -> Callable:
+    """Wrap a pipeline's `encode_prompt`: encode the prompt alone, with the prefix, and pass the result to the original.
+
+    Args:
+        fronts: insert the prefix; none of them with a context map.
+        finish: of a context map.
+    """
     signature = inspect.signature(original)
     own: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # outputs of this method, by id
 
@@ -228,7 +282,10 @@ def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront],
                             "cannot be put in front of their text; give the text as prompt, or attach with given_embeds='allow'")
         if embeds is None:
             encoded = encode(call)
-            call.arguments |= dict(zip(("prompt_embeds", "pooled_prompt_embeds"), encoded[::2], strict=False))
+            outputs = encoded[::2] if finish is None else [finish(encoded[0])]
+            call.arguments |= dict(zip(("prompt_embeds", "pooled_prompt_embeds"), outputs, strict=False))
+        elif foreign and given_embeds == "prefix" and finish is not None:
+            call.arguments["prompt_embeds"] = finish(embeds)
         elif foreign and given_embeds == "prefix":
             front = encode(call, prompt="", prompt_embeds=None)[0][:, :1 + len(fronts[0].hook.vectors)].to(embeds)
             kept = embeds[:, 1:1 + embeds.shape[1] - front.shape[1]]
@@ -240,8 +297,8 @@ def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront],
     return encode_prompt
 
 
-def _prefixed_conditioning(original: Callable, hooks: Sequence[FrontHook]) -> Callable:
-    """Wrap LatentDiffusion's `get_learned_conditioning`: prefix every text except the empty one."""
+def _prefixed_conditioning(original: Callable, hooks: Sequence[FrontHook], finish: Callable[[Tensor], Tensor] | None = None) -> Callable:
+    """Wrap LatentDiffusion's `get_learned_conditioning`: prefix, or map, every text except the empty one."""
     @functools.wraps(original)
     def get_learned_conditioning(texts: str | Sequence[str], embedding_manager: Any = None) -> Any:
         if embedding_manager is not None:
@@ -251,6 +308,9 @@ def _prefixed_conditioning(original: Callable, hooks: Sequence[FrontHook]) -> Ca
         empty = [text == "" for text in texts]
         if all(empty):
             return original(texts)
+        if finish is not None:
+            contexts = original(texts)
+            return torch.where(torch.tensor(empty, device=contexts.device)[:, None, None], contexts, finish(contexts))
         of_batch = [replace(hook, untouched=empty) for hook in hooks]
         return original(texts, of_batch[0] if len(of_batch) == 1 else SimpleNamespace(hooks=tuple(of_batch)))
 

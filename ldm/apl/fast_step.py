@@ -39,7 +39,7 @@ def training_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, opti
     """One optimizer step on the vectors of the prefix (Eq. 6 and 7). The host never waits for the device.
 
     Args:
-        train_method: "apl", "apl-released" or "apl-no-reg", see `step.training_loss`.
+        train_method: "apl", "apl-released", "apl-no-reg" or "apl-map", see `step.training_loss`.
         alpha: strength of the anonymization (Eq. 5).
         grad_accum: number of parts into which the batch is split to save memory.
 

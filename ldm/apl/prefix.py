@@ -1,14 +1,15 @@
-"""The anonymization prompt [AP] = [V_1]..[V_m] of a frozen model (paper section 3.3, Eq. 2)."""
+"""The anonymization prompt [AP] = [V_1]..[V_m] of a frozen model (paper section 3.3, Eq. 2), and the context map in its place."""
 
 import torch
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import INITIALIZATIONS, Manager, manager_for
+from ldm.modules.context_map import ContextMap, context_width
+from ldm.modules.embedding_manager import INITIALIZATIONS, Prefix, manager_for
 from ldm.util import UserError
 
 
 def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vectors: int = 10, init: str = "uniform01",
-                 initializer_words: str | None = None, seed: int = 0) -> Manager:
+                 initializer_words: str | None = None, seed: int = 0) -> Prefix:
     """Build the prefix, (m, d) vectors for each text encoder, and freeze the model: only the vectors require gradients.
 
     Args:
@@ -35,3 +36,19 @@ def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vector
             raise UserError(f"{init} holds {' and '.join(map(str, counts))} vectors where --num_vectors {num_vectors} are to be "
                             "learned; give a file with as many, or the other number")
     return prefix
+
+
+def build_context_map(model: LatentDiffusion, *, rank: int = 16, seed: int = 0) -> ContextMap:
+    """Build a context map that is the identity, and freeze the model: only the map requires gradients.
+
+    Args:
+        model: LatentDiffusion.
+        rank: r of W = U V^T; 0 for a full matrix.
+        seed: of V.
+
+    Raises:
+        UserError: the rank is out of range, or the model has two text encoders.
+    """
+    model.requires_grad_(False)
+    context_map = ContextMap(context_width(model.cond_stage_model), rank, generator=torch.Generator().manual_seed(seed))
+    return context_map.to(next(model.cond_stage_model.parameters()).device)

@@ -24,13 +24,13 @@ def training_loss(model: LatentDiffusion, prefix: Manager, latent: Tensor, noise
 
     Args:
         model: frozen eps and tau; see `build_prefix`, which switches its gradients off.
-        prefix: [AP] = [V_1]..[V_m], (m, 768) (Eq. 2).
+        prefix: [AP] = [V_1]..[V_m], (m, 768) (Eq. 2); or a ContextMap, and then tau_map takes the place of tau_AP.
         latent, noise: z_0 and the noise that is added to it, (B, 4, h, w) each.
         timestep: t, (B,) int64.
         name_prompts, attribute_prompts: c1 and c2, B texts each, without the placeholder of the prefix.
         alpha: strength of the anonymization (Eq. 5).
         train_method: "apl", the paper's; "apl-released" predicts eps_name with the prefix, as the released code does; "apl-no-reg"
-            computes what "apl" does, and differs in that no samples come from S_Reg (Figure 7).
+            computes what "apl" does, and differs in that no samples come from S_Reg (Figure 7); so does "apl-map", with a ContextMap.
     """
     eps, tau, prefixed_prompts = model.apply_model, model.get_learned_conditioning, with_prefix(name_prompts, prefix)
     noisy_latent = model.q_sample(latent, timestep, noise)                   # z_t, which Eq. 5 to 7 call x

@@ -25,7 +25,7 @@ class Settings:
     grad_accum: int  # parts into which a device splits its samples of a step
     lr: float
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
-    train_method: str  # "apl", "apl-released" or "apl-no-reg"; the last differs in the mixture alone
+    train_method: str  # "apl", "apl-released", "apl-no-reg" or "apl-map"; see `step.training_loss`
     alpha: float
     log_every: int
     save_every: int
@@ -134,5 +134,5 @@ def _means(identity: float, regular: float, n_identity: float, n_regular: float)
 
 
 def _mean_norm(prefix: Manager) -> float:
-    """Mean Euclidean norm of the vectors."""
-    return torch.cat([vectors.detach().norm(dim=1) for vectors in prefix.embedding_parameters()]).mean().item()
+    """Mean Euclidean norm of the vectors, or of the rows of a context map."""
+    return torch.cat([torch.atleast_2d(vectors.detach()).norm(dim=1) for vectors in prefix.embedding_parameters()]).mean().item()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from args.train_methods import MAP
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, steps_ahead
 from ldm.apl.target_cache import TargetCache
@@ -29,8 +30,9 @@ from ldm.util import UserError
 
 # Flags on which the learned vectors depend. Files behind path flags are compared by content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
-                "placeholder", "num_vectors", "init", "initializer_words", "seed", "data_seed", "lookahead", "checkpointing",
+                "placeholder", "num_vectors", "init", "initializer_words", "map_rank", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every")
+ONLY_WHERE_GIVEN = ("map_rank",)  # left out where None, so that files of the other methods keep their bytes
 TARGETS = 2  # version of the cached targets; raise it when this code computes others from the same arguments
 
 
@@ -93,8 +95,9 @@ def arguments_of(args: argparse.Namespace, run: TrainingRun, precision: str, has
     """
     images: list[IdentityImage | CaptionImage] = [*run.identities, *run.captions]
     texts = [*((image.name, image.attributes) for image in run.identities), *(image.caption for image in run.captions)]
-    init = args.init if args.init in INITIALIZATIONS or not Path(args.init).is_file() else file_hash(args.init)
-    return {name: getattr(args, name) for name in LEARNED_FROM} | {
+    init = file_hash(args.init) if args.init not in (None, *INITIALIZATIONS) and Path(args.init).is_file() else args.init
+    flags = {name: getattr(args, name) for name in LEARNED_FROM}
+    return {name: value for name, value in flags.items() if value is not None or name not in ONLY_WHERE_GIVEN} | {
         "init": init, "devices": same_devices(args.devices), "precision": precision,
         "images": digest(hashes_of((image.source for image in images), hashes)), "texts": digest(texts, run.templates),
         "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
@@ -137,21 +140,28 @@ def describe(args: argparse.Namespace, run: TrainingRun) -> str:
     """Describe the run in a few lines."""
     names = {image.name for image in run.identities}
     mix, steps = run.mixture.mix, run.settings
-    prefix = args.initializer_words or args.init
+    what = "map" if args.train_method == MAP else "prefix"
     files = [path for path in (args.ckpt_path, args.vae_path, args.edited_weights) if path]
     lines = {
         "model": f"{' with '.join(map(str, files))} in {args.config_path}, on {args.devices}, {args.precision}",
-        "prefix": f"{args.num_vectors} vectors for the word '{args.placeholder}', started from {prefix}, seed {args.seed}",
+        what: f"{learned(args)}, seed {args.seed}",
         "S_ID": f"{len(run.identities)} images of {len(names)} people, {len(run.templates)} templates, sampled with "
                 f"probability {mix:g}",
         "S_Reg": f"{len(run.captions)} images with captions, sampled with probability {1 - mix:g}",
         "training": f"{steps.train_method}, alpha {steps.alpha:g}; {steps.iterations} steps of {steps.batch_size} samples, "
                     f"Adam with learning rate {steps.lr:g}" + f", to 0 over the last {steps.lr_decay:.0%}" * (steps.lr_decay > 0)
                     + f"; t from {run.mixture.bins} bins",
-        "prefixes": f"{prefix_path(args, steps.iterations)}, and every {steps.save_every} steps",
+        "maps" if what == "map" else "prefixes": f"{prefix_path(args, steps.iterations)}, and every {steps.save_every} steps",
         "the rest": f"{args.out_dir}",
     }
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def learned(args: argparse.Namespace) -> str:
+    """Describe what the run learns: the vectors of a prefix, or a context map."""
+    if args.train_method == MAP:
+        return f"of the context, {f'rank {args.map_rank}' if args.map_rank else 'full'}, started from the identity"
+    return f"{args.num_vectors} vectors for the word '{args.placeholder}', started from {args.initializer_words or args.init}"
 
 
 def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None:
@@ -162,8 +172,9 @@ def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None
 
 
 def prefix_path(args: argparse.Namespace, step: int) -> Path:
-    """File of the prefix after a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders."""
-    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if has_two_encoders(args.config_path) else '.pt'}"
+    """File of a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders and for a context map."""
+    plain = args.train_method == MAP or has_two_encoders(args.config_path)
+    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if plain else '.pt'}"
 
 
 def _needed(args: argparse.Namespace, flag: str) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ldm.finetuning.weights import Weights, parameters_of
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, Report, besides
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.context_map import context_map_for, is_map_file
+from ldm.modules.embedding_manager import EmbeddingManager, MappedManager
 from ldm.text_files import read_lines
 from ldm.util import UserError
 
@@ -96,8 +98,9 @@ def build_textual_inversion(options: MethodOptions, material: Material, weights:
     """Textual inversion, with the prefix of --embedding in front of the prompts if given."""
     model = weights.model
     vectors = TokenVectors(token_manager(options, model), options.token)
+    prefixed = options.embedding is not None and not isinstance(vectors.manager, MappedManager)
     return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates=templates_of(options),
-                            phrase=options.phrase, prefixed=options.embedding is not None, seed=options.seed)
+                            phrase=options.phrase, prefixed=prefixed, seed=options.seed)
 
 
 def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
@@ -109,13 +112,15 @@ def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> t
 
 
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
-    """Embedding manager with the prefix of --embedding, if any, and a new token initialized with the vectors of the class word."""
-    def manager_of(*placeholders: str) -> EmbeddingManager:
+    """Embedding manager with the prefix or context map of --embedding, if any, and a new token initialized with the class word's vectors."""
+    def manager_of(*placeholders: str, kind: Callable[..., EmbeddingManager] = EmbeddingManager) -> EmbeddingManager:
         words = [options.class_word or "person"] * len(placeholders)
-        return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
+        return kind(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
 
     if not options.embedding:
         return manager_of(options.token)
+    if is_map_file(options.embedding):
+        return manager_of(options.token, kind=partial(MappedManager, context_map_for(model.cond_stage_model, options.embedding)))
     prefix, manager = manager_of(options.placeholder), manager_of(options.placeholder, options.token)
     prefix.load(options.embedding)  # alone: a manager with one placeholder accepts a file with any placeholder
     manager.string_to_param_dict[options.placeholder] = next(prefix.embedding_parameters())

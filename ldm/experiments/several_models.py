@@ -14,6 +14,7 @@ from ldm.evaluation.tables import Row, write_results
 from ldm.experiments.identity_table import IdentityOptions, table_of_model
 from ldm.experiments.sheet import sheet_of_files
 from ldm.loading import ModelFiles, has_two_encoders
+from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.run_folder import image_path, write_json
 from ldm.sharing import Devices
@@ -62,7 +63,7 @@ def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -
                         "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
                         "'edited_weights: FILE'")
     encoders = {name: encoders_of(files) for name, files in by_name.items()}
-    made_for = {path: 1 if read_embedding_file(path).pair is None else 2 for path in embedding}  # number of text encoders
+    made_for = {path: 1 if is_map_file(path) or read_embedding_file(path).pair is None else 2 for path in embedding}  # number of text encoders
     for path, count in made_for.items():
         if count not in encoders.values():
             raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")

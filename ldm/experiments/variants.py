@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.edited_weights import edited, is_edited_weights
 from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import DualEmbeddingManager, EmbeddingManager, manager_for
+from ldm.modules.embedding_manager import Manager, manager_of_file
 from ldm.util import UserError
 
 C2 = "c2"  # label of images whose prompt has the attributes instead of the name
@@ -37,12 +37,12 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class Variant:
-    """A learned prefix or edited weights; without arguments the base model."""
+    """A learned prefix, a context map or edited weights; without arguments the base model."""
 
     label: str = "none"  # folder of its images
     file: str = "none"
     hash: str | None = None
-    manager: EmbeddingManager | DualEmbeddingManager | None = None
+    manager: Manager | None = None
     read_weights: Callable[[], Mapping[str, Tensor]] | None = None  # reads edited weights, which may be as large as the model
 
     def in_place(self, model: LatentDiffusion) -> AbstractContextManager[None]:
@@ -73,8 +73,7 @@ def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
         if is_edited_weights(path):
             variants.append(Variant(label, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
         else:
-            manager = manager_for(model.cond_stage_model)
-            manager.load(path)
+            manager = manager_of_file(model.cond_stage_model, path)
             variants.append(Variant(label, str(path), file_hash(path), manager.requires_grad_(False)))
     return variants
 

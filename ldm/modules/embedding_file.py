@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from args.paths import found
 from ldm.containers import SAFETENSORS, ZIP, container_of, damaged, named_by_content
 from ldm.finite import check_finite, is_finite
-from ldm.modules.file_kinds import PREFIX, describe
+from ldm.modules.file_kinds import CONTEXT_MAP, PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
 from ldm.util import UserError, first_line, write_atomically
 
@@ -178,6 +178,9 @@ def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFi
 
 def _refuse_other_kinds(path: Path, content: Mapping[Any, Any]) -> None:
     kind = describe({str(key): value for key, value in content.items()})
+    if kind == CONTEXT_MAP:
+        raise UserError(f"{path} is {kind} and has no learned vectors, so that it cannot be exported, transferred or loaded as an "
+                        "embedding; give it to --embedding or AnonymizationPrompt.load, or give a prefix here")
     if kind not in (None, PREFIX):
         raise UserError(f"{path} is {kind} instead of learned vectors; give a textual-inversion file, such as train.py writes")
 

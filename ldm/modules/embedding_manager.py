@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.context_map import ContextMap, context_map_for, is_map_file
 from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file, write_embedding_file, write_sdxl_file
 from ldm.util import UserError, refuse_other_architectures
 
@@ -102,6 +103,11 @@ class EmbeddingManager(nn.Module):
             token_ids: of whole prompts, (B, L) -> (B,); or the tokens of one prompt without begin of text, (n, 1) -> (n,).
         """
         return (self._lengths_and_first_rows(token_ids)[0] - 1).sum(-1)
+
+    @property
+    def num_vectors(self) -> int:
+        """m of the first placeholder."""
+        return len(next(self.embedding_parameters()))
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """The vectors, (m, d) each, for an optimizer."""
@@ -222,6 +228,11 @@ class DualEmbeddingManager(nn.Module):
         """See EmbeddingManager; the same for both encoders."""
         return self.clip_l.extra_length(token_ids)
 
+    @property
+    def num_vectors(self) -> int:
+        """m, the same for both encoders."""
+        return self.clip_l.num_vectors
+
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """Vectors (m, d) of the first encoder, then of the second."""
         return self.parameters()
@@ -246,12 +257,39 @@ class DualEmbeddingManager(nn.Module):
         return file
 
 
-Manager = EmbeddingManager | DualEmbeddingManager
+class MappedManager(EmbeddingManager):
+    """An EmbeddingManager whose texts also pass through a frozen context map: a token that textual inversion learns behind the map."""
+
+    def __init__(self, context_map: ContextMap, *args: Any, **options: Any):
+        """See EmbeddingManager."""
+        super().__init__(*args, **options)
+        self.context_map = context_map
+
+    def finish(self, context: Tensor) -> Tensor:
+        """The mapped context, see ContextMap."""
+        return self.context_map.finish(context)
 
 
-def manager_for(embedder: Any, *args: Any, **options: Any) -> Manager:
+Prefix = EmbeddingManager | DualEmbeddingManager
+Manager = Prefix | ContextMap  # what the objective learns
+
+
+def manager_for(embedder: Any, *args: Any, **options: Any) -> Prefix:
     """The manager for a model's `cond_stage_model`, with one text encoder or with two."""
     return (DualEmbeddingManager if hasattr(embedder, "embedders") else EmbeddingManager)(embedder, *args, **options)
+
+
+def manager_of_file(embedder: Any, path: str | Path) -> Manager:
+    """What a file holds, a prefix or a context map, for a model's `cond_stage_model`.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to another text encoder.
+    """
+    if is_map_file(path):
+        return context_map_for(embedder, path)
+    manager = manager_for(embedder)
+    manager.load(path)
+    return manager
 
 
 def longest_prefix(max_length: int) -> int:

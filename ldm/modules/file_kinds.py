@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 PREFIX = "a prefix (textual inversion embedding)"
+CONTEXT_MAP = "a context map (train.py --train_method apl-map)"
+OF_CONTEXT_MAP = ({"map", "bias"}, {"map_up", "map_down", "bias"})  # names of its tensors, full or of low rank
 V1, SDXL = "a Stable Diffusion v1 checkpoint", "an SDXL checkpoint"
 PARTS_OF_FOLDER = ("the U-Net from a diffusers folder", "the autoencoder from a diffusers folder", "a text encoder alone")
 # What files look like: the beginning of a key that only they have, and what they are. The first that fits is named.
@@ -32,6 +34,8 @@ LORA = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.", ".lora_lin
 
 def describe(content: Mapping[str, object]) -> str | None:
     """What a file with these entries probably is, such as "a LoRA"; None if nothing known looks like it."""
+    if set(content) in OF_CONTEXT_MAP:
+        return CONTEXT_MAP
     if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 and value.is_floating_point()
                                      for value in content.values()):
         return PREFIX

@@ -54,14 +54,17 @@ class FrozenCLIPEmbedder(nn.Module):
         Args:
             texts: B prompts of any length; see `tokenize` below for what is kept of a long one.
             embedding_manager: (token_ids (B, 77), token_embeddings (B, 77, d)) -> (B, 77, d). If it has a method
-                `extra_length(token_ids (n, 1)) -> (n,)`, the text is cut so that what it inserts fits as well.
+                `extra_length(token_ids (n, 1)) -> (n,)`, the text is cut so that what it inserts fits as well; if it has a method
+                `finish(context (B, 77, d)) -> (B, 77, d)`, that is applied to the result.
         """
         token_ids = self.tokenize(texts, getattr(embedding_manager, "extra_length", None))
         return self.context(token_ids.to(next(self.parameters()).device), embedding_manager)
 
     def context(self, token_ids: Tensor, embedding_hook: EmbeddingHook | None = None) -> Tensor:
         """Context, (B, 77, hidden_size), of token ids (B, 77) on the model's device."""
-        return self.transformer(token_ids, embedding_hook, penultimate=self.layer == "penultimate")
+        context = self.transformer(token_ids, embedding_hook, penultimate=self.layer == "penultimate")
+        finish = getattr(embedding_hook, "finish", None)  # of a context map
+        return context if finish is None else finish(context)
 
     @property
     def context_shape(self) -> tuple[int, int]:

@@ -29,10 +29,11 @@ from ldm.experiments.new_people import NewPerson, read_new_people, reference_fac
 from ldm.experiments.pipeline import Pipeline, Shot
 from ldm.experiments.variants import ImageSettings, load_variants
 from ldm.loading import ModelFiles, has_two_encoders
+from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
 from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, Transfer, file_of, made_for, run_script
+from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, Transfer, counted, file_of, made_for, run_script
 from ldm.run_folder import read_json, safe_name, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
@@ -241,12 +242,12 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
     portraits = portrait_arguments(options.preset)
     if has_two_encoders(portraits.config_path):
         raise UserError(f"figure5 teaches tokens to one text encoder, and {portraits.config_path} has two; give another --preset")
-    if isinstance(attacked, Path):
+    if isinstance(attacked, Path) and not is_map_file(attacked):
         read_embedding_file(attacked)
     settings: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in ("n_people", "title", "section", "remark")}
     for attack in plan.attacks:
-        learned = vars(parse_train_args(train_flags(plan, attack, options.preset, seed, options.photos)))
-        settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in (*BESIDE, "photos", "seed")}
+        learned = counted(parse_train_args(train_flags(plan, attack, options.preset, seed, options.photos)))
+        settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in ("photos", "seed")}
     settings |= {f"portraits.{flag}": value for flag, value in named_as_before(vars(portraits)).items() if flag not in BESIDE}
     settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
     place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"

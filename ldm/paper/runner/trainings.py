@@ -7,6 +7,7 @@
 Trainings are identified by their flags.
 """
 
+import argparse
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
 BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
           "val_every")  # flags that do not affect results
+WHERE_GIVEN = ("map_rank",)  # omitted where None, so that trainings from before this flag keep their folders
 TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # flags that a row must not set
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # U-Net evaluations per sample and step; 5 for other methods
 
@@ -162,12 +164,18 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
             raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
     elif step is not None:
         raise UserError(f"{source} asks for step {step}, and {method} keeps only its final result; remove the step")
-    digest = digest_of({flag: value for flag, value in vars(args).items() if flag not in BESIDE})
+    digest = digest_of(counted(args))
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
     steps += 100 * (args.ti_iterations or 0) * (args.variant == "with-ti")
     calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5)
     return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
+
+
+def counted(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags on which a training's result depends."""
+    return {flag: value for flag, value in vars(args).items()
+            if flag not in BESIDE and (value is not None or flag not in WHERE_GIVEN)}
 
 
 def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> Transfer:
