@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     group.add_argument("--half", choices=("both", "id", "non_id"), default="both",
                        help="prompts that name people (id), prompts of the benchmark (non_id), or both")
     group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
-                       help="prefix files, or edited weights; one row each in each half")
+                       help="files of prefixes, context maps or edited weights; one row each in each half")
     group.add_argument("--anonymize", action=argparse.BooleanOptionalAction, default=True,
                        help="use the prefixes; --no-anonymize measures only the base model")
     group.add_argument("--benchmark", metavar="FILE", type=Path, nargs="+",

@@ -77,7 +77,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("generation")
     group.add_argument("--embedding", metavar="FILE", type=Path, nargs="+",
-                       help="prefix files, or edited weights; one row each, next to the row without")
+                       help="files of prefixes, context maps or edited weights; one row each, next to the row without")
     group.add_argument("--models", metavar="MODEL", nargs="+",
                        help="models to compare in one table: presets, or checkpoints of --config_path; prefixes are used where they fit")
     add_prompt_template_argument(group, help="prompt, with {name}")

@@ -88,7 +88,7 @@ def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--train_text_encoder", action=argparse.BooleanOptionalAction, default=False,
                        help="dreambooth: train the text encoder as well as the U-Net")
     group.add_argument("--embedding", metavar="FILE", type=Path,
-                       help="prefix in front of the prompts of textual_inversion, and in the last row of the image grid")
+                       help="prefix, or context map, for the prompts of textual_inversion, and for the last row of the image grid")
     group.add_argument("--n_prior_images", metavar="N", type=number(int, 1), default=200,
                        help="images of the anchor (concept_ablation) or of the class (dreambooth) that the frozen model generates")
     group.add_argument("--prior_weight", metavar="FLOAT", type=number(float, 0), default=1.0,

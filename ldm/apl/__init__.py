@@ -2,7 +2,7 @@
 
 Read `step.py` first: the training step as the paper defines it. Then, in this order:
 
-    prefix.py            [AP], the vectors that are learned (Eq. 2)
+    prefix.py            [AP], the vectors that are learned (Eq. 2), or the context map in their place
     losses.py            L_ID and L_Reg (Eq. 5 to 7)
     fast_step.py         the same step in less time
     trainer.py           the training loop (section 3.5)

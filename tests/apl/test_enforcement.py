@@ -30,6 +30,7 @@ from ldm.apl import AnonymizationPrompt
 from ldm.apl.enforcement import _EncoderFront
 from ldm.apl.front_hook import FrontHook
 from ldm.generation import generate
+from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import write_embedding_file, write_sdxl_file
 from ldm.modules.embedding_manager import EmbeddingManager, manager_for
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer
@@ -447,6 +448,72 @@ def test_interpolation_is_a_dial_between_two_checkpoints():
     assert torch.allclose(weak.interpolate(strong, 0.25).vectors[1], 1.25 * WIDE)
     with pytest.raises(UserError, match=r"a.pt has the shape \(3, 16\) and \(3, 24\) and b.pt"):
         weak.interpolate(AnonymizationPrompt(OTHERS, source="b.pt"), 0.5)
+
+
+@pytest.fixture
+def mapped():
+    """A context map far from the identity."""
+    tensors = {"map_up": drawn(16, 2, seed=6), "map_down": drawn(2, 16, seed=7), "bias": drawn(16, seed=8)}
+    prompt = AnonymizationPrompt(context_map=ContextMap.of(tensors), source="map.safetensors")
+    yield prompt
+    prompt.detach()
+
+
+@pytest.mark.parametrize("text", [NAME, "", LONG])
+def test_a_context_map_gives_the_pipeline_the_context_of_the_model_and_negative_prompts_keep_their_bits(sd, embedder, mapped, text):
+    plain = encode(sd, text, "blurry", images=2)
+    mapped.attach(sd)
+    context, negative = encode(sd, text, "blurry", images=2)
+    with torch.no_grad():
+        assert torch.equal(context[:1], embedder(text, mapped.context_map)) and torch.equal(context[0], context[1])
+    assert torch.equal(negative, plain[1]) and not torch.equal(context, plain[0])
+    mapped.detach()
+    assert equal(encode(sd, text, "blurry", images=2), plain)
+
+
+def test_a_context_map_is_applied_to_what_clip_skip_returns_and_exactly_to_given_embeddings(sd, mapped):
+    skipped, (given, _) = encode(sd, NAME, clip_skip=1)[0], encode(sd, NAME)
+    mapped.attach(sd, given_embeds="prefix")
+    assert torch.equal(encode(sd, NAME, clip_skip=1)[0], mapped.context_map.finish(skipped))
+    own = encode(sd, NAME)[0]
+    assert torch.equal(encode(sd, None, prompt_embeds=given)[0], own)
+    assert torch.equal(encode(sd, None, prompt_embeds=own)[0], own)  # its own outputs are not mapped again
+    mapped.detach()
+    mapped.attach(sd)
+    with pytest.raises(UserError, match="did not return"):
+        draw(sd, prompt_embeds=given + 0, negative_prompt="blurry")
+
+
+def test_a_context_map_from_a_file_maps_every_text_of_a_model_except_the_empty_one(tiny_model, tmp_path):
+    texts, width = ["", "a person", ""], 32
+    ContextMap.of({"map": drawn(width, width, seed=1), "bias": drawn(width, seed=2)}).save(tmp_path / "map.safetensors")
+    plain = tiny_model.get_learned_conditioning(texts)
+    prompt = AnonymizationPrompt.load(tmp_path / "map.safetensors").attach(tiny_model)
+    expected = torch.stack([plain[0], prompt.context_map.finish(plain)[1], plain[2]])
+    assert torch.equal(tiny_model.get_learned_conditioning(texts), expected)
+    assert torch.equal(tiny_model.get_negative_conditioning(texts), plain)
+    own = [image.tobytes() for _, image in generate(tiny_model, [("a person", 0)], ddim_steps=2)]
+    prompt.detach()
+    assert own == [image.tobytes() for _, image in generate(tiny_model, [("a person", 0)], ddim_steps=2,
+                                                            embedding_manager=ContextMap.of_file(tmp_path / "map.safetensors"))]
+
+
+def test_two_context_maps_have_a_dial_and_a_prefix_and_a_map_have_none(mapped):
+    other = AnonymizationPrompt(context_map=ContextMap.of({"map": drawn(16, 16, seed=9), "bias": drawn(16, seed=10)}), source="b")
+    quarter = mapped.interpolate(other, 0.25).context_map
+    torch.testing.assert_close(quarter.matrix, 0.75 * mapped.context_map.matrix + 0.25 * other.context_map.matrix)
+    for pair in ((mapped, AnonymizationPrompt(VECTORS)), (AnonymizationPrompt(VECTORS), mapped)):
+        with pytest.raises(UserError, match="map.safetensors is a context map 16 wide.*nothing is between them"):
+            pair[0].interpolate(pair[1], 0.5)
+
+
+@pytest.mark.parametrize(("target", "message"), [
+    ("sdxl", "for a model with the one text encoder of Stable Diffusion v1, and StableDiffusionXLPipeline has those of SDXL"),
+    ("tiny_xl_model", "DiffusionEngine has those of SDXL"),
+    ("tiny_model", "is 16 wide but the text encoder of LatentDiffusion is 32 wide")])
+def test_the_context_map_of_another_model_is_refused(request, mapped, target, message):
+    with pytest.raises(UserError, match=message):
+        mapped.attach(request.getfixturevalue(target))
 
 
 class Pipeline:

@@ -12,7 +12,7 @@ from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.fast_step import frozen_predictions
 from ldm.apl.launch import launch
 from ldm.apl.look_ahead import LookAhead, Share
-from ldm.apl.prefix import build_prefix
+from ldm.apl.prefix import build_context_map, build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
 from ldm.data.mixture import Mixture
 from ldm.logbook import Logbook, _refuse_others
@@ -37,7 +37,7 @@ def training_set(model, pictures, mix=0.5) -> TrainingSet:
 def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", steps_ahead=4, cache=None, recorded=None, **changes):
     """Trains a fresh prefix in `folder`, or goes on there; with `kill_after` it ends right after that saved step."""
     chosen = settings(**changes)
-    prefix = build_prefix(model, num_vectors=2, init=init)
+    prefix = build_context_map(model, rank=2) if chosen.train_method == "apl-map" else build_prefix(model, num_vectors=2, init=init)
     logbook = Logbook(folder, ARGUMENTS | {"iterations": chosen.iterations})
     logbook.state_is_due = lambda: True
     batches = LookAhead(model, training_set(model, pictures, mix), Texts(model, prefix), Share(chosen.batch_size, steps_ahead),
@@ -73,6 +73,16 @@ def test_a_killed_run_ends_with_the_same_bytes(fabric, tiny_model, pictures, tmp
     train(fabric, tiny_model, pictures, tmp_path / "killed", log_every=log_every)
     for name in ("3.pt", "6.pt", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_killed_run_of_a_context_map_ends_with_the_same_bytes(fabric, tiny_model, pictures, tmp_path):
+    train(fabric, tiny_model, pictures, tmp_path / "whole", train_method="apl-map")
+    with pytest.raises(Killed):
+        train(fabric, tiny_model, pictures, tmp_path / "killed", train_method="apl-map", kill_after=3)
+    learned = train(fabric, tiny_model, pictures, tmp_path / "killed", train_method="apl-map")
+    for name in ("3.pt", "6.pt", "log.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert all(value.any() for value in learned.parameters())
 
 
 def test_a_finished_run_is_left_as_it_is(fabric, tiny_model, pictures, tmp_path):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import train
 from args.train_args import parse_train_args
 from ldm.apl.training_run import of_first_people, prepare_run
+from ldm.modules.context_map import read_map_file
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.as_script import run_script
 from tests.refusals import refusal
@@ -77,6 +78,22 @@ def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(comman
     assert drift[0]["mse"] == 0 < drift[1]["mse"]
     printed = capsys.readouterr().out
     assert "id_acc_mean" in printed and "other noise" in printed and "S_ID" in printed
+
+
+def test_a_context_map_has_a_file_a_table_and_a_description_of_its_own(command, tmp_path, capsys):
+    flags = command("--train_method", "apl-map", "--map_rank", 3)
+    at = flags.index("--num_vectors")
+    assert sentence(capsys, flags) == "error: train.py: --num_vectors has no use with --train_method apl-map; leave it out\n"
+    train.main(flags[:at] + flags[at + 2:])
+    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-map-2.safetensors", "apl-map-4.safetensors",
+                                                                                "apl-map.json"]
+    learned, metadata = read_map_file(tmp_path / "embeddings" / "apl-map-4.safetensors")
+    assert learned["map_down"].shape == (3, 32) and metadata["step"] == 4 and metadata["map_rank"] == 3
+    assert {"seed", "base_model", "text_encoder", "train_method"} <= set(metadata)
+    rows = json.loads((tmp_path / "runs" / "apl-map" / "results.json").read_text())
+    assert {row["prefix"] for row in rows if "group" in row} == {"none", "embeddings/apl-map-4.safetensors"}
+    printed = capsys.readouterr().out
+    assert "map       of the context, rank 3, started from the identity" in printed and "vectors" not in printed
 
 
 def test_the_same_command_again_changes_nothing_and_brings_back_a_lost_prefix(command, tmp_path):
