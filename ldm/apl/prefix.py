@@ -3,7 +3,7 @@
 import torch
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.context_map import ContextMap, context_width
+from ldm.modules.context_map import ContextMap, context_width, text_encoder_hash
 from ldm.modules.embedding_manager import INITIALIZATIONS, Prefix, manager_for
 from ldm.util import UserError
 
@@ -50,5 +50,7 @@ def build_context_map(model: LatentDiffusion, *, rank: int = 16, seed: int = 0) 
         UserError: the rank is out of range, or the model has two text encoders.
     """
     model.requires_grad_(False)
-    context_map = ContextMap(context_width(model.cond_stage_model), rank, generator=torch.Generator().manual_seed(seed))
-    return context_map.to(next(model.cond_stage_model.parameters()).device)
+    embedder = model.cond_stage_model
+    context_map = ContextMap(context_width(embedder), rank, generator=torch.Generator().manual_seed(seed))
+    context_map.text_encoder = text_encoder_hash(embedder)
+    return context_map.to(next(embedder.parameters()).device)
