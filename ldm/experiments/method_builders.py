@@ -112,7 +112,7 @@ def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> t
 
 
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
-    """Embedding manager with the prefix or context map of --embedding, if any, and a new token initialized with the class word's vectors."""
+    """Manager with the prefix or context map of --embedding, if any, and a new token initialized with the vectors of the class word."""
     def manager_of(*placeholders: str, kind: Callable[..., EmbeddingManager] = EmbeddingManager) -> EmbeddingManager:
         words = [options.class_word or "person"] * len(placeholders)
         return kind(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)

@@ -63,7 +63,8 @@ def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -
                         "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
                         "'edited_weights: FILE'")
     encoders = {name: encoders_of(files) for name, files in by_name.items()}
-    made_for = {path: 1 if is_map_file(path) or read_embedding_file(path).pair is None else 2 for path in embedding}  # number of text encoders
+    # number of text encoders
+    made_for = {path: 1 if is_map_file(path) or read_embedding_file(path).pair is None else 2 for path in embedding}
     for path, count in made_for.items():
         if count not in encoders.values():
             raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
