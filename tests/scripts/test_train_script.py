@@ -83,7 +83,7 @@ def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(comman
 def test_a_context_map_has_a_file_a_table_and_a_description_of_its_own(command, tmp_path, capsys):
     flags = command("--train_method", "apl-map", "--map_rank", 3)
     at = flags.index("--num_vectors")
-    assert sentence(capsys, flags) == "error: train.py: --num_vectors has no use with --train_method apl-map; leave it out\n"
+    assert "--num_vectors has no use with --train_method apl-map; leave it out" in sentence(capsys, flags)
     train.main(flags[:at] + flags[at + 2:])
     assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-map-2.safetensors", "apl-map-4.safetensors",
                                                                                 "apl-map.json"]
