@@ -471,7 +471,8 @@ def test_a_context_map_gives_the_pipeline_the_context_of_the_model_and_negative_
     assert equal(encode(sd, text, "blurry", images=2), plain)
 
 
-def test_a_context_map_is_applied_to_what_clip_skip_returns_and_exactly_to_given_embeddings(sd, mapped):
+def test_a_context_map_is_applied_to_what_clip_skip_returns_and_exactly_to_given_embeddings(sd, mapped, monkeypatch):
+    monkeypatch.setitem(vars(sd.text_encoder), "text_model", sd.text_encoder)  # see test_clip_skip
     skipped, (given, _) = encode(sd, NAME, clip_skip=1)[0], encode(sd, NAME)
     mapped.attach(sd, given_embeds="prefix")
     assert torch.equal(encode(sd, NAME, clip_skip=1)[0], mapped.context_map.finish(skipped))
