@@ -1,6 +1,7 @@
 """Builds the miniature's face pack: detector and recogniser as ONNX files that InsightFace loads, gallery, people, figures."""
 
 import random
+import sys
 import warnings
 from pathlib import Path
 
@@ -147,5 +148,5 @@ def face_figures(data_dir: Path, *, views: int = 3, scenes: int = 400) -> dict[s
 
 
 if __name__ == "__main__":
-    for label, value in face_figures(Path("data/mini")).items():
+    for label, value in face_figures(Path(sys.argv[1] if len(sys.argv) > 1 else "data/mini")).items():
         print(f"{label:20s} {value:.3f}")
