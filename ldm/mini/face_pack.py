@@ -3,6 +3,7 @@
 import random
 import sys
 import warnings
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from ldm.data import identities
 from ldm.mini.face_detector import ANCHORS, FaceDetector, train_detector
 from ldm.mini.face_recogniser import FaceRecogniser, train_recogniser
 from ldm.mini.face_renders import other_attributes, soften
-from ldm.mini.people import Person, attribute_prompt, named_people, sample_view, stranger_like
+from ldm.mini.people import GROUP, Person, attribute_prompt, named_people, sample_view, stranger_like
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import draw_scene, sample_scene
 from ldm.util import write_atomically
@@ -67,10 +68,10 @@ def _export(net: nn.Module, example: Tensor, path: Path, outputs: list[str], dyn
 # ------------------------------------------------------------------------------------------------------ gallery and people
 
 def write_people(path: Path) -> None:
-    """people.csv: name, group (a third each train, test, keep) and attributes (c2 of section 4.1)."""
-    people = named_people()
-    identities.write_people({name: identities.Person(name, identities.GROUPS[3 * number // len(people)], attribute_prompt(person))
-                             for number, (name, person) in enumerate(people.items())}, path)
+    """people.csv: name, group and attributes (c2 of section 4.1) of the people of every group that the reader knows."""
+    known = islice(named_people().items(), GROUP * len(identities.GROUPS))
+    identities.write_people({name: identities.Person(name, identities.GROUPS[number // GROUP], attribute_prompt(person))
+                             for number, (name, person) in enumerate(known)}, path)
 
 
 def true_images(person: Person, key: str, count: int) -> list[np.ndarray]:

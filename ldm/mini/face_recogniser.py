@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ldm.mini.face_layers import Block, calibrated
 from ldm.mini.face_renders import STRANGERS, aligned, alike_strangers, soften, stranger
-from ldm.mini.people import GEOMETRY
+from ldm.mini.people import GEOMETRY, standardised
 from ldm.mini.stage import train_stage
 
 DIM = 512
@@ -72,7 +72,7 @@ def _batch(step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
             classes.append(index)
     batch = torch.from_numpy(np.stack(faces)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     geometry = torch.tensor([stranger(index).geometry for index in classes], device=device)
-    return batch, torch.tensor(classes, device=device), (geometry - 0.5) * 12 ** 0.5
+    return batch, torch.tensor(classes, device=device), standardised(geometry)
 
 
 def train_recogniser(work_dir: Path, device: str = "cpu", *, steps: int = STEPS, lr: float = 2e-3) -> FaceRecogniser:

@@ -7,6 +7,7 @@ and a face geometry that words cannot name. Identity lives in the geometry: peop
 import random
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 SKIN = ("pale", "tan", "brown", "dark")
 HAIR_COLORS = ("black", "brown", "blond", "red", "grey", "white")
@@ -23,6 +24,14 @@ ACCESSORIES = ("nothing", "cap", "headband", "scarf", "earrings")
 GEOMETRY = ("face_width", "face_height", "jaw", "chin", "eye_distance", "eye_height", "eye_width", "eye_opening", "eye_tilt",
             "brow_height", "brow_tilt", "brow_thickness", "nose_length", "nose_width", "mouth_height", "mouth_width",
             "lips", "ears", "hairline", "hair_volume", "skin_tint", "hair_tint", "lip_tint", "iris_tint")
+
+
+GeometryValues = TypeVar("GeometryValues")   # a number, an array or a tensor
+
+
+def standardised(geometry: GeometryValues) -> GeometryValues:
+    """Geometry in [0, 1] with mean 0 and variance 1, as a uniform variable has them."""
+    return (geometry - 0.5) * 12 ** 0.5
 
 
 @dataclass(frozen=True)

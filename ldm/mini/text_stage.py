@@ -25,6 +25,7 @@ from ldm.mini.people import (
     HAIR_STYLES,
     OCCUPATIONS,
     SKIN,
+    standardised,
 )
 from ldm.mini.renders import COUNT, NAMED, Subject, subject
 from ldm.mini.scenes import NOTHING, OBJECTS, PLACES
@@ -83,7 +84,7 @@ def caption_batch(number: int, size: int) -> tuple[list[str], dict[str, Tensor],
     facts = [facts_of(what) for what in subjects]
     classes = {fact: torch.tensor([row[fact] for row in facts]) for fact in FACTS}
     geometry = torch.tensor([what.person.geometry if what.person else (0.5,) * len(GEOMETRY) for what in subjects])
-    return [what.caption(rng) for what in subjects], classes, (geometry - 0.5) * 12 ** 0.5
+    return [what.caption(rng) for what in subjects], classes, standardised(geometry)
 
 
 def chosen_positions(ends: Tensor, length: int, extra: int, generator: torch.Generator) -> Tensor:
