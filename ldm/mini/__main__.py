@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work_dir", metavar="DIR", type=Path, default=Path("build/mini"), help="states, logs and trained parts")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--autoencoder_steps", metavar="N", type=int, default=9_500, help="steps of 16 crops, then of 6 images")
+    parser.add_argument("--autoencoder_steps", metavar="N", type=int, default=4_800, help="steps of 16 crops, then of 6 images")
     parser.add_argument("--decoder_steps", metavar="N", type=int, default=1_500, help="steps of 6 images")
     parser.add_argument("--text_steps", metavar="N", type=int, default=6_000, help="steps of 96 captions")
     parser.add_argument("--text_xl_steps", metavar="N", type=int, default=3_000, help="steps of 128 captions")

@@ -33,7 +33,7 @@ def reconstruction_loss(image: Tensor, reconstruction: Tensor, weight: Tensor) -
     return (weight * (error.abs() + 2 * error.square() + 1.5 * chroma.abs())).mean() + 0.5 * edges + 4 * F.avg_pool2d(error, 8).abs().mean()
 
 
-def train_autoencoder(autoencoder: AutoencoderKL, work_dir: Path, *, crop_steps: int, steps: int, lr: float = 1e-3,
+def train_autoencoder(autoencoder: AutoencoderKL, work_dir: Path, *, crop_steps: int, steps: int, lr: float = 2e-3,
                       decoder_only: bool = False) -> AutoencoderKL:
     """The averaged autoencoder after `steps` steps, the first `crop_steps` of them on half-size crops, which cost a quarter.
 
@@ -58,7 +58,7 @@ def train_autoencoder(autoencoder: AutoencoderKL, work_dir: Path, *, crop_steps:
         loss = reconstruction_loss(image, reconstruction.float(), weight) + KL_WEIGHT * kl
         return loss, {"psnr": _psnr(image, reconstruction), "kl": kl.item()}
 
-    return train_stage(name, autoencoder, loss_of, steps=steps, lr=lr, work_dir=work_dir, parameters=trained)
+    return train_stage(name, autoencoder, loss_of, steps=steps, lr=lr, work_dir=work_dir, parameters=trained, muon=True)
 
 
 def _batch(name: str, step: int, crop: int) -> tuple[Tensor, Tensor]:

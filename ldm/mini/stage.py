@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from ldm.mini.muon import Muon
 from ldm.util import write_atomically
 
 
@@ -35,7 +36,7 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 200, deca
 
 def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], *, steps: int, lr: float,
                 work_dir: Path, ema: float = 0.999, weight_decay: float = 1e-4, decay: float = 0.3, save_seconds: float = 60.0,
-                parameters: list[nn.Parameter] | None = None) -> nn.Module:
+                parameters: list[nn.Parameter] | None = None, muon: bool = False) -> nn.Module:
     """Trains `module` in place and returns the exponential moving average of it.
 
     Under torchrun every process draws its own batches, gradients are averaged, and the first process writes.
@@ -46,11 +47,13 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
         ema: decay of the average per step, shortened at the start.
         work_dir: `<name>.state.pt` (everything needed to go on) and `<name>.csv` (the log) live there.
         parameters: what is trained; None trains all of the module.
+        muon: optimizes with Muon in place of AdamW.
     """
     state_path, log_path = work_dir / f"{name}.state.pt", work_dir / f"{name}.csv"
     trained = list(module.parameters()) if parameters is None else parameters
     average = deepcopy(module).requires_grad_(False)
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer: torch.optim.Optimizer = (Muon(trained, lr=lr) if muon else
+                                        torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay))
     # On CPUs the fused attention's backward pass costs more than plain attention at these sizes.
     fused = [] if trained[0].device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     first = 0
