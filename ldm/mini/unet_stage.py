@@ -2,15 +2,14 @@
 
 import random
 from collections.abc import Callable
-from itertools import islice
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
+from ldm.cpu_bf16 import use_fast_bf16
 from ldm.mini.renders import COUNT, NAMED, draw, subject
 from ldm.mini.stage import rank_and_world, train_stage
 from ldm.models.autoencoder import AutoencoderKL
@@ -27,18 +26,37 @@ ENCODED_AT_ONCE = 32
 
 
 def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | None = None, count: int = COUNT) -> Tensor:
-    """Posterior means of the first `count` images, (count, 4, 16, 16) fp16, not scaled; computed on the first call for each look."""
+    """Posterior means of the first `count` images, (count, 4, 16, 16) fp16, not scaled; computed on the first call for each look.
+
+    Under torchrun each rank encodes a shard of the images.
+    """
     path = work_dir / f"latents{f'-{look.__name__}' if look else ''}.pt"
     if not path.exists():
-        device, means = next(autoencoder.parameters()).device, []
-        with Pool(1) as pool:
-            images = tqdm(pool.imap(draw, range(count), chunksize=64), total=count, desc="encoding the world", unit="image")
-            while batch := [look(image) if look else image for image, _ in islice(images, ENCODED_AT_ONCE)]:
-                pixels = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                    means.append(autoencoder.encode(pixels).mean.half().cpu())
-        write_atomically(path, lambda target: torch.save(torch.cat(means), target))
+        rank, world = rank_and_world()
+        shards = [encoded(autoencoder, range(rank, count, world), look)] * world
+        if world > 1:
+            distributed.all_gather_object(shards, shards[rank])
+        if rank == 0:
+            means = torch.empty((count, *shards[0].shape[1:]), dtype=shards[0].dtype)
+            for first, shard in enumerate(shards):
+                means[first::world] = shard
+            write_atomically(path, lambda target: torch.save(means, target))
+        if world > 1:
+            distributed.barrier()
     return torch.load(path, weights_only=True)
+
+
+@torch.no_grad()
+def encoded(autoencoder: AutoencoderKL, indices: range, look: Look | None) -> Tensor:
+    """Posterior means of the images with these indices, (len(indices), 4, 16, 16) fp16."""
+    device, means = next(autoencoder.parameters()).device, []
+    bar = tqdm(range(0, len(indices), ENCODED_AT_ONCE), desc="encoding the world", unit="batch", disable=rank_and_world()[0] > 0)
+    for first in bar:
+        images = [draw(index)[0] for index in indices[first:first + ENCODED_AT_ONCE]]
+        pixels = torch.from_numpy(np.stack([look(image) if look else image for image in images])).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            means.append(autoencoder.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).mean.half().cpu())
+    return torch.cat(means)
 
 
 def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
@@ -56,6 +74,8 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
     rank, world = rank_and_world()
     model.requires_grad_(False)
     model.model.train()
+    if device.type == "cpu":
+        use_fast_bf16(model.model)
     trained = [parameter for key, parameter in model.model.named_parameters() if is_trained is None or is_trained(key)]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -77,4 +97,5 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         weight = (snr_clip / snr[timestep]).clamp(max=1.0)
         return (weight * error).mean(), {"mse": error.mean().item()}
 
-    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=ema, decay=0.25, parameters=trained)
+    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=ema, decay=0.25, parameters=trained,
+                       muon=True)
