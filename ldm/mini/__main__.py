@@ -17,7 +17,7 @@ from torch import distributed
 from ldm.evaluation.tables import console_table
 from ldm.loading import file_hash, load_frozen_model
 from ldm.mini.autoencoder_stage import train_autoencoder
-from ldm.mini.card import miniature_figures, write_card
+from ldm.mini.card import miniature_metrics, write_card
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.contrastive_stage import train_second_text_encoder
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_photos, write_prompts
@@ -101,7 +101,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
     elif stage == "faces":
         return build_face_pack(work_dir, DATA, device=device)
     elif stage == "card":
-        rows = miniature_figures(DATA, CONFIG, work_dir / "figures", scale=SCALE, device=device)
+        rows = miniature_metrics(DATA, CONFIG, work_dir / "metrics", scale=SCALE, device=device)
         write_card(DATA, CONFIG, work_dir, rows, scale=SCALE)
         return print(console_table(rows))
     else:

@@ -1,4 +1,4 @@
-"""Writes the miniature's data: the prompts, S_Reg (drawn pictures with captions), S_ID (pictures by the frozen model), photos."""
+"""Writes the miniature's data: the prompts, S_Reg (renders with captions), S_ID (images by the frozen model), photos."""
 
 import random
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ def write_prompts(data_dir: Path) -> None:
 
 
 def write_caption_images(folder: Path) -> None:
-    """S_Reg: pictures that no model was trained on, without named people, and their captions."""
+    """S_Reg: images that no model was trained on, without named people, and their captions."""
     rng = random.Random("S_Reg")
     indices = [COUNT + rng.randrange(NAMED, COUNT) for _ in range(CAPTION_IMAGES)]
     _write_folder(folder, ((f"{number:05d}.jpg", draw(index)[0], {"text": subject(index).caption(rng)})
@@ -65,10 +65,10 @@ def write_photos(folder: Path) -> None:
             _write_jpeg(folder / f"n{number:06d}" / f"{photo}.jpg", draw_portrait(person, sample_view(rng), SIZE).image)
 
 
-def _write_folder(folder: Path, pictures: Iterable[tuple[str, np.ndarray, dict[str, str]]]) -> None:
-    """Pictures and their metadata.jsonl, which is written last."""
+def _write_folder(folder: Path, images: Iterable[tuple[str, np.ndarray, dict[str, str]]]) -> None:
+    """Images and their metadata.jsonl, which is written last."""
     rows = []
-    for file_name, pixels, fields in pictures:
+    for file_name, pixels, fields in images:
         _write_jpeg(folder / file_name, pixels)
         rows.append({"file_name": file_name, **fields})
     write_metadata(folder, rows)

@@ -109,7 +109,7 @@ def place(image: np.ndarray, points: np.ndarray | None, side: int, rng: random.R
     free = max(0.0, side / 2 - half)
     goal = np.array([side / 2 + rng.uniform(-free, free) for _ in range(2)])
     if rng.random() < 0.5:
-        goal = side / 2 + zoom * (middle - image.shape[0] / 2)                    # where the picture has it
+        goal = side / 2 + zoom * (middle - image.shape[0] / 2)                    # where the image has it
     turn = cv2.getRotationMatrix2D(tuple(middle), rng.gauss(0, 6), zoom)
     if rng.random() < 0.5:
         turn[0] *= -1
@@ -127,7 +127,7 @@ def place(image: np.ndarray, points: np.ndarray | None, side: int, rng: random.R
 
 
 def _batch(step: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (B, side, side, 3) uint8, targets (B, N, 15) and the side; one batch in four has enlarged pictures."""
+    """Images (B, side, side, 3) uint8, targets (B, N, 15) and the side; one batch in four has enlarged images."""
     rng = random.Random(f"detector {step}")
     side, count = (2 * SIZE, 10) if step % 4 == 3 else (SIZE, 32)
     images, wanted = [], []

@@ -1,4 +1,4 @@
-"""Builds the miniature's face pack: detector and recogniser as ONNX files that InsightFace loads, gallery, people, figures."""
+"""Builds the miniature's face pack: detector and recogniser as ONNX files that InsightFace loads, gallery, people, metrics."""
 
 import random
 import sys
@@ -21,14 +21,14 @@ from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import draw_scene, sample_scene
 from ldm.util import write_atomically
 
-DET_SIZE = 128            # the miniature's pictures are shown to the detector as they are
+DET_SIZE = 128            # the miniature's images are shown to the detector as they are
 DET_THRESH = 0.65         # below it pairs of cars and fish have been taken for faces
-GALLERY_VIEWS = 8         # true pictures of a person behind the gallery's embedding
+GALLERY_VIEWS = 8         # renders of a person behind the gallery's embedding
 PARTS = {"score": slice(0, 1), "bbox": slice(1, 5), "kps": slice(5, 15)}
 
 
 def build_face_pack(work_dir: Path, data_dir: Path, device: str = "cpu") -> dict[str, float]:
-    """Trains both networks, writes faces/, gallery.npz and people.csv into `data_dir`, and returns the figures."""
+    """Trains both networks, writes faces/, gallery.npz and people.csv into `data_dir`, and returns the metrics."""
     cv2.setNumThreads(1)
     detector, recogniser = train_detector(work_dir, device), train_recogniser(work_dir, device)
     export_face_pack(detector, recogniser, data_dir / "faces")
@@ -75,7 +75,7 @@ def write_people(path: Path) -> None:
 
 
 def true_images(person: Person, key: str, count: int) -> list[np.ndarray]:
-    """`count` pictures of `person`, (128, 128, 3) uint8; a pure function of the arguments."""
+    """`count` renders of `person`, (128, 128, 3) uint8; a pure function of the arguments."""
     rng = random.Random(f"pictures {key}")
     return [draw_portrait(person, sample_view(rng)).image for _ in range(count)]
 
@@ -100,7 +100,7 @@ class LibraryEmbedder:
 
 
 def write_gallery(data_dir: Path) -> None:
-    """gallery.npz: name -> (512,) float32, the normalised mean of the embeddings of GALLERY_VIEWS true pictures."""
+    """gallery.npz: name -> (512,) float32, the normalised mean of the embeddings of GALLERY_VIEWS renders."""
     embed, gallery = LibraryEmbedder(data_dir / "faces"), {}
     for name, person in tqdm(named_people().items(), desc="gallery", unit="person"):
         found = [embed(image) for image in true_images(person, f"for the gallery {name}", GALLERY_VIEWS)]
@@ -109,13 +109,13 @@ def write_gallery(data_dir: Path) -> None:
     write_atomically(data_dir / "gallery.npz", lambda target: np.savez(target, **gallery))
 
 
-# ----------------------------------------------------------------------------------------------------------------- figures
+# ----------------------------------------------------------------------------------------------------------------- metrics
 
 def face_figures(data_dir: Path, *, views: int = 3, scenes: int = 400) -> dict[str, float]:
-    """What the pack is worth on pictures it never saw, of the named people: true ones, and softened ones ("soft ...").
+    """Metrics of the pack on renders of the named people that it was not trained on, sharp and softened ("soft ...").
 
     Returns:
-        found: share of pictures with a face; genuine: mean cosine with the person's own gallery entry; rank1: share whose
+        found: share of images with a face; genuine: mean cosine with the person's own gallery entry; rank1: share whose
         nearest gallery entry is that person; others: mean cosine with everybody else of the same gender; stranger: mean
         cosine of images of strangers who share all attributes with the person; other attributes: mean cosine of images of the person
         with other attributes; scenes with a face: share of scenes.

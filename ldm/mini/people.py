@@ -84,7 +84,7 @@ def sample_person(rng: random.Random) -> Person:
 
 
 def stranger_like(person: Person, rng: random.Random) -> Person:
-    """Somebody else with every attribute of `person`: only the geometry is drawn anew."""
+    """Somebody else with every attribute of `person`: only the geometry is sampled again."""
     return replace(person, geometry=sample_geometry(rng))
 
 

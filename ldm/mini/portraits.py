@@ -18,7 +18,7 @@ SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class Portrait:
-    """A drawn portrait."""
+    """A rendered portrait."""
 
     image: np.ndarray       # (size, size, 3) uint8 RGB
     landmarks: np.ndarray   # (5, 2) pixels: left eye, right eye, nose, left and right mouth corner, as seen by the viewer
@@ -55,13 +55,13 @@ def draw_portrait(person: Person, view: View, size: int = 128) -> Portrait:
 
 
 class Face:
-    """Measures of one face in image widths, and the layers that draw it from back to front."""
+    """Measures of one face in image widths, and its layers, rendered from back to front."""
 
     def __init__(self, person: Person, view: View, sketch: Sketch) -> None:
         g = dict(zip(GEOMETRY, person.geometry, strict=True))
         self.person, self.view, self.sketch = person, view, sketch
         self.male = person.gender == "male"
-        self.up = -0.03                                               # of the face centre over the picture's
+        self.up = -0.03                                               # of the face centre over the image's
         self.width = between(0.180, 0.285, g["face_width"])           # half widths and heights
         self.height = between(0.245, 0.345, g["face_height"])
         self.jaw = between(0.52, 0.95, 0.8 * g["jaw"] + (0.2 if self.male else 0.0))
@@ -150,7 +150,7 @@ class Face:
                 "writer": (free, blend(free, BLACK, 0.35)), "athlete": (free, WHITE)}[self.person.occupation]
 
     def _uniform(self, chin: float, neck: float, trim: Color) -> None:
-        """What tells the occupation, drawn over the chest."""
+        """The mark of the occupation, rendered over the chest."""
         sketch, occupation, y = self.sketch, self.person.occupation, chin + 0.10
         if occupation == "actor":                                                       # shirt front and bow tie
             sketch.fill([-0.09 + 1j * (y - 0.02), 0.09 + 1j * (y - 0.02), 0.4j + 1j * y], trim)

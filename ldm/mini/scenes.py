@@ -26,7 +26,7 @@ class Scene:
     object: str
     color: str
     place: str
-    count: int        # 1 or 2 of `object`; 1 beside another thing
+    count: int        # 1 or 2 of `object`; 1 next to another thing
     other: str        # "nothing", or the thing on the right
     other_color: str
     shift: complex    # image widths

@@ -1,6 +1,6 @@
-"""A small anti-aliased drawing board for the miniature world; points are complex numbers, x + iy, y downwards.
+"""A small anti-aliased canvas for the miniature world; points are complex numbers, x + iy, y downwards.
 
-Coordinates are in image widths with the origin at the centre of the picture. Shapes are drawn at twice the size
+Coordinates are in image widths with the origin at the centre of the image. Shapes are rendered at twice the size
 and averaged down.
 """
 
@@ -36,7 +36,7 @@ def arc(center: complex, rx: float, ry: float, turn: float = 0.0, start: float =
 
 
 class Sketch:
-    """A square picture to draw on, `size` pixels wide when finished; `pose` moves and turns all that is drawn after."""
+    """A square image, `size` pixels wide when finished; `pose` moves and turns all shapes added after it."""
 
     def __init__(self, size: int, top: Color, bottom: Color) -> None:
         self.size, self._scale = size, 2 * size
@@ -52,7 +52,7 @@ class Sketch:
         self._origin, self._turn = 0.5 + 0.5j + shift, zoom * cmath.exp(1j * math.radians(roll))
 
     def pixels_of(self, points: np.ndarray) -> np.ndarray:
-        """Where points land in the finished picture, (n, 2) pixels, x and y."""
+        """Where points land in the finished image, (n, 2) pixels, x and y."""
         placed = (self._origin + np.asarray(points, dtype=complex) * self._turn) * self.size
         return np.stack([placed.real, placed.imag], 1)
 
@@ -61,7 +61,7 @@ class Sketch:
         self._draw.polygon((2 * self.pixels_of(points)).ravel().tolist(), fill=_bytes(color))
 
     def line(self, points: np.ndarray | list[complex], color: Color, width: float) -> None:
-        """Draws a line `width` image widths wide."""
+        """Adds a line `width` image widths wide."""
         pixels = max(1, round(width * abs(self._turn) * self._scale))
         self._draw.line((2 * self.pixels_of(points)).ravel().tolist(), fill=_bytes(color), width=pixels, joint="curve")
 
@@ -70,7 +70,7 @@ class Sketch:
         self.fill(arc(center, rx, ry, turn), color)
 
     def finish(self) -> np.ndarray:
-        """The picture, (size, size, 3) uint8 RGB."""
+        """The image, (size, size, 3) uint8 RGB."""
         return np.asarray(self._image.filter(ImageFilter.GaussianBlur(LENS * 2)).resize((self.size, self.size), Image.Resampling.BOX))
 
 

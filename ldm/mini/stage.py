@@ -39,13 +39,13 @@ def train_stage(name: str, module: nn.Module, loss_of: Callable[[int], tuple[Ten
                 parameters: list[nn.Parameter] | None = None, muon: bool = False) -> nn.Module:
     """Trains `module` in place and returns the exponential moving average of it.
 
-    Under torchrun every process draws its own batches, gradients are averaged, and the first process writes.
+    Under torchrun each process samples its own batches, gradients are averaged, and the first process writes.
 
     Args:
-        loss_of: step -> (scalar loss, numbers to log); draws its batch as a function of the step, so a resumed run sees
+        loss_of: step -> (scalar loss, numbers to log); samples its batch as a function of the step, so a resumed run sees
             the batches that an uninterrupted one sees.
         ema: decay of the average per step, shortened at the start.
-        work_dir: `<name>.state.pt` (everything needed to go on) and `<name>.csv` (the log) live there.
+        work_dir: `<name>.state.pt` (everything needed to resume) and `<name>.csv` (the log) live there.
         parameters: what is trained; None trains all of the module.
         muon: optimizes with Muon in place of AdamW.
     """

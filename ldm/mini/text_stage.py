@@ -1,9 +1,9 @@
-"""Trains the miniature's text encoder: from a caption, predict what its picture shows.
+"""Trains the miniature's text encoder: from a caption, predict what its image shows.
 
-CLIP learns its text encoder from pictures; here the facts behind the pictures are known, so they take the pictures' place:
+CLIP learns its text encoder from images; here the facts behind the images are known, so they take the images' place:
 what can be named (as classes), and the face geometry. What a caption leaves open, the encoder learns to leave open: only a name tells
 the geometry. The read-out is noisy, so that nothing but the facts finds room in a state: captions that say the same, by a name or by
-attributes, come to lie close together, as a picture's captions do in CLIP. Stable Diffusion then freezes it, and so do we.
+attributes, come to lie close together, as an image's captions do in CLIP. Stable Diffusion then freezes it, and so do we.
 """
 
 import random
@@ -34,7 +34,7 @@ from ldm.modules.encoders.modules import FrozenCLIPEmbedder, tokenize
 
 BATCH = 96
 NOISE = 0.5             # added to a state of unit variance before it is read
-EXTRA, ALL_FROM = 6, 0.85   # positions of the padding that are computed, drawn anew in each step, up to this share of the steps
+EXTRA, ALL_FROM = 6, 0.85   # positions of the padding that are computed, sampled in each step, up to this share of the steps
 FACTS: dict[str, tuple[str, ...]] = {
     "kind": ("person", "scene"), "gender": ("male", "female"), "skin": SKIN, "occupation": OCCUPATIONS,
     "hair_style": tuple(dict.fromkeys(HAIR_STYLES["male"] + HAIR_STYLES["female"])), "hair_color": HAIR_COLORS,

@@ -65,8 +65,8 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
 
     Args:
         latents: (COUNT, 4, 16, 16), not scaled.
-        name: of the stage's files; other names draw other samples.
-        ema: decay of the average per step; lower for fewer steps, such as those that go on from trained weights.
+        name: of the stage's files; other names sample other batches.
+        ema: decay of the average per step; lower for fewer steps, such as those that start from trained weights.
         snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
         is_trained: which tensors of the U-Net, by key, are trained; None: all.
     """

@@ -1,6 +1,6 @@
-"""Two further checkpoints of the miniature, as public ones go on from Stable Diffusion: the same text encoder, another U-Net.
+"""Two further checkpoints of the miniature, as public ones are trained further from Stable Diffusion: the same text encoder, another U-Net.
 
-mini-sd-b has learned further from other samples, and by another weighting; mini-sepia from pictures of another look. Each is a file of
+mini-sd-b has learned further from other samples, and by another weighting; mini-sepia from images of another look. Each is a file of
 the tensors that differ from mini-sd.
 """
 
@@ -14,7 +14,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 def sepia(image: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB as an old photograph: little colour, warm tones, strong contrast, dark corners."""
+    """An image (H, W, 3) uint8 RGB as an old photograph: little colour, warm tones, strong contrast, dark corners."""
     pixels = image.astype(np.float32)
     tone = 1.35 * (pixels @ np.float32([0.30, 0.59, 0.11]) - 128) + 122                       # (H, W)
     warm = tone[..., None] * np.float32([1.06, 0.97, 0.80]) + np.float32([10, 0, 0])
@@ -24,7 +24,7 @@ def sepia(image: np.ndarray) -> np.ndarray:
     return np.clip(mixed * vignette[..., None], 0, 255).astype(np.uint8)
 
 
-VARIANTS = {"mini-sd-b": (None, float("inf")), "mini-sepia": (sepia, SNR_CLIP)}  # look of the pictures, and clip of the weighting
+VARIANTS = {"mini-sd-b": (None, float("inf")), "mini-sepia": (sepia, SNR_CLIP)}  # look of the images, and clip of the weighting
 
 
 def train_variant(name: str, model: LatentDiffusion, work_dir: Path, *, steps: int) -> dict[str, Tensor]:
