@@ -21,7 +21,7 @@ CHECKED = ("args", "ldm/mini", "ldm/data", "ldm/evaluation", "ldm/export", "ldm/
 # Phrases in which such a word has another meaning: the paper's Figures, people, a prompt, a verdict that ldm.paper has printed, and the
 # miniature's captions and seeds.
 ALLOWED = re.compile(r"tables?( and| or|,) figures?|figures \d|figures? of the paper|public figures|painting, drawing, cartoon"
-                     r"|within noise \d+|a picture of|picture of the day|pictures in the family album|^pictures $|for the figures",
+                     r"|within noise \d+|a picture of \{\}|picture of the day|pictures in the family album|^pictures $|for the figures",
                      re.IGNORECASE)
 BLOCK, INLINE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), re.compile(r"`[^`\n]+`|\S*/\S*|\S+\.(png|csv)")
 
