@@ -9,7 +9,7 @@ from ldm.evaluation.tables import console_table
 from ldm.paper.config import read_table
 from ldm.paper.results.cells import read_cells
 from ldm.paper.results.claims import check_claims
-from ldm.paper.results.figure5 import CONFIG, Figure5
+from ldm.paper.results.figure5 import Figure5
 from ldm.paper.results.tables import MeasuredTable
 from ldm.paper.runner.attacks import AttackOptions, read_plan
 from ldm.paper.runner.processes import who_works
@@ -21,16 +21,18 @@ AnyTable = MeasuredTable | Figure5
 
 
 def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list[AnyTable]:
-    """Tables and figures, by name or as YAML files.
-
-    Raises:
-        UserError: a YAML file is invalid, or a file that it names does not exist.
-        SystemExit: it has an unknown flag.
-    """
+    """Tables and figures, by name or as YAML files; UserError or SystemExit if a YAML file is invalid."""
     preset = Path(options.preset).stem
-    return [_figure5(seeds, options) if name == "figure5" else
-            MeasuredTable(read_table(CONFIGS / f"{name}.yaml" if name in TABLES else Path(name), preset), options.preset, seeds,
-                          options.out_dir) for name in what]
+    tables: list[AnyTable] = []
+    for name in what:
+        path = CONFIGS / f"{name}.yaml" if name in TABLES else Path(name)
+        if name == "figure5":
+            plan = read_plan(path, n_people=options.n_people, n_photos=options.n_photos, n_samples=options.n_samples)
+            tables.append(Figure5(plan, options, [options.embedding or training(options.out_dir, options.preset, {}, seed, str(path))
+                                                  for seed in range(seeds)]))
+        else:
+            tables.append(MeasuredTable(read_table(path, preset), options.preset, seeds, options.out_dir))
+    return tables
 
 
 def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:
@@ -45,10 +47,9 @@ def list_tables(tables: Sequence[AnyTable]) -> str:
     for table in tables:
         pieces = pieces_of([table])
         trainings = [piece for piece in pieces if isinstance(piece, Training)]
-        done = [piece for piece in pieces if piece.is_done()]
         rows.append({"name": table.name, "what": table.table.title, "section": table.table.section,
                      "trainings": f"{sum(piece.is_done() for piece in trainings)} of {len(trainings)}",
-                     "pieces": f"{len(done)} of {len(pieces)}",
+                     "pieces": f"{sum(piece.is_done() for piece in pieces)} of {len(pieces)}",
                      "at work": ", ".join(f"{machine} ({count})" for machine, count in who_works(pieces).items()) or None})
     return console_table(rows)
 
@@ -58,10 +59,3 @@ def claims_table(out_dir: Path, preset: str) -> str:
     verdicts = check_claims(read_cells(out_dir, TABLES), Path(preset).stem)
     write_json(out_dir / "claims.json", verdicts)
     return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])
-
-
-def _figure5(seeds: int, options: AttackOptions) -> Figure5:
-    plan = read_plan(CONFIG, n_people=options.n_people, n_photos=options.n_photos, n_samples=options.n_samples)
-    source = "configs/paper/figure5.yaml"
-    return Figure5(plan, options, [options.embedding or training(options.out_dir, options.preset, {}, seed, source)
-                                   for seed in range(seeds)])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from args.common import ROOT
-from args.paper_args import TABLES
+from args.paper_args import CONFIGS, TABLES
 from ldm.apl.launch import set_precision
 from ldm.contents import digest_of
 from ldm.device import Place
@@ -27,14 +27,15 @@ from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.paper.report.files import read_finished
 from ldm.paper.report.numbers import ends
 from ldm.paper.results.cells import read_cells
-from ldm.paper.results.figure5 import CONFIG, Figure5
+from ldm.paper.results.figure5 import Figure5
 from ldm.paper.runner import attacks
 from ldm.paper.runner.attacks import Attack, AttackOptions, AttackPlan, read_plan
+from ldm.paper.runner.processes import Tools
 from ldm.paper.runner.queue import make_all, whole
-from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import Training
 from ldm.util import UserError
 
+CONFIG = CONFIGS / "figure5.yaml"
 RED, GREEN, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 0)
 EDITED = "model.diffusion_model.out.2.weight"
 PLAN = AttackPlan(title="Learned later", section="4.4", remark="", n_people=2, n_photos=2, n_samples=2, iterations=2, every=1,
@@ -214,12 +215,12 @@ def test_an_attack_sees_the_learned_photos_alone_and_the_prefix_only_where_it_le
 
 
 def test_a_gpu_is_free_for_a_training_beside_the_process_that_draws(figure, tools, monkeypatch):
-    flags = pieces(figure())[0].portraits
+    flags = pieces(figure())[0]
     first = tools.model(flags.files, flags.precision)
-    tools.let_go()
+    tools.release()
     assert tools.model(flags.files, flags.precision) is first  # the CPU has room for both
     monkeypatch.setattr(tools, "device", SimpleNamespace(type="cuda"))
-    tools.let_go()
+    tools.release()
     monkeypatch.undo()
     assert tools.model(flags.files, flags.precision) is not first
 

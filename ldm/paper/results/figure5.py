@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from args.paths import ROOT
 from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
 from ldm.evaluation.tables import Row, write_csv
 from ldm.experiments.new_people import NewPerson
@@ -25,23 +24,16 @@ from ldm.paper.config import Table, TableRow
 from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import Panel, plot_panels
 from ldm.paper.results.tables import write_table
-from ldm.paper.runner.attacks import WITHOUT, Attack, AttackOptions, AttackPlan, attacks
+from ldm.paper.runner.attacks import WITH, WITHOUT, Attack, AttackOptions, AttackPlan, attacks
 from ldm.paper.runner.trainings import Training
 from ldm.util import UserError, write_atomically
 
-CONFIG = ROOT / "configs" / "paper" / "figure5.yaml"
 COLUMNS = {"ID-ACC": "id_acc_mean", "max": "id_acc_max", "faces": "detection_rate"}
 PEOPLE_SHOWN = 8
 
 
 class Figure5:
-    """Points of the curves over all seeds.
-
-    Args:
-        plan: settings of the attacks.
-        options: flags of the command.
-        attacked: per seed, the training of the attacked prefix, or its file.
-    """
+    """Points of the curves over all seeds; `attacked` is the training of each seed's attacked prefix, or its file."""
 
     name = "figure5"
 
@@ -114,11 +106,9 @@ class Figure5:
         return [face for piece in pieces for face in piece.found["faces"] if f"{face['curve']}, {face['iteration']}" == row]
 
     def _panel(self, attack: str) -> Panel:
-        lines: dict[str, list[tuple[float, Cell]]] = {}
-        for row in self.table.rows:
-            curve = row.name.rpartition(",")[0]
-            if curve.startswith(f"{attack},") and (row.name, "ID-ACC") in self.cells:
-                lines.setdefault(f"{curve.rpartition(' ')[2]} prefix", []).append((row.x, self.cells[row.name, "ID-ACC"]))
+        lines = {f"{label} prefix": [(iteration, cell) for iteration in (0, *self.plan.checkpoints)
+                                     if (cell := self.cells.get((f"{attack}, {label}, {iteration}", "ID-ACC")))]
+                 for label in (WITHOUT, WITH)}
         strangers = self.cells.get((f"{attack}, {WITHOUT}, 0", "ID-ACC"))
         return Panel(attack.replace("_", " "), "ID-ACC", lines, level=("strangers", strangers.mean) if strangers else None)
 

@@ -32,8 +32,8 @@ from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
-from ldm.paper.runner.tools import Tools
-from ldm.paper.runner.trainings import BESIDE, TRAIN, Training, Transfer, counted, file_of, made_for, run_script
+from ldm.paper.runner.processes import Tools
+from ldm.paper.runner.trainings import TRAIN, UNCOUNTED, Training, Transfer, counted, file_of, made_for, run_script
 from ldm.run_folder import read_json, safe_name, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
@@ -69,13 +69,15 @@ class AttackPlan:
         """Prompt of every image."""
         return self.prompt.replace("{name}", self.name)
 
+    def flags(self, attack: str, preset: str, seed: int, photos: Path) -> list[str]:
+        """Flags of train.py for an attack on one person."""
+        typed = {**self.attacks[attack]["train"], "preset": preset, "token": self.token, "iterations": self.iterations, "seed": seed,
+                 "save_every": self.every, "prompt": attack, "photos": photos}
+        return [word for flag, value in typed.items() for word in (f"--{flag}", str(value))]
+
 
 def read_plan(config: Path, **given: int | None) -> AttackPlan:
-    """Read the plan of a YAML file; values in `given` that are not None override it.
-
-    Raises:
-        UserError: the file is not a valid plan.
-    """
+    """Read the plan of a YAML file; values in `given` that are not None override it. UserError if the file is not a valid plan."""
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         plan = AttackPlan(**values | {name: value for name, value in given.items() if value is not None})
@@ -87,39 +89,33 @@ def read_plan(config: Path, **given: int | None) -> AttackPlan:
 
 
 @dataclass(frozen=True)
-class PortraitFlags:
-    """Settings for generating and recognizing people: a preset's flags of test_id.py."""
+class AttackOptions:
+    """Flags of python -m ldm.paper figure5."""
 
-    files: ModelFiles
-    precision: str
-    options: IdentityOptions
+    preset: str
+    photos: Path
+    out_dir: Path
+    keep_checkpoints: bool = False  # after their images are generated
+    embedding: Path | None = None   # attacked prefix; None: Table 1's prefix of each seed
+    n_people: int | None = None     # these override the plan's
+    n_photos: int | None = None
+    n_samples: int | None = None
 
 
 @dataclass(frozen=True)
 class Attack:
-    """All attacks on one person with one seed.
-
-    Args:
-        folder: output folder.
-        plan: settings of the attacks.
-        name: name of the person.
-        person: photos of the person.
-        preset: preset of the model.
-        attacked: training of the attacked prefix, or its file.
-        portraits: settings of the images.
-        seed: seed of the attacks.
-        keep_checkpoints: keep checkpoints after their images are generated.
-    """
+    """All attacks on one person with one seed."""
 
     folder: Path
     plan: AttackPlan
+    options: AttackOptions
     name: str
     person: NewPerson
-    preset: str
-    attacked: Training | Path
-    portraits: PortraitFlags
+    attacked: Training | Path   # training of the attacked prefix, or its file
     seed: int
-    keep_checkpoints: bool = False
+    files: ModelFiles
+    precision: str
+    portraits: IdentityOptions  # a preset's flags of test_id.py, for images and scores
 
     @property
     def needs(self) -> Sequence[Training | Transfer]:
@@ -136,11 +132,15 @@ class Attack:
         """Train, generate and recognize what is missing."""
         began = time.monotonic()
         prefix = file_of(self.attacked)
-        analyzer = self.portraits.options.analyzer(tools.device)
+        analyzer = self.portraits.analyzer(tools.device)
         gallery = reference_face(self.name, self.person, analyzer, self.folder)
         scorer = identity_scorer(analyzer, gallery)
-        for attack, labels in trainings_of(self.plan):
-            self._learn(attack, labels, prefix, tools)
+        for attack, settings in self.plan.attacks.items():
+            if settings.get("learned_through_prefix"):
+                self._learn(attack, self.folder / attack, [WITHOUT], prefix, tools)
+                self._learn(attack, self.folder / f"{attack}-through-prefix", [WITH], prefix, tools)
+            else:
+                self._learn(attack, self.folder / attack, [WITHOUT, WITH], prefix, tools)
         rows = []
         for curve, iteration, paths in self.images():
             faces = score_files(paths, [self.name] * len(paths), scorer)["face"]
@@ -150,25 +150,22 @@ class Attack:
 
     def images(self) -> list[tuple[str, int, list[Path]]]:
         """Curve, iteration and image files of every point; iteration 0 is the model before the attack."""
-        return [(curve, iteration, self._paths(curve, iteration)) for attack, settings in self.plan.attacks.items()
-                for curve in (f"{attack}, {WITHOUT}", f"{attack}, {WITH}") for iteration in (0, *self.plan.checkpoints)]
+        return [(f"{attack}, {label}", iteration, self._paths(attack, label, iteration)) for attack in self.plan.attacks
+                for label in (WITHOUT, WITH) for iteration in (0, *self.plan.checkpoints)]
 
     @cached_property
     def found(self) -> Mapping[str, Any]:
         """"faces", rows of `image_scores` with curve and iteration, and "seconds", those of the last process."""
         return read_json(self.folder / "faces.json")
 
-    def _learn(self, attack: str, labels: Sequence[str], prefix: Path, tools: Tools) -> None:
-        """One training and its images; `labels` select images without or with the prefix."""
-        curves = {label: f"{attack}, {label}" for label in labels}
+    def _learn(self, attack: str, folder: Path, labels: Sequence[str], prefix: Path, tools: Tools) -> None:
+        """Train in `folder`, through the prefix if `labels` are [WITH], and generate the images of these labels; only what is missing."""
         missing = [iteration for iteration in (0, *self.plan.checkpoints)
-                   if not all(path.exists() for curve in curves.values() for path in self._paths(curve, iteration))]
-        through = labels == [WITH]
-        folder = self.folder / (f"{attack}-through-prefix" if through else attack)
+                   if not all(path.exists() for label in labels for path in self._paths(attack, label, iteration))]
         if missing:
-            self._train(attack, folder, [iteration for iteration in missing if iteration], prefix if through else None, tools)
-            self._generate(attack, folder, missing, curves, prefix, tools)
-        if not self.keep_checkpoints:  # including the state of train.py; log, arguments and cost are kept
+            self._train(attack, folder, [iteration for iteration in missing if iteration], prefix if labels == [WITH] else None, tools)
+            self._generate(attack, folder, missing, labels, prefix, tools)
+        if not self.options.keep_checkpoints:  # including the state of train.py; log, arguments and cost are kept
             for path in (*folder.glob(f"{attack}-*.safetensors"), *folder.glob(f"{attack}-*.pt"), folder / "state.pt"):
                 path.unlink(missing_ok=True)
 
@@ -182,17 +179,17 @@ class Attack:
             folder.mkdir(parents=True, exist_ok=True)
             for prior in self.folder.parent.glob(PRIOR):
                 shutil.copy2(prior, folder)
-            flags = train_flags(self.plan, attack, self.preset, self.seed, self.folder / "photos")
+            flags = self.plan.flags(attack, self.options.preset, self.seed, self.folder / "photos")
             flags += ["--embedding", str(through)] if through else []
-            tools.let_go()  # DreamBooth trains whole U-Nets
+            tools.release()  # DreamBooth trains whole U-Nets
             run_script([str(TRAIN), "--out_dir", str(folder), "--devices", tools.place.devices, *flags], folder / "train.log", tools.place,
                        f"the attack in {folder}")
         for prior in folder.glob(PRIOR):
             prior.replace(self.folder.parent / prior.name)
 
-    def _generate(self, attack: str, folder: Path, missing: Sequence[int], curves: Mapping[str, str], prefix: Path, tools: Tools) -> None:
-        """Generate the missing images of the iterations `missing`; `curves` by label."""
-        files, precision, options = self.portraits.files, tools.precision(self.portraits.precision), self.portraits.options
+    def _generate(self, attack: str, folder: Path, missing: Sequence[int], labels: Sequence[str], prefix: Path, tools: Tools) -> None:
+        """Generate the missing images of the iterations `missing`."""
+        files, precision, options = self.files, tools.precision(self.precision), self.portraits
         model = tools.model(files, precision)
         settings = ImageSettings.of(files, prompt=self.plan.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
                                     precision=precision)
@@ -204,35 +201,16 @@ class Attack:
                 raise UserError(f"{folder} has no checkpoint of iteration {iteration}; delete the folder, and the same command trains it "
                                 "again")
             shots = [(variants[label], [Shot(self.plan.subject, sample, self.name, path)
-                                        for sample, path in enumerate(self._paths(curve, iteration))]) for label, curve in curves.items()]
+                                        for sample, path in enumerate(self._paths(attack, label, iteration))]) for label in labels]
             generate_from_checkpoint(pipeline, checkpoint, shots, token=self.plan.token, ckpt_path=files.ckpt_path)
 
-    def _paths(self, curve: str, iteration: int) -> list[Path]:
-        return [self.folder / "pictures" / curve / str(iteration) / f"{sample}.png" for sample in range(self.plan.n_samples)]
-
-
-@dataclass(frozen=True)
-class AttackOptions:
-    """Flags of python -m ldm.paper figure5."""
-
-    preset: str
-    photos: Path
-    out_dir: Path
-    keep_checkpoints: bool = False
-    embedding: Path | None = None  # attacked prefix; None: Table 1's prefix of each seed
-    n_people: int | None = None    # these override the plan's
-    n_photos: int | None = None
-    n_samples: int | None = None
+    def _paths(self, attack: str, label: str, iteration: int) -> list[Path]:
+        folder = self.folder / "pictures" / f"{attack}, {label}" / str(iteration)
+        return [folder / f"{sample}.png" for sample in range(self.plan.n_samples)]
 
 
 def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path, seed: int) -> list[Attack]:
-    """Attacks of a seed, one per person.
-
-    Args:
-        plan: settings of the attacks.
-        options: flags of the command.
-        attacked: training of the attacked prefix, or its file.
-        seed: seed of the attacks.
+    """Attacks of a seed, one per person; `attacked` is the training of the attacked prefix, or its file.
 
     Raises:
         UserError: there are too few people or photos, the file is not a prefix, or the model has two text encoders, for which a token
@@ -246,31 +224,16 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
         read_embedding_file(attacked)
     settings: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in ("n_people", "title", "section", "remark")}
     for attack in plan.attacks:
-        learned = counted(parse_train_args(train_flags(plan, attack, options.preset, seed, options.photos)))
+        learned = counted(vars(parse_train_args(plan.flags(attack, options.preset, seed, options.photos))))
         settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in ("photos", "seed")}
-    settings |= {f"portraits.{flag}": value for flag, value in named_as_before(vars(portraits)).items() if flag not in BESIDE}
+    settings |= {f"portraits.{flag}": value for flag, value in named_as_before(vars(portraits)).items() if flag not in UNCOUNTED}
     settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
     place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
-    how = PortraitFlags(ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
-    return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, name, person, options.preset, attacked, how, seed,
-                   options.keep_checkpoints) for name, person in people.items()]
-
-
-def train_flags(plan: AttackPlan, attack: str, preset: str, seed: int, photos: Path) -> list[str]:
-    """Flags of train.py for an attack on one person."""
-    typed = dict(plan.attacks[attack]["train"]) | {"preset": preset, "token": plan.token, "iterations": plan.iterations, "seed": seed,
-                                                   "save_every": plan.every, "prompt": attack, "photos": photos}
-    return [word for flag, value in typed.items() for word in (f"--{flag}", str(value))]
-
-
-def trainings_of(plan: AttackPlan) -> list[tuple[str, list[str]]]:
-    """Pairs (attack, labels): an attack learned through the prefix has one training per label, others share one for both labels."""
-    return [(attack, labels) for attack, settings in plan.attacks.items()
-            for labels in ([[WITHOUT], [WITH]] if settings.get("learned_through_prefix") else [[WITHOUT, WITH]])]
+    return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, options, name, person, attacked, seed,
+                   ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
+            for name, person in people.items()]
 
 
 def _checkpoint(folder: Path, attack: str, iteration: int) -> Path | None:
     """File of an iteration's edited weights or token vector; None if it does not exist."""
     return next((path for suffix in (".safetensors", ".pt") if (path := folder / f"{attack}-{iteration}{suffix}").exists()), None)
-
-

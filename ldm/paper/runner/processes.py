@@ -1,18 +1,23 @@
-"""Workers of a command, one per device, and their progress."""
+"""Workers of a command, one per device, their progress and their resources."""
 
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from ldm.apl.launch import launch, set_precision
 from ldm.apl.workers import STARTED_BY, end_with_starter
-from ldm.device import Place
+from ldm.device import Place, pick_precision
+from ldm.experiments.quality_table import QualityOptions, QualityTable
+from ldm.loading import ModelFiles
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.paper.runner.queue import LOOK_EVERY, Piece, holder, make_all
-from ldm.paper.runner.tools import Tools
 from ldm.paper.runner.trainings import last_words
 from ldm.util import UserError
 
@@ -22,12 +27,8 @@ PLACE = "APL_PAPER_PLACE"  # environment variable of a worker: the index of its 
 def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label: str) -> None:
     """Make all unfinished pieces with one worker per place; in a worker that this command has started, take part.
 
-    Args:
-        pieces: see `ldm.paper.runner.queue.whole`.
-        label: of the progress bar, whose unit is a U-Net call.
-
-    Raises:
-        UserError: a piece has failed. Finished pieces stay, and the same command resumes.
+    `label` is that of the progress bar, whose unit is a U-Net call. UserError if a piece fails: finished ones stay, and the same command
+    resumes.
     """
     os.environ.pop("SLURM_NTASKS", None)  # each worker is independent, even if srun has started several
     if PLACE in os.environ:
@@ -38,7 +39,7 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
     with tqdm(total=round(sum(piece.size for piece in pieces)), initial=round(done), desc=label, unit="call", unit_scale=True, smoothing=0,
               disable=not left) as bar:
         def look() -> None:
-            """Advance the bar by the pieces that any worker has finished since."""
+            """Advance the bar by the pieces that any worker has finished."""
             for piece in [piece for piece in left if piece.is_done()]:
                 left.remove(piece)
                 bar.update(round(piece.size))
@@ -52,11 +53,7 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
 
 def who_works(pieces: Sequence[Piece]) -> dict[str, int]:
     """Number of pieces that each machine is making now."""
-    found: dict[str, int] = {}
-    for piece in pieces:
-        if machine := holder(piece.folder):
-            found[machine] = found.get(machine, 0) + 1
-    return found
+    return Counter(machine for piece in pieces if (machine := holder(piece.folder)))
 
 
 def _start(places: Sequence[Place], out_dir: Path) -> dict[Path, subprocess.Popen]:
@@ -89,3 +86,45 @@ def _watch(workers: dict[Path, subprocess.Popen], look: Callable[[], None], left
                         f"the same command resumes (the whole is in {failed or next(iter(workers))})")
     for log in workers:
         log.unlink()
+
+
+class Tools:
+    """Resources of a worker: its device, and a cache of the model and the scorers that it used last.
+
+    Successive pieces usually have the same model.
+    """
+
+    def __init__(self, place: Place) -> None:
+        os.environ |= place.environment
+        self.place, self.device = place, launch(place.devices).device
+        self._models: dict[tuple[ModelFiles, str], LatentDiffusion] = {}
+        self._quality: dict[str, QualityTable] = {}
+
+    def precision(self, asked: str) -> str:
+        """Resolve --precision to "fp32" or "bf16"."""
+        return pick_precision(asked, self.device)
+
+    def model(self, files: ModelFiles, precision: str) -> LatentDiffusion:
+        """The frozen model of these files in this precision (see `precision`)."""
+        precision = self.precision(precision)
+        key = files, precision
+        if key not in self._models:
+            self._models.clear()  # before loading, since both may not fit into memory
+            self._models[key] = model = files.load(self.device)
+            set_precision(model, precision)
+        return self._models[key]
+
+    def quality(self, options: QualityOptions) -> QualityTable:
+        """The scorers of Table 2."""
+        key = repr(options)
+        if key not in self._quality:
+            self._quality.clear()
+            self._quality[key] = QualityTable(options, self.device)
+        return self._quality[key]
+
+    def release(self) -> None:
+        """Release GPU memory for a training in another process; the caches are refilled on demand."""
+        if self.device.type == "cuda":
+            self._models.clear()
+            self._quality.clear()
+            torch.cuda.empty_cache()

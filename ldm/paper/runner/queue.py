@@ -22,10 +22,7 @@ _refused: dict[Path, SoftFileLease] = {}  # leases of others: an object must see
 
 
 class Piece(Protocol):
-    """A piece of work, made once.
-
-    `needs` must be done first; `size` is its approximate number of U-Net calls.
-    """
+    """A piece of work, made once; `needs` must be done first, and `size` is its approximate number of U-Net calls."""
 
     @property
     def folder(self) -> Path: ...
@@ -56,15 +53,10 @@ def whole(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def make_all(pieces: Sequence[Piece], tools: Any, after: Callable[[], None] = lambda: None) -> None:
-    """Make all unfinished pieces and wait for those of other workers; every piece is done at the end.
+    """Make all unfinished pieces in this order, and wait for those of other workers; every piece is done at the end.
 
-    Args:
-        pieces: in the order of the work; see `whole`.
-        tools: argument of `Piece.make`.
-        after: called after each piece, and while this process waits.
-
-    Raises:
-        UserError: a piece is not done after its `make`.
+    `tools` is the argument of `Piece.make`; `after` is called after each piece, and while this process waits. UserError if a piece is not
+    done after its `make`.
     """
     left = list(pieces)
     while left := [piece for piece in left if not piece.is_done()]:

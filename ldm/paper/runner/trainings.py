@@ -3,11 +3,8 @@
     <out_dir>/training/<flags>-<hash>/               --out_dir of train.py, with its output in train.log and its cost in cost.json
     <out_dir>/training/<prefix>-to-<model>-<route>/  a prefix transferred to a model with two text encoders
     <out_dir>/targets/                               frozen predictions shared by the trainings of APL
-
-Trainings are identified by their flags.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -32,58 +29,39 @@ from ldm.util import UserError
 
 TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
-BESIDE = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
-          "val_every")  # flags that do not affect results
+UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
+             "val_every")  # flags that do not affect results
 WHERE_GIVEN = ("map_rank",)  # omitted where None, so that trainings from before this flag keep their folders
-TAKEN = {"seed", "eval_names", *BESIDE} - {"devices"}  # flags that a row must not set
+TAKEN = {"seed", "eval_names", *UNCOUNTED} - {"devices"}  # flags that a row must not set
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # U-Net evaluations per sample and step; 5 for other methods
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run of train.py.
+    """One run of train.py, identified by its flags."""
 
-    Args:
-        folder: output folder.
-        flags: checked flags of train.py, without those that the place determines.
-        size: estimated number of U-Net evaluations.
-        needs: pieces that must be finished first.
-    """
-
-    folder: Path
-    flags: Sequence[str]
-    size: float
-    needs: Sequence[Any] = ()
+    folder: Path          # its --out_dir
+    flags: Sequence[str]  # checked, without those that the place determines
+    size: float           # estimated number of U-Net evaluations
+    needs = ()
 
     def is_done(self) -> bool:
         """Whether train.py has finished; state.pt is deleted last."""
         return (self.folder / "cost.json").exists() and not (self.folder / "state.pt").exists()
 
     def make(self, tools: Any) -> None:
-        """Run or resume train.py.
-
-        Raises:
-            UserError: it fails; the message has its last words.
-        """
+        """Run or resume train.py; UserError with its last words if it fails."""
         run_script([str(TRAIN), "--out_dir", str(self.folder), "--devices", tools.place.devices, *self.flags], self.folder / "train.log",
                    tools.place, f"the training in {self.folder}")
         (self.folder / "state.pt").unlink(missing_ok=True)  # gigabytes for a whole U-Net, not needed any more
 
     @cached_property
     def cost(self) -> Mapping[str, Any]:
-        """seconds, peak_memory_bytes, result and result_bytes.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """seconds, peak_memory_bytes, result and result_bytes; UserError if the file is damaged."""
         return read_json(self.folder / "cost.json", {"seconds", "peak_memory_bytes", "result", "result_bytes"})
 
     def result(self, step: int | None = None) -> Path:
-        """File of the result, or of an earlier step.
-
-        Raises:
-            UserError: it does not exist.
-        """
+        """File of the result, or of an earlier step; UserError if it does not exist."""
         name = Path(self.cost["result"]).name
         if step is not None:
             name = re.sub(r"-\d+(\.\w+)$", rf"-{step}\1", name)
@@ -116,18 +94,18 @@ class Transfer:
         return self.result().exists()
 
     def make(self, tools: Any) -> None:
-        source = file_of(self.source)
-        run_script(self._script(source), self.folder / "transfer.log", tools.place, f"the transfer of {source}")
+        run_script(self._script, self.folder / "transfer.log", tools.place, f"the transfer of {file_of(self.source)}")
 
     def result(self, step: int | None = None) -> Path:
         return self.folder / "prefix.safetensors"
 
     def command(self) -> str:
         """Command line that runs it, once its source exists."""
-        return shlex.join(["python", *self._script(file_of(self.source))])
+        return shlex.join(["python", *self._script])
 
-    def _script(self, source: Path) -> list[str]:
-        return ["-m", "ldm.apl.transfer", str(source), str(self.result()), "--to", self.model, "--route", self.route]
+    @property
+    def _script(self) -> list[str]:
+        return ["-m", "ldm.apl.transfer", str(file_of(self.source)), str(self.result()), "--to", self.model, "--route", self.route]
 
 
 Source = Training | Transfer | Path | None  # training or file of a prefix or edited weights; None: base model
@@ -138,7 +116,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
 
     Args:
         out_dir: output folder of python -m ldm.paper.
-        preset: name or file of the preset.
+        preset: name or file of the preset, unless `train` has one.
         train: flags of the row.
         seed: seed of the training.
         source: origin of the flags, for messages.
@@ -164,7 +142,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
             raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
     elif step is not None:
         raise UserError(f"{source} asks for step {step}, and {method} keeps only its final result; remove the step")
-    digest = digest_of(counted(args))
+    digest = digest_of(counted(vars(args)))
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
     steps += 100 * (args.ti_iterations or 0) * (args.variant == "with-ti")
@@ -172,10 +150,9 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
     return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
 
 
-def counted(args: argparse.Namespace) -> dict[str, Any]:
+def counted(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags on which a training's result depends."""
-    return {flag: value for flag, value in vars(args).items()
-            if flag not in BESIDE and (value is not None or flag not in WHERE_GIVEN)}
+    return {flag: value for flag, value in flags.items() if flag not in UNCOUNTED and (value is not None or flag not in WHERE_GIVEN)}
 
 
 def transfer(out_dir: Path, source: Training | Path, model: str, route: str) -> Transfer:
@@ -195,11 +172,7 @@ def made_for(source: Source) -> list[Training | Transfer]:
 
 
 def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> None:
-    """Run Python with `command`, with its output in `log`. The process ends with this one.
-
-    Raises:
-        UserError: it fails.
-    """
+    """Run Python with `command`, with its output in `log`; UserError if it fails. The process ends with this one."""
     log.parent.mkdir(parents=True, exist_ok=True)
     modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("wb") as file:
@@ -208,9 +181,8 @@ def run_script(command: Sequence[str], log: Path, place: Place, what: str) -> No
     try:
         status = process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        process.terminate()  # unless it has ended
+        process.wait()
     if status:
         raise UserError(f"{what} ended with status {status} ({last_words(log)}); correct that, and the same command resumes")
 
