@@ -14,20 +14,20 @@ T_OF_3 = 4.303  # Student's t of three trainings, 95 %
 def test_three_trainings_have_a_mean_a_deviation_and_an_interval():
     cell = cell_of([1, 2, 3], [None] * 3, published=5)
     assert (cell.mean, cell.sd, cell.n_seeds, cell.published, cell.values) == (2, 1, 3, 5, (1, 2, 3))
-    assert cell.noise == pytest.approx(T_OF_3 / math.sqrt(3), abs=1e-3)
-    assert (cell.low, cell.high) == pytest.approx((2 - cell.noise, 2 + cell.noise))
+    assert cell.half_width == pytest.approx(T_OF_3 / math.sqrt(3), abs=1e-3)
+    assert (cell.low, cell.high) == pytest.approx((2 - cell.half_width, 2 + cell.half_width))
 
 
 def test_the_interval_over_people_is_added_in_squares_and_not_made_smaller_by_trainings():
-    assert cell_of([7, 7, 7, 7], [3, 3, 4, 2]).noise == 3
-    assert cell_of([1, 2, 3], [2, 3, 4]).noise == pytest.approx(math.hypot(3, T_OF_3 / math.sqrt(3)), abs=1e-3)
-    assert cell_of([7, 7], [3, None]).noise == 3
+    assert cell_of([7, 7, 7, 7], [3, 3, 4, 2]).half_width == 3
+    assert cell_of([1, 2, 3], [2, 3, 4]).half_width == pytest.approx(math.hypot(3, T_OF_3 / math.sqrt(3)), abs=1e-3)
+    assert cell_of([7, 7], [3, None]).half_width == 3
 
 
 @pytest.mark.parametrize(("half", "ends", "noise"), [(None, (None, None), 0), (2, (5, 9), 2)])
 def test_one_training_has_no_deviation_and_the_interval_over_people_alone(half, ends, noise):
     cell = cell_of([7], [half])
-    assert (cell.mean, cell.sd, cell.n_seeds) == (7, None, 1) and (cell.low, cell.high, cell.noise) == (*ends, noise)
+    assert (cell.mean, cell.sd, cell.n_seeds) == (7, None, 1) and (cell.low, cell.high, cell.half_width) == (*ends, noise)
 
 
 def test_the_same_seeds_are_compared_in_pairs():

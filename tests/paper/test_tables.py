@@ -148,7 +148,7 @@ def test_the_interval_of_one_training_is_that_over_prompts(whole):
     base, row = read_cells(whole[0], ["own"])["own", "base", "CLIP"], measured(whole[0], "esd-4-*", "prompts")
     assert base.n_seeds == 1 and base.sd is None and base.low < base.mean < base.high
     esd = read_cells(whole[0], ["own"])["own", "ESD", "CLIP"]
-    assert esd.mean == row["clip"] and esd.noise == pytest.approx((row["clip_high"] - row["clip_low"]) / 2)
+    assert esd.mean == row["clip"] and esd.half_width == pytest.approx((row["clip_high"] - row["clip_low"]) / 2)
 
 
 def test_another_step_and_another_noise_are_other_pictures(whole):

@@ -2,7 +2,7 @@
 
 Each claim is checked on the people for whom the paper reports it: S_test, never seen in training, and S_ID as well if the paper has both
 (Tables 1, 3 and 4). Thresholds that the paper does not state (.15 for "about a tenth", half, a third, .95, .05) are ours; the report shows
-every one. Claims of our own are marked. The text of a preset states the known reasons for a failure on it.
+each. Claims of our own are marked.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,15 +14,13 @@ from ldm.paper.results.relations import DOES_NOT_HOLD, VERDICTS, WITHIN_NOISE, C
 S_TEST, S_ID = BOTH = "ID-ACC, S_test", "ID-ACC"  # columns
 ANONYMIZING = ("UCE", "UCE, preserving", "UCE, preserving, erase 3", "ESD", "ESD, 3 a name", "ESD, 10 a name", "CA, 3 a name",
                "CA, 10 a name", "FMN, 3 a name", "FMN, 10 a name")  # rows of Table 2
-STRENGTHS = ("alpha = 0", "alpha = 0.5", "alpha = 2", "alpha = 5")   # of Table 4, beside alpha = 1
+STRENGTHS = ("alpha = 0", "alpha = 0.5", "alpha = 2", "alpha = 5")   # of Table 4, besides alpha = 1
 
 
 class Claim(NamedTuple):
-    """`section` is the paper's; `why` holds the reasons for a failure by preset."""
-
     check: Callable[[Cells], Iterator[Finding]]
-    section: str
-    why: dict[str, str]
+    section: str         # of the paper
+    why: dict[str, str]  # known reasons for a failure, by preset
 
 
 CLAIMS: list[Claim] = []
@@ -37,37 +35,35 @@ def claim(section: str, **why: str) -> Callable:
 
 
 def check_claims(cells: Cells, preset: str) -> list[dict[str, Any]]:
-    """A row per claim: number, claim, section, verdict (the worst of its checks), figures (a line per check), why.
+    """One row per claim: number, claim, section, verdict (the worst of its checks), `figures` (a line per check), why.
 
     `why` is empty if the claim holds or no reason is known.
     """
-    return [_judged(number, claim, cells, preset) for number, claim in enumerate(CLAIMS, start=1)]
-
-
-def _judged(number: int, claim: Claim, cells: Cells, preset: str) -> dict[str, Any]:
-    findings = list(claim.check(cells))
-    verdict = max((finding.verdict for finding in findings), key=VERDICTS.index)
-    return {"number": number, "claim": " ".join(claim.check.__doc__.split()), "section": claim.section, "verdict": verdict,
-            "figures": [finding.line for finding in findings],
-            "why": claim.why.get(preset, "") if verdict in (WITHIN_NOISE, DOES_NOT_HOLD) else ""}
-
+    rows = []
+    for number, (check, section, why) in enumerate(CLAIMS, start=1):
+        findings = list(check(cells))
+        verdict = max((finding.verdict for finding in findings), key=VERDICTS.index)
+        rows.append({"number": number, "claim": " ".join((check.__doc__ or "").split()), "section": section, "verdict": verdict,
+                     "figures": [finding.line for finding in findings],
+                     "why": why.get(preset, "") if verdict in (WITHIN_NOISE, DOES_NOT_HOLD) else ""})
+    return rows
 
 
 @claim("4.2", mini=(
     "The prefix itself stops at about a third. Neither the attributes nor the miniature set that limit, as trials of 2026-11-29 have "
     "measured, which no command of this repository repeats: Eq. 5's target, sampled directly without a prefix at alpha = 0.15, falls "
-    "below the ID-ACC of strangers with a face in every image, and at larger alpha has fewer faces and burnt images. And with a "
-    "recogniser of people whose attributes vary from view to view, the attributes alone (c2) are near strangers and the prefix is not. "
+    "below the ID-ACC of strangers with a face in every image, and at larger alpha has fewer faces and burnt images. With a "
+    "recognizer of people whose attributes vary from view to view, the attributes alone (c2) are near strangers and the prefix is not. "
     "Without L_Reg, and at the cost of the attributes, ID-ACC falls to about an eighth (Figure 7)."))
 def somebody_else(cells: Cells) -> Iterator[Finding]:
-    """With the prefix a name draws somebody else: ID-ACC falls to about a tenth of the model's."""
+    """With the prefix a name yields somebody else: ID-ACC falls to about a tenth of the model's."""
     for column in BOTH:
         yield below(cells, ("table2", "ours", column), ("table2", "base", column), times=0.15)
 
 
 @claim("4.2", mini=(
-    "Both groups fall alike, and far below half of the model's. But 32 people a group leave a difference of two groups an interval wider "
-    "than .05, so that a smaller difference cannot be told from a larger one."))
+    "Both groups fall alike, and far below half of the model's. But with 32 people per group, the interval of the difference is wider "
+    "than .05, so that it cannot be decided."))
 def people_never_seen(cells: Cells) -> Iterator[Finding]:
     """Identities that were not in the training are anonymized as well as those that were."""
     yield about(cells, ("table2", "ours", S_TEST), ("table2", "ours", S_ID), within=0.05)
@@ -82,9 +78,9 @@ def other_models(cells: Cells) -> Iterator[Finding]:
 
 
 @claim("4.2", mini=(
-    "The token tables of mini-xl's two text encoders were trained apart and share too little: over the whole vocabulary a linear map "
+    "The token tables of mini-xl's two text encoders were trained separately and share too little: over the whole vocabulary a linear map "
     "explains 0.006 of the second one's variance (python -m ldm.apl.transfer --route ridge prints it). And mini-xl was trained to "
-    "understand a name from either encoder alone, so one that is left unprotected tells it. A pair of prefixes that is learned on mini-xl "
+    "understand a name from either encoder alone, so one unprotected encoder reveals it. A pair of prefixes that is learned on mini-xl "
     "anonymizes it (Table 1, 'SDXL + APL, learned there'). Whether the tables of the real encoders share more has not been tried here."))
 def sdxl(cells: Cells) -> Iterator[Finding]:
     """Transferred to SDXL's second text encoder without training, the prefix anonymizes on SDXL."""
@@ -93,10 +89,10 @@ def sdxl(cells: Cells) -> Iterator[Finding]:
 
 
 @claim("4.3", mini=(
-    "The prefix of this row is trained for 700 steps. That of 20 000 steps changes such pictures less, by FID and by CLIP score (Table 2, "
-    "'ours, 20 000 steps'), but still more than another noise does: people without a name are drawn less cleanly."))
+    "The prefix of this row is trained for 700 steps. That of 20 000 steps changes such images less, by FID and by CLIP score (Table 2, "
+    "'ours, 20 000 steps'), but still more than other initial noise does: people without a name are rendered less cleanly."))
 def images_of_nobody(cells: Cells) -> Iterator[Finding]:
-    """Pictures that name nobody stay as they are: their FID is small, and their CLIP score is kept."""
+    """Images that name nobody stay as they are: their FID is small, and their CLIP score is kept."""
     # "Small" means below the effect of other initial noise alone.
     yield below(cells, ("table2", "ours", "FID (non-id)"), ("table2", "base, other noise", "FID (non-id)"))
     yield above(cells, ("table2", "ours", "CLIP"), ("table2", "base", "CLIP"), times=0.95)
@@ -110,32 +106,29 @@ def attributes(cells: Cells) -> Iterator[Finding]:
 
 @claim("4.3", mini=(
     "UCE with the 2000 captions of S_Reg as its preserve list is better in both columns of images that name nobody. It keeps fewer "
-    "attributes, and anonymizes names that it was not told less well (Table 2). The likely reason is the miniature: its captions have "
-    "some 260 words and its contexts 96 numbers, so that 2000 captions pin down everything but names. Whether a list can do so in Stable "
+    "attributes, and anonymizes names outside its list less well (Table 2). The likely reason is the miniature: its captions have "
+    "some 260 words and its contexts 96 numbers, so that 2000 captions determine everything but names. Whether a list can do so in Stable "
     "Diffusion's 768 has not been tried here."))
 def best_of_all_methods(cells: Cells) -> Iterator[Finding]:
     """Of all methods that anonymize, ours is the best in FID of images of named people, and in FID and CLIP score of images that name
     nobody."""
-    for method in ANONYMIZING:
-        yield below(cells, ("table2", "ours", "FID (non-id)"), ("table2", method, "FID (non-id)"))
-    for method in ANONYMIZING:
-        yield above(cells, ("table2", "ours", "CLIP"), ("table2", method, "CLIP"))
-    for method in ANONYMIZING:
-        yield below(cells, ("table2", "ours", "FID (id), S_test"), ("table2", method, "FID (id), S_test"))
+    for column, better in {"FID (non-id)": below, "CLIP": above, "FID (id), S_test": below}.items():
+        for method in ANONYMIZING:
+            yield better(cells, ("table2", "ours", column), ("table2", method, column))
 
 
 @claim("4.4", mini=(
     "After 100 iterations DreamBooth has hardly taught the model anything: without the prefix ID-ACC is then not far from that of "
-    "strangers (iteration 0), so that there is little to lower, and a few people do not tell it from noise."))
+    "strangers (iteration 0), so that there is little to lower, and the interval over a few people is too wide."))
 def dreambooth(cells: Cells) -> Iterator[Finding]:
-    """People whom DreamBooth has taught the model are drawn less like themselves with the prefix, at every iteration."""
+    """People whom DreamBooth has taught the model look less like themselves with the prefix, at every iteration."""
     for step in range(100, 801, 100):
         yield below(cells, ("figure5", f"dreambooth, with, {step}", S_ID), ("figure5", f"dreambooth, without, {step}", S_ID))
 
 
 @claim("4.4", mini=(
-    "Of what DreamBooth teaches nothing comes back. But a token that is learned with the prefix standing in front of it brings about 60 % "
-    "of the identity back: the prefix was not trained against somebody who brings an embedding of his own."))
+    "Nothing of what DreamBooth teaches comes back. But a token that is learned behind the prefix brings back about 60 % of the identity: "
+    "the prefix was not trained against an attacker with an own embedding."))
 def learning_again(cells: Cells) -> Iterator[Finding]:
     """Learning an identity again does not undo the prefix: less than a third of it comes back. (The third is ours, and so is textual
     inversion through the prefix. In the paper 0.43 of 0.53 come back after 800 iterations of DreamBooth.)"""
@@ -144,17 +137,17 @@ def learning_again(cells: Cells) -> Iterator[Finding]:
 
 
 @claim("4.5", mini=(
-    "At the miniature's rate (3e-3) ID-ACC has fallen within the first tenth of the training to about where it stays. How the pictures "
-    "look then differs from seed to seed, and in some trainings they are destroyed altogether (FID of prompts without a name, Figure 6). "
-    "What improves along the rest of the training is what is kept, not what is anonymized."))
+    "At the miniature's rate (3e-3) ID-ACC falls to about its final value within the first tenth of the training. The images then "
+    "differ from seed to seed, and in some trainings they are destroyed altogether (FID of prompts without a name, Figure 6). "
+    "The rest of the training improves what is kept, not what is anonymized."))
 def along_the_training(cells: Cells) -> Iterator[Finding]:
     """ID-ACC of people never seen falls steadily over the training."""
     yield falls(cells, "figure6", ["base", *(f"{share} %" for share in range(10, 101, 10))], S_TEST)
 
 
 @claim("4.5", mini=(
-    "Nearly all pictures turn into something like a face, scenes included (Figure 7). In some of them the detector finds none, for they "
-    "are also badly drawn."))
+    "Nearly all images turn into something like a face, scenes included (Figure 7). In some of them, which are also of poor quality, the "
+    "detector finds none."))
 def without_regularisation(cells: Cells) -> Iterator[Finding]:
     """Without L_Reg faces appear everywhere, also where nobody is asked for."""
     yield above(cells, ("figure7", "without L_Reg", "faces, prompts"), 0.9)
@@ -196,7 +189,7 @@ def released_objective(cells: Cells) -> Iterator[Finding]:
 
 
 @claim("4.5", mini=(
-    "m = 10 is lowest, but trainings of one length differ as much as the lengths do: of those with 20 vectors one keeps the other prompts "
+    "m = 10 is lowest, but trainings of one length differ as much as the lengths do: one of those with 20 vectors keeps the other prompts "
     "less well."))
 def balance_of_length(cells: Cells) -> Iterator[Finding]:
     """Of the lengths, m = 10 leaves the least of the identity for what it keeps of the CLIP score. (Our claim.)"""

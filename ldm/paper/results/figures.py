@@ -19,30 +19,20 @@ CELL = 160  # side of an image in pixels
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves in one plot.
-
-    Args:
-        title: title above the plot.
-        y: label of the vertical axis.
-        lines: label -> points (x, cell).
-        level: label and height of a dotted horizontal line.
-    """
+    """Curves in one plot."""
 
     title: str
-    y: str
-    lines: Mapping[str, Sequence[tuple[float, Cell]]]
-    level: tuple[str, float] | None = None
+    y: str                                             # label of the vertical axis
+    lines: Mapping[str, Sequence[tuple[float, Cell]]]  # label -> points (x, cell)
+    level: tuple[str, float] | None = None             # label and height of a dotted horizontal line
 
 
 def image_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any]) -> Image.Image:
-    """Image grid with one row for each of `rows` and one column per person or prompt.
+    """Image grid with one row for each of `rows` and one column per person or prompt; UserError if an image does not exist.
 
     Args:
         rows: label -> parts by name.
         figure: part -> number of columns.
-
-    Raises:
-        UserError: an image does not exist.
     """
     labels: list[str] = []
     files: dict[str, list[Path]] = {row: [] for row in rows}

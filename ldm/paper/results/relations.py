@@ -48,14 +48,15 @@ def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding
             "falling, none above the one before it, the last below the first")
     curve = [value for value in values.values() if value is not None]
     if len(curve) < len(values):
-        return _finding(NOT_MEASURED, line)
+        return Finding(NOT_MEASURED, f"{line}: {NOT_MEASURED}")
     correlation = round(spearmanr(range(len(curve)), [value.mean for value in curve]).statistic, 6)
-    verdict = _below(curve[-1], curve[0])
-    if any(_below(later, earlier) == DOES_NOT_HOLD for earlier, later in pairwise(curve)):
+    pairs = [(curve[-1], curve[0]), *((later, earlier) for earlier, later in pairwise(curve))]
+    verdict, *steps = (_verdict(*pair, *difference(*pair)) for pair in pairs)
+    if DOES_NOT_HOLD in steps:
         verdict = DOES_NOT_HOLD
     elif verdict == HOLDS and correlation > STEADY:
         verdict = WITHIN_NOISE
-    return _finding(verdict, f"{line}, rank correlation {correlation:.2f} at most {STEADY:g}")
+    return Finding(verdict, f"{line}, rank correlation {correlation:.2f} at most {STEADY:g}: {verdict}")
 
 
 def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less: str, more: str) -> Finding:
@@ -63,14 +64,11 @@ def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less:
     mine, its = (_balance(*(_value(cells, (table, name, column)) for name in (each, base) for column in (less, more)))
                  for each in (row, other))
     line = f"{table}, {less} left less {more} kept, as shares of '{base}': {_named(row, mine)} below {_named(other, its)}"
-    if mine is None or its is None:
-        return _finding(NOT_MEASURED, line)
-    found, noise = difference(mine, its)
-    return _finding(_verdict(found, noise, mine.has_noise or its.has_noise), f"{line}{_by(found, noise)}")
+    return _judged(line, mine, its)
 
 
 def _compared(cells: Cells, place: Place, other: Place | float, words: str, excess: Callable[[float], float], times: float = 1) -> Finding:
-    """The claim holds if `excess` of the difference is below zero."""
+    """`excess` of left - times * right is below zero."""
     left = _value(cells, place)
     if isinstance(other, tuple):
         right, alike = _value(cells, other), place[2] == other[2]
@@ -78,10 +76,18 @@ def _compared(cells: Cells, place: Place, other: Place | float, words: str, exce
     else:
         right, alike, bound = Cell(other), True, f"{other:g}"
     line = f"{place[0]}, {place[2]}: {_named(place[1], left)} {words} {f'{times:g} of ' if times != 1 else ''}{bound}"
+    return _judged(line, left, right, excess, times, alike=alike)
+
+
+def _judged(line: str, left: Cell | None, right: Cell | None, excess: Callable[[float], float] = float, times: float = 1, *,
+            alike: bool = True) -> Finding:
+    """Whether `excess` of left - times * right is below zero; the finding's line is `line` with the difference and the verdict."""
     if left is None or right is None:
-        return _finding(NOT_MEASURED, line)
-    found, noise = difference(left, right, times, alike=alike)
-    return _finding(_verdict(excess(found), noise, left.has_noise or right.has_noise), f"{line}{_by(found, noise)}")
+        return Finding(NOT_MEASURED, f"{line}: {NOT_MEASURED}")
+    found, half = difference(left, right, times, alike=alike)
+    by = Cell(found, low=found - half, high=found + half) if half else Cell(found)
+    verdict = _verdict(left, right, excess(found), half)
+    return Finding(verdict, f"{line}, difference {_said(by)}: {verdict}")
 
 
 def _balance(less: Cell | None, more: Cell | None, less_base: Cell | None, more_base: Cell | None) -> Cell | None:
@@ -91,23 +97,15 @@ def _balance(less: Cell | None, more: Cell | None, less_base: Cell | None, more_
     if not less.values or len(less.values) != len(more.values):
         return None
     shares = [left / less_base.mean - kept / more_base.mean for left, kept in zip(less.values, more.values, strict=True)]
-    noise = math.hypot(less.noise / less_base.mean, more.noise / more_base.mean)
-    return cell_of(shares, [noise] if len(shares) == 1 and (less.has_noise or more.has_noise) else [])
+    half = math.hypot(less.half_width / less_base.mean, more.half_width / more_base.mean)
+    return cell_of(shares, [half] if len(shares) == 1 and (less.low, more.low) != (None, None) else [])
 
 
-def _finding(verdict: str, line: str) -> Finding:
-    return Finding(verdict, f"{line}: {verdict}")
-
-
-def _below(left: Cell, right: Cell) -> str:
-    return _verdict(*difference(left, right), left.has_noise or right.has_noise)
-
-
-def _verdict(excess: float, noise: float, is_known: bool) -> str:
-    """Verdict on `excess` < 0; single values without an interval decide nothing."""
-    if not is_known:
+def _verdict(left: Cell, right: Cell, excess: float, half: float) -> str:
+    """Verdict on `excess` < 0, which has this half-width; single values without an interval decide nothing."""
+    if (left.low, right.low) == (None, None):
         return WITHIN_NOISE
-    return HOLDS if excess < -noise else DOES_NOT_HOLD if excess > noise else WITHIN_NOISE
+    return HOLDS if excess < -half else DOES_NOT_HOLD if excess > half else WITHIN_NOISE
 
 
 def _value(cells: Cells, place: Place) -> Cell | None:
@@ -118,12 +116,8 @@ def _value(cells: Cells, place: Place) -> Cell | None:
 
 def _said(cell: Cell | None) -> str:
     """The mean, and its 95 % interval if there is one."""
-    return "not measured" if cell is None else f"{cell.mean:.3f}{cell.interval}"
+    return NOT_MEASURED if cell is None else f"{cell.mean:.3f}{cell.interval}"
 
 
 def _named(name: str, cell: Cell | None) -> str:
     return f"'{name}' {_said(cell)}"
-
-
-def _by(found: float, noise: float) -> str:
-    return f", difference {_said(Cell(found, low=found - noise, high=found + noise) if noise else Cell(found))}"

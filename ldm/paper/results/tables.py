@@ -27,7 +27,7 @@ INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low"
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with one seed: its parts by name, and their training, if any."""
+    """A row with one seed: its parts by name, and their training, file or None."""
 
     seed: int
     parts: Mapping[str, Part]
@@ -35,13 +35,7 @@ class Measured:
 
 
 class MeasuredTable:
-    """Rows of a table on a preset, each with its seeds.
-
-    Args:
-        table: the table's config.
-        preset: name or file of the preset.
-        seeds: maximum number of trainings per row.
-        out_dir: output folder.
+    """Rows of a table on a preset (name or file), with at most `seeds` trainings per row.
 
     Raises:
         SystemExit: a row has an unknown flag, or a file does not exist.
@@ -49,16 +43,11 @@ class MeasuredTable:
 
     def __init__(self, table: Table, preset: str, seeds: int, out_dir: Path) -> None:
         self.table, self.preset, self.out_dir = table, preset, out_dir
+        self.name = table.name
         self._flags: dict[str, PartFlags] = {}
-        self.measured: dict[str, list[Measured]] = {}
-        for row in table.rows:
-            trained = row.train is not None
-            self.measured[row.name] = [self._measured(row, seed) for seed in range(min(seeds, row.seeds or seeds) if trained else 1)]
+        self.measured = {row.name: [self._measured(row, seed) for seed in range(1 if row.train is None else min(seeds, row.seeds or seeds))]
+                         for row in table.rows}
         self.seeds = max(map(len, self.measured.values()))
-
-    @property
-    def name(self) -> str:
-        return self.table.name
 
     def pieces(self, seed: int) -> list[Part]:
         """All parts of the rows with a seed."""
@@ -69,12 +58,12 @@ class MeasuredTable:
         """Measured cells, by row and column."""
         found: dict[tuple[str, str], Cell] = {}
         for row in self.table.rows:
+            measured = self.measured[row.name]
             columns: dict[str, list[tuple[float | None, float | None]]] = {
-                column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in self.measured[row.name]]
+                column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in measured]
                 for column, (name, key) in COLUMNS.items()}
             for column, (key, unit) in COSTS.items():
-                trainings = [one.result for one in self.measured[row.name] if isinstance(one.result, Training)]
-                columns[column] = [(made.cost[key] / unit, None) for made in trainings]
+                columns[column] = [(one.result.cost[key] / unit, None) for one in measured if isinstance(one.result, Training)]
             for column, values in columns.items():
                 known = [(value, half) for value, half in values if value is not None]
                 if known:
@@ -99,8 +88,7 @@ class MeasuredTable:
                  for piece in pieces if isinstance(piece, Training | Part)}
         rows = []
         for row, measured in self.measured.items():
-            results = [one.result for one in measured if isinstance(one.result, Training | Transfer)]
-            made = cast(list[Training | Transfer], whole(results))
+            made: list[Any] = whole([one.result for one in measured if isinstance(one.result, Training | Transfer)])
             rows.append({"name": row, "commands": [one.command() for one in made],
                          "seconds": sum(spent.get(str(one.folder), 0) for one in made) or None})
         return {"seeds": self.seeds, "preset": self.preset, "settings": self.table.score, "rows": rows, "spent": spent}
