@@ -3,7 +3,7 @@
     python -m ldm.paper report --preset mini
 
     <out_dir>/report.html    one self-contained file
-    <out_dir>/report.md      the same; it links the images <out_dir>/figure1.webp and so on
+    <out_dir>/report.md      the same as Markdown; links images such as <out_dir>/figure1.webp
 """
 
 import re
@@ -24,13 +24,14 @@ from ldm.util import UserError, write_atomically, write_text
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
 VERDICTS = ("holds", "within noise", "does not hold", "not measured")
 WHAT = ("Ten learned vectors stand in front of every prompt of a frozen Stable Diffusion, so that a name yields somebody else "
-        "(Anonymization Prompt Learning, arXiv 2405.16895). Here is what the paper has published beside what this repository has measured.")
-MINIATURE = ("All of it ran on the miniature Stable Diffusion that this repository trains and ships, with people, a face recogniser and a "
-             "CLIP of its own. Its rows can be compared with each other. The published values are those of the full Stable Diffusion, "
-             "measured by other networks: they say what should be found, not which digits.")
+        "(Anonymization Prompt Learning, arXiv 2405.16895). This report shows the paper's published values next to the values that this "
+        "repository measures.")
+MINIATURE = ("All values were measured on the miniature Stable Diffusion that this repository trains and ships, with people, a face "
+             "recognizer and a CLIP of its own. Rows can be compared with each other. The published values are those of the full Stable "
+             "Diffusion, measured by other networks: compare directions, not digits.")
 READING = ("A measured value is the mean over trainings with different seeds ± their standard deviation, then the 95 % interval of the "
            "mean, over trainings and over people or prompts. ↓: lower is better, ↑: higher. The best measured value of each column is "
-           "bold, whosever it is. –: not published, or not measured.")
+           "bold. –: not published, or not measured.")
 
 
 def write_report(out_dir: Path, preset: str) -> list[Path]:
@@ -43,21 +44,18 @@ def write_report(out_dir: Path, preset: str) -> list[Path]:
         write_text(out_dir / name, render(form, shown))
     images = [image for part in [shown["before_after"] or {"images": []}, *shown["parts"]] for image in part["images"]]
     for image in images:
-        write_atomically(out_dir / image.name, partial(_write_bytes, image.encoded[1]))
+        write_atomically(out_dir / image.name, partial(Path.write_bytes, data=image.encoded[1]))
     return [out_dir / name for name in ("report.html", "report.md", *(image.name for image in images))]
-
-
-def _write_bytes(data: bytes, path: Path) -> None:
-    path.write_bytes(data)
 
 
 def publish(out_dir: Path, folder: Path) -> list[Path]:
     """Copy the report of `out_dir` and the images that it links into a folder; UserError if there is no report."""
-    _refuse_unwritten(out_dir / "report.md")
-    linked = re.findall(r"^!\[.*\]\(([\w-]+\.(?:png|webp))\)$", (out_dir / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
+    report = out_dir / "report.md"
+    linked = re.findall(r"^!\[.*\]\(([\w-]+\.(?:png|webp))\)$", report.read_text("utf-8") if report.exists() else "", re.MULTILINE)
     names = ["report.html", "report.md", *linked]
     for name in names:
-        _refuse_unwritten(out_dir / name)
+        if not (out_dir / name).is_file():
+            raise UserError(f"{out_dir / name} is not there; write the report first with python -m ldm.paper report")
         write_atomically(folder / name, partial(shutil.copyfile, out_dir / name))
     return [folder / name for name in names]
 
@@ -65,12 +63,11 @@ def publish(out_dir: Path, folder: Path) -> list[Path]:
 def update_readme(readme: Path, out_dir: Path) -> None:
     """Write the summary of Table 2 and the count of verdicts between the lines BEGIN and END of `readme`.
 
-    Raises:
-        UserError: the lines are missing, or Table 2 is not finished.
+    UserError if a line is missing or Table 2 is not finished.
     """
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme} has no place for the results; put the line '{BEGIN}' before it and '{END}' behind it, each once")
+        raise UserError(f"{readme} has no place for the results; add the lines '{BEGIN}' and '{END}', each once")
     finished, claims = read_finished(out_dir), read_claims(out_dir)
     if "table2" not in finished:
         raise UserError(f"table2 is not finished in {out_dir}; make it first with python -m ldm.paper table2")
@@ -85,25 +82,25 @@ def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]]
     parts, table2, figure1 = list(finished.values()), finished.get("table2"), finished.get("figure1")
     before_after = {"title": figure1.title, "images": _images(figure1)} if figure1 and figure1.images else None
     missing = [name for name in NAMES if name not in finished]
-    links = [*[("Pictures", "before-after")] * bool(before_after), ("Claims", "claims"), *[("Summary", "summary")] * bool(table2),
+    links = [*[("Images", "before-after")] * bool(before_after), ("Claims", "claims"), *[("Summary", "summary")] * bool(table2),
              ("Reading", "reading"), *((part.label, slug(part.name)) for part in parts), ("Settings", "settings")]
-    times = [(part.label, [Value(duration(sum(part.spent.values())))]) for part in parts]
-    times.append(("all, what several share counted once", [Value(duration(_total(parts)))]))
+    spent = {part.label: part.spent for part in parts}
+    spent["all, what several share counted once"] = {piece: seconds for part in parts for piece, seconds in part.spent.items()}
+    times = [(label, [Value(duration(sum(pieces.values())))]) for label, pieces in spent.items()]
     return {
         "title": "Anonymization Prompt Learning: published and measured", "links": links,
         "introduction": [WHAT, MINIATURE] if preset.startswith("mini") else [WHAT], "ran_on": _ran_on(parts, preset),
         "missing": missing and f"python -m ldm.paper {' '.join(missing)} --preset {preset}", "before_after": before_after,
         "claims": claims, "count": _count(claims), "check": f"python -m ldm.paper report --preset {preset}",
         "summary": table2 and summary(table2), "reading": READING, "meanings": meanings(parts), "parts": [*map(_section, parts)],
-        "settings": _settings(parts), "versions": _versions(parts), "times": Numbers("Times", "", [Column("computed for")], times)}
+        "settings": _settings(parts), "versions": _versions(parts), "times": Numbers("Times", "", [Column("computation")], times)}
 
 
 def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
     """Preset, date, trainings, devices, versions."""
-    devices = sorted({part.devices for part in parts} - {""})
     return [("preset", preset), ("finished", f"{max(part.day for part in parts)}"),
-            ("trainings", _trainings(max(part.seeds for part in parts))), *([("devices", ", ".join(devices))] if devices else []),
-            ("versions", _versions(parts))]
+            ("trainings", _trainings(max(part.seeds for part in parts))),
+            ("devices", ", ".join(sorted({part.devices for part in parts}))), ("versions", _versions(parts))]
 
 
 def _section(part: Finished) -> dict[str, Any]:
@@ -128,9 +125,9 @@ def _images(part: Finished) -> list[ReportImage]:
         if is_curve:
             shows, caption = f"curves of {', '.join(part.columns)}", part.title
         elif part.name == "figure5":
-            shows, caption = "photos of each person, and what the attacked model draws", "a column for each person whom the attacks teach"
+            shows, caption = "photos of each person, and images of the attacked model", "one column per person whom the attacks teach"
         else:
-            shows, caption = f"pictures, a row for each of: {rows}", "the same prompts with the same noise in each row"
+            shows, caption = f"images, one row for each of: {rows}", "the same prompts with the same noise in each row"
         found.append(ReportImage(path, f"{part.label}, {part.title}: {shows}", f"{part.label}: {caption}.", not is_curve))
     return found
 
@@ -141,11 +138,6 @@ def _settings(parts: Sequence[Finished]) -> list[tuple[str, str]]:
     for part in parts:
         settings.setdefault(" ".join(f"--{key} {value}" for key, value in part.settings.items()), []).append(part.label)
     return [(", ".join(labels), flags) for flags, labels in settings.items() if flags]
-
-
-def _total(parts: Sequence[Finished]) -> float:
-    """Seconds of all tables and figures; shared pieces count once."""
-    return sum({piece: seconds for part in parts for piece, seconds in part.spent.items()}.values())
 
 
 def _versions(parts: Sequence[Finished]) -> str:
@@ -166,8 +158,3 @@ def _count(claims: Sequence[Mapping[str, str]]) -> str:
 
 def _trainings(seeds: int) -> str:
     return f"{'one' if seeds == 1 else f'up to {seeds}'} of each row"
-
-
-def _refuse_unwritten(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is not there; write the report first with python -m ldm.paper report")

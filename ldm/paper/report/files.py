@@ -11,39 +11,29 @@ from ldm.paper.results.cells import Cell, read_cells
 from ldm.util import UserError
 
 NAMES = ("figure1", "table1", "figure3", "table2", "figure4", "figure5", "table3", "table4", "figure6", "figure7", "figure8")  # by section
-CLAIM_KEYS = ("number", "claim", "verdict", "why")
+OF_ABOUT = ("title", "remark", "preset", "columns", "kind", "seeds", "settings", "versions", "spent")  # fields taken from about.json
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished table or figure.
-
-    Args:
-        section: in full, "section 4.2"; empty if there is none.
-        source: its name, or the YAML file of a table that is not the paper's.
-        kind: of its figure, as in the YAML file; None if there is no figure.
-        rows: name, training commands and their seconds per row.
-        cells: by row and column.
-        images: files of the figure.
-        spent: seconds per piece of work; tables can share pieces.
-    """
+    """A finished table or figure."""
 
     name: str
-    source: str
-    kind: str | None
+    source: str         # its name, or the YAML file of a table that is not the paper's
+    kind: str | None    # of its figure, as in the YAML file
     title: str
-    section: str
+    section: str        # in full, "section 4.2"; empty if there is none
     remark: str
     preset: str
     columns: Sequence[str]
-    rows: Sequence[Mapping[str, Any]]
-    cells: Mapping[tuple[str, str], Cell]
+    rows: Sequence[Mapping[str, Any]]       # name, training commands and their seconds
+    cells: Mapping[tuple[str, str], Cell]   # by row and column
     images: Sequence[Path]
     seeds: int
     devices: str
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
-    spent: Mapping[str, float]
+    spent: Mapping[str, float]  # seconds per piece of work; tables can share pieces
     day: date
 
     @property
@@ -78,9 +68,8 @@ def read_claims(out_dir: Path) -> list[Mapping[str, Any]]:
     if not path.exists():
         return []
     try:
-        claims = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: str(claim[key]) for key in CLAIM_KEYS} | {"section": _place(claim["section"]),
-                                                                "figures": [*map(str, claim["figures"])]} for claim in claims]
+        return [{key: claim[key] for key in ("number", "claim", "verdict", "why", "figures")} | {"section": _place(claim["section"])}
+                for claim in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no list of claims ({type(error).__name__}: {error}); delete it and run python -m ldm.paper report "
                         "again") from None
@@ -88,18 +77,13 @@ def read_claims(out_dir: Path) -> list[Mapping[str, Any]]:
 
 def _finished(out_dir: Path, name: str, about: Mapping[str, Any]) -> Finished:
     folder = out_dir / name
-    cells = {(row, column): cell for (_, row, column), cell in read_cells(out_dir, [name]).items()}
-    rows = [{"name": str(row["name"]), "commands": [str(line) for line in row["commands"]], "seconds": row["seconds"]}
-            for row in about["rows"]]
-    source = next((str(word) for word in about["arguments"]["what"] if Path(str(word)).stem == name), name)
+    rows = [{key: row[key] for key in ("name", "commands", "seconds")} for row in about["rows"]]
+    source = next((word for word in about["arguments"]["what"] if Path(word).stem == name), name)
     return Finished(
-        name=name, source=source, kind=about["kind"],
-        title=str(about["title"]), section=_place(about["section"]), remark=str(about["remark"]), preset=str(about["preset"]),
-        columns=list(about["columns"]), rows=rows, cells=cells, seeds=int(about["seeds"]),
+        name=name, source=source, section=_place(about["section"]), rows=rows, devices=about["arguments"]["devices"],
+        cells={(row, column): cell for (_, row, column), cell in read_cells(out_dir, [name]).items()},
         images=sorted(folder.glob(f"{name}*.png"), key=lambda path: path.stem),
-        devices=str(about["arguments"]["devices"]), settings=dict(about["settings"]), versions=dict(about["versions"]),
-        spent={piece: float(seconds) for piece, seconds in about["spent"].items()},
-        day=date.fromtimestamp((folder / "about.json").stat().st_mtime))
+        day=date.fromtimestamp((folder / "about.json").stat().st_mtime), **{key: about[key] for key in OF_ABOUT})
 
 
 def _place(section: Any) -> str:

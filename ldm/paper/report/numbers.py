@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ldm.paper.report.files import Finished
 from ldm.paper.results.cells import Cell, published_in_words
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A formatted number; `best` marks the best of its column."""
 
     text: str
@@ -18,16 +17,14 @@ class Value:
     best: bool = False
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """`halves` are the two columns below its title, none for a single column."""
 
     title: str
     halves: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Numbers:
+class Numbers(NamedTuple):
     """A table of numbers: name and values per row, one value per column or half of a column."""
 
     caption: str
@@ -38,24 +35,24 @@ class Numbers:
 
 # Whether lower (-1), higher (1) or neither is better; decimals; meaning.
 MEANING = {
-    "ID-ACC, S_test": (-1, 3, "cosine of the generated face to the person's true face, for people of S_test, whom no training has named"),
-    "max, S_test": (-1, 3, "the same, of each person's image that comes nearest"),
-    "faces, S_test": (1, 3, "share of the images of S_test in which a face is found; ID-ACC is of these alone"),
+    "ID-ACC, S_test": (-1, 3, "cosine of the generated face and the person's reference face, for people of S_test, whom no training names"),
+    "max, S_test": (-1, 3, "the same, for each person's closest image"),
+    "faces, S_test": (1, 3, "share of the images of S_test in which a face is detected; ID-ACC excludes the others"),
     "Attr-ACC, S_test": (1, 3, "cosine of facial attribute features to the base model's images of the same person of S_test, from other "
                                "noise; the paper compares with 'the ground truths'"),
     "FID (id), S_test": (-1, 2, "distance to the base model's images of the same prompts with names of S_test"),
-    "ID-ACC": (-1, 3, "the same as ID-ACC, S_test, for people of S_ID, whose names the training has; in Figure 5 for those whom an attack "
-                      "has taught"),
-    "max": (-1, 3, "the same, of each person's image that comes nearest"),
-    "faces": (1, 3, "share of the images of S_ID in which a face is found"),
+    "ID-ACC": (-1, 3, "the same as ID-ACC, S_test, for people of S_ID, whom the training names; in Figure 5 for those whom an attack "
+                      "teaches"),
+    "max": (-1, 3, "the same, for each person's closest image"),
+    "faces": (1, 3, "share of the images of S_ID in which a face is detected"),
     "Attr-ACC": (1, 3, "the same as Attr-ACC, S_test, for people of S_ID"),
     "FID (id)": (-1, 2, "the same as FID (id), S_test, with names of S_ID"),
-    "FID (non-id)": (-1, 2, "distance to the base model's pictures of the same prompts without a name"),
-    "CLIP": (1, 3, "cosine of picture and prompt, for prompts without a name"),
-    "faces, prompts": (0, 3, "share of the pictures of prompts without a name in which a face is found"),
+    "FID (non-id)": (-1, 2, "distance to the base model's images of the same prompts without a name"),
+    "CLIP": (1, 3, "cosine of image and prompt, for prompts without a name"),
+    "faces, prompts": (0, 3, "share of the images of prompts without a name in which a face is detected"),
     "seconds": (-1, 0, "time of a training"),
-    "memory MB": (-1, 0, "the most memory that a training took"),
-    "result kB": (-1, 0, "size of what is learned"),
+    "memory MB": (-1, 0, "peak memory of a training"),
+    "result kB": (-1, 0, "size of a training's result"),
 }
 UNKNOWN = (0, 3, "")
 NOTHING = Value("–")
@@ -94,11 +91,8 @@ def ends(part: Finished) -> list[str] | None:
 
 def summary(table2: Finished) -> Numbers:
     """Effect of the prefix: two rows of Table 2, side by side."""
-    lines = []
-    for column, title in SUMMARY.items():
-        cells = [table2.cell(row, column) for row in SUMMARY_ROWS]
-        if any(cells):
-            lines.append((f"{title} {_arrow(column)}", [_with_published(cell, column) for cell in cells]))
+    lines = [(f"{title} {_arrow(column)}", [_with_published(cell, column) for cell in cells]) for column, title in SUMMARY.items()
+             if any(cells := [table2.cell(row, column) for row in SUMMARY_ROWS])]
     return Numbers("What the prefix does", "", [Column(title) for title in SUMMARY_ROWS.values()], lines)
 
 
@@ -116,11 +110,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _measured(cell: Cell | None, column: str, best: float | None) -> Value:
+def _measured(cell: Cell | None, column: str, best: float | None = None) -> Value:
     if cell is None or cell.mean is None:
         return NOTHING
-    interval = "" if cell.low is None else f"[{_number(cell.low, column)}, {_number(cell.high, column)}]"
-    return Value(_number(cell.mean, column), _spread(cell, column), interval, cell.mean == best)
+    mean, sd, low, high = (f"{value or 0:.{MEANING.get(column, UNKNOWN)[1]}f}" for value in (cell.mean, cell.sd, cell.low, cell.high))
+    return Value(mean, "" if cell.sd is None else f"± {sd}", "" if cell.low is None else f"[{low}, {high}]", cell.mean == best)
 
 
 def _best(means: Sequence[float], column: str) -> float | None:
@@ -130,25 +124,15 @@ def _best(means: Sequence[float], column: str) -> float | None:
 
 
 def _with_published(cell: Cell | None, column: str) -> Value:
-    if cell is None:
-        return NOTHING
-    paper = "" if cell.published is None else f"(paper: {_published(cell, column).text})"
-    measured = NOTHING.text if cell.mean is None else _number(cell.mean, column)
-    return Value(measured, _spread(cell, column), paper)
-
-
-def _spread(cell: Cell, column: str) -> str:
-    return "" if cell.sd is None else f"± {_number(cell.sd, column)}"
+    """The measured value, with the published value in place of the interval."""
+    paper = _published(cell, column)
+    return _measured(cell, column)._replace(interval="" if paper is NOTHING else f"(paper: {paper.text})")
 
 
 def _published(cell: Cell | None, column: str) -> Value:
     if cell is None or cell.published is None:
         return NOTHING
     return Value(published_in_words(cell.published, MEANING.get(column, UNKNOWN)[1]))
-
-
-def _number(value: float, column: str) -> str:
-    return f"{value:.{MEANING.get(column, UNKNOWN)[1]}f}"
 
 
 def _arrow(column: str) -> str:

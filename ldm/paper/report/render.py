@@ -22,7 +22,7 @@ WIDEST, QUALITY = 1200, 80  # pixels and WebP quality of a grid of images
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image of the report; a grid of images is compressed, a plot of curves is not."""
+    """An image of the report; a grid of images is compressed, a plot is not."""
 
     path: Path
     alt: str
@@ -48,7 +48,10 @@ class ReportImage:
 
 def render(form: str, report: Mapping[str, Any]) -> str:
     """The report as "html" with escaped values, or as "markdown"; UserError if an image cannot be read."""
-    templates = _templates(form)
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=form == "html", undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"md": _escaped, "table": markdown_numbers, "fence": _fence,
+                          "base64": lambda data: base64.b64encode(data).decode()}
     return templates.get_template("report.jinja").render(report, form=templates.get_template(f"as_{form}.jinja")).strip() + "\n"
 
 
@@ -59,17 +62,9 @@ def markdown_numbers(table: Numbers) -> str:
                           [[_escaped(name), *map(_cell, values)] for name, values in table.rows])
 
 
-def _templates(form: str) -> Environment:
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=form == "html", undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"md": _escaped, "table": markdown_numbers, "fence": _fence,
-                          "base64": lambda data: base64.b64encode(data).decode()}
-    return templates
-
-
-def _escaped(text: str) -> str:
-    """Escape any text for Markdown, in one line."""
-    return re.sub(r"([\\`*_\[\]|<>&#~$])", r"\\\1", " ".join(text.split()))
+def _escaped(value: object) -> str:
+    """A value as one line of Markdown text, with special characters escaped."""
+    return re.sub(r"([\\`*_\[\]|<>&#~$])", r"\\\1", " ".join(str(value).split()))
 
 
 def _cell(value: Value) -> str:
