@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.model import Upsample
 from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, timestep_embedding, zero_module
 from ldm.public_names import absent_names
 from ldm.util import UserError, refuse_other_architectures
@@ -40,15 +40,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class TimestepEmbedSequential(nn.Sequential):
