@@ -12,7 +12,7 @@ from ldm.paper.results.relations import about, above, balances, below, falls
 
 PAPER = ROOT / "configs" / "paper"
 OURS, BASE = ["t", "ours", "ID-ACC"], ["t", "base", "ID-ACC"]
-HOLDS, WITHIN_NOISE, NOT_MEASURED, DOES_NOT_HOLD = "holds", "within noise", "not measured", "does not hold"
+HOLDS, INCONCLUSIVE, NOT_MEASURED, DOES_NOT_HOLD = "holds", "inconclusive", "not measured", "does not hold"
 
 
 def cells_of(column="ID-ACC", **values):
@@ -58,19 +58,19 @@ def judge(monkeypatch):
 
 
 @pytest.mark.parametrize(("ours", "below", "above"), [
-    (-1, HOLDS, DOES_NOT_HOLD), (1, WITHIN_NOISE, WITHIN_NOISE), (9, WITHIN_NOISE, WITHIN_NOISE), (11, DOES_NOT_HOLD, HOLDS)])
+    (-1, HOLDS, DOES_NOT_HOLD), (1, INCONCLUSIVE, INCONCLUSIVE), (9, INCONCLUSIVE, INCONCLUSIVE), (11, DOES_NOT_HOLD, HOLDS)])
 def test_below_and_above_hold_beyond_the_noise_of_both_cells(judge, ours, below, above):
     cells = cells_of(ours=(ours, 3), base=(10, 8))  # half of base is 5 ± 4, so the difference has a noise of 5
     assert judge(cells, {"left": OURS, "below": BASE, "times": 0.5})["verdict"] == below
     assert judge(cells, {"left": OURS, "above": BASE, "times": 0.5})["verdict"] == above
 
 
-@pytest.mark.parametrize(("noise", "verdict"), [(0.0, HOLDS), (0.2, WITHIN_NOISE)])
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, HOLDS), (0.2, INCONCLUSIVE)])
 def test_a_number_may_stand_in_place_of_a_cell(judge, noise, verdict):
     assert judge(cells_of(ours=(0.8, noise)), {"left": OURS, "below": 0.9})["verdict"] == verdict
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [(5, HOLDS), (7, WITHIN_NOISE), (3, WITHIN_NOISE), (9, DOES_NOT_HOLD), (1, DOES_NOT_HOLD)])
+@pytest.mark.parametrize(("ours", "verdict"), [(5, HOLDS), (7, INCONCLUSIVE), (3, INCONCLUSIVE), (9, DOES_NOT_HOLD), (1, DOES_NOT_HOLD)])
 def test_about_holds_where_the_difference_and_its_noise_are_within_the_margin(judge, ours, verdict):
     assert judge(cells_of(ours=(ours, 1), base=5), {"left": OURS, "about": BASE, "within": 2.5})["verdict"] == verdict
 
@@ -78,9 +78,9 @@ def test_about_holds_where_the_difference_and_its_noise_are_within_the_margin(ju
 @pytest.mark.parametrize(("values", "verdict"), [
     ([9, 7, 5, 3], HOLDS),
     ([9, 5, 5.5, 3], HOLDS),            # a rise of less than noise; ranks 4, 2, 3, 1: a correlation of -0.8
-    ([9, 4.2, 4.6, 5, 4], WITHIN_NOISE),  # rises that are noise, one after another
+    ([9, 4.2, 4.6, 5, 4], INCONCLUSIVE),  # rises that are noise, one after another
     ([9, 3, 5, 2], DOES_NOT_HOLD),      # a rise beyond noise
-    ([9, 8.9, 8.8, 8.7], WITHIN_NOISE),  # steadily, but by less than noise
+    ([9, 8.9, 8.8, 8.7], INCONCLUSIVE),  # steadily, but by less than noise
     ([3, 5, 7, 9], DOES_NOT_HOLD)])
 def test_a_curve_falls_where_it_ends_below_its_beginning_and_nothing_rises_beyond_noise(judge, values, verdict):
     cells = cells_of(**{str(step): (value, 0.5) for step, value in enumerate(values)})  # a difference has a noise of 0.71
@@ -89,7 +89,7 @@ def test_a_curve_falls_where_it_ends_below_its_beginning_and_nothing_rises_beyon
 
 
 @pytest.mark.parametrize(("other", "verdict"), [
-    ((4, 1.0), WITHIN_NOISE),   # .4 left and all kept: -.6, as ours
+    ((4, 1.0), INCONCLUSIVE),   # .4 left and all kept: -.6, as ours
     ((6, 1.0), HOLDS),          # more is left
     ((2, 0.5), HOLDS),          # less is left, but half is lost: -.3
     ((1, 1.0), DOES_NOT_HOLD)])
@@ -126,7 +126,7 @@ def test_what_is_not_there_is_not_measured(judge, check):
 
 def test_the_worst_check_decides(judge):
     cells = cells_of(ours=1)
-    checks = {HOLDS: {"left": OURS, "below": 2}, WITHIN_NOISE: {"left": OURS, "below": 1},
+    checks = {HOLDS: {"left": OURS, "below": 2}, INCONCLUSIVE: {"left": OURS, "below": 1},
               NOT_MEASURED: {"left": ["t", "x", "ID-ACC"], "below": 1}, DOES_NOT_HOLD: {"left": OURS, "below": 0}}
     verdicts = [judge(cells, *list(checks.values())[:count])["verdict"] for count in range(1, 5)]
     assert verdicts == list(checks)
@@ -148,7 +148,7 @@ def test_the_figures_say_the_values_their_noise_and_the_difference(judge):
     {"balances": "ours", "table": "t", "others": ["base"], "base": "base", "less": "ID-ACC", "more": "ID-ACC"}])
 def test_single_values_of_unknown_noise_decide_nothing(judge, check):
     assert judge({("t", row, "ID-ACC"): cell_of([value], [None]) for row, value in {"ours": 1, "base": 2}.items()}, check)["verdict"] == (
-        WITHIN_NOISE)
+        INCONCLUSIVE)
 
 
 def test_trainings_of_the_same_seeds_are_compared_in_pairs(judge):
@@ -159,7 +159,7 @@ def test_trainings_of_the_same_seeds_are_compared_in_pairs(judge):
 
 def test_seeds_of_other_people_are_not_compared_in_pairs(judge):
     cells = {("t", "ours", column): cell_of(values, [9, 9, 9]) for column, values in {"ID-ACC": [1, 2, 3], "max": [3, 4, 5]}.items()}
-    assert judge(cells, {"left": OURS, "below": ["t", "ours", "max"]})["verdict"] == WITHIN_NOISE
+    assert judge(cells, {"left": OURS, "below": ["t", "ours", "max"]})["verdict"] == INCONCLUSIVE
 
 
 def test_two_columns_of_a_row_are_told_apart(judge):

@@ -22,7 +22,7 @@ from ldm.paper.report.render import ReportImage, markdown_numbers, render
 from ldm.util import UserError, write_atomically, write_text
 
 BEGIN, END = "<!-- results: python -m ldm.paper report -->", "<!-- end of results -->"
-VERDICTS = ("holds", "within noise", "does not hold", "not measured")
+VERDICTS = ("holds", "inconclusive", "does not hold", "not measured")
 WHAT = ("Ten learned vectors stand in front of every prompt of a frozen Stable Diffusion, so that a name yields somebody else "
         "(Anonymization Prompt Learning, arXiv 2405.16895). This report shows the paper's published values next to the values that this "
         "repository measures.")
@@ -61,10 +61,7 @@ def publish(out_dir: Path, folder: Path) -> list[Path]:
 
 
 def update_readme(readme: Path, out_dir: Path) -> None:
-    """Write the summary of Table 2 and the count of verdicts between the lines BEGIN and END of `readme`.
-
-    UserError if a line is missing or Table 2 is not finished.
-    """
+    """Write the summary of Table 2 and the count of verdicts between BEGIN and END; UserError without these lines or Table 2."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UserError(f"{readme} has no place for the results; add the lines '{BEGIN}' and '{END}', each once")
@@ -89,18 +86,14 @@ def report(finished: Mapping[str, Finished], claims: Sequence[Mapping[str, str]]
     times = [(label, [Value(duration(sum(pieces.values())))]) for label, pieces in spent.items()]
     return {
         "title": "Anonymization Prompt Learning: published and measured", "links": links,
-        "introduction": [WHAT, MINIATURE] if preset.startswith("mini") else [WHAT], "ran_on": _ran_on(parts, preset),
+        "introduction": [WHAT, MINIATURE] if preset.startswith("mini") else [WHAT],
+        "ran_on": {"preset": preset, "finished": max(part.day for part in parts),
+                   "trainings": _trainings(max(part.seeds for part in parts)),
+                   "devices": ", ".join(sorted({part.devices for part in parts})), "versions": _versions(parts)}.items(),
         "missing": missing and f"python -m ldm.paper {' '.join(missing)} --preset {preset}", "before_after": before_after,
         "claims": claims, "count": _count(claims), "check": f"python -m ldm.paper report --preset {preset}",
         "summary": table2 and summary(table2), "reading": READING, "meanings": meanings(parts), "parts": [*map(_section, parts)],
         "settings": _settings(parts), "versions": _versions(parts), "times": Numbers("Times", "", [Column("computation")], times)}
-
-
-def _ran_on(parts: Sequence[Finished], preset: str) -> list[tuple[str, str]]:
-    """Preset, date, trainings, devices, versions."""
-    return [("preset", preset), ("finished", f"{max(part.day for part in parts)}"),
-            ("trainings", _trainings(max(part.seeds for part in parts))),
-            ("devices", ", ".join(sorted({part.devices for part in parts}))), ("versions", _versions(parts))]
 
 
 def _section(part: Finished) -> dict[str, Any]:

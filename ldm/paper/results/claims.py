@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from ldm.paper.results.relations import DOES_NOT_HOLD, VERDICTS, WITHIN_NOISE, Cells, Finding, about, above, balances, below, falls
+from ldm.paper.results.relations import DOES_NOT_HOLD, INCONCLUSIVE, VERDICTS, Cells, Finding, about, above, balances, below, falls
 
 S_TEST, S_ID = BOTH = "ID-ACC, S_test", "ID-ACC"  # columns
 ANONYMIZING = ("UCE", "UCE, preserving", "UCE, preserving, erase 3", "ESD", "ESD, 3 a name", "ESD, 10 a name", "CA, 3 a name",
@@ -45,7 +45,7 @@ def check_claims(cells: Cells, preset: str) -> list[dict[str, Any]]:
         verdict = max((finding.verdict for finding in findings), key=VERDICTS.index)
         rows.append({"number": number, "claim": " ".join((check.__doc__ or "").split()), "section": section, "verdict": verdict,
                      "figures": [finding.line for finding in findings],
-                     "why": why.get(preset, "") if verdict in (WITHIN_NOISE, DOES_NOT_HOLD) else ""})
+                     "why": why.get(preset, "") if verdict in (INCONCLUSIVE, DOES_NOT_HOLD) else ""})
     return rows
 
 

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from ldm.paper.results.cells import Cell, cell_of, difference
 
-HOLDS, WITHIN_NOISE, NOT_MEASURED, DOES_NOT_HOLD = VERDICTS = ("holds", "within noise", "not measured", "does not hold")  # the worst last
+HOLDS, INCONCLUSIVE, NOT_MEASURED, DOES_NOT_HOLD = VERDICTS = ("holds", "inconclusive", "not measured", "does not hold")  # the worst last
 STEADY = -0.8  # rank correlation of place and value up to which a curve falls steadily
 
 Place = tuple[str, str, str]
@@ -55,7 +55,7 @@ def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding
     if DOES_NOT_HOLD in steps:
         verdict = DOES_NOT_HOLD
     elif verdict == HOLDS and correlation > STEADY:
-        verdict = WITHIN_NOISE
+        verdict = INCONCLUSIVE
     return Finding(verdict, f"{line}, rank correlation {correlation:.2f} at most {STEADY:g}: {verdict}")
 
 
@@ -104,8 +104,8 @@ def _balance(less: Cell | None, more: Cell | None, less_base: Cell | None, more_
 def _verdict(left: Cell, right: Cell, excess: float, half: float) -> str:
     """Verdict on `excess` < 0, which has this half-width; single values without an interval decide nothing."""
     if (left.low, right.low) == (None, None):
-        return WITHIN_NOISE
-    return HOLDS if excess < -half else DOES_NOT_HOLD if excess > half else WITHIN_NOISE
+        return INCONCLUSIVE
+    return HOLDS if excess < -half else DOES_NOT_HOLD if excess > half else INCONCLUSIVE
 
 
 def _value(cells: Cells, place: Place) -> Cell | None:
