@@ -140,7 +140,7 @@ def _row(path: Path, values: Any, preset: str) -> TableRow | None:
 
 
 def _quoted(columns: Iterable[str]) -> str:
-    """Columns as YAML needs them, for some have a comma."""
+    """Columns in quotes, which YAML needs for names with a comma."""
     return ", ".join(f'"{column}"' for column in columns)
 
 

@@ -1,1 +1,1 @@
-"""Tables, figures and claims from finished jobs."""
+"""Tables, figures and claims from finished pieces of work."""

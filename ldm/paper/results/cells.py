@@ -97,6 +97,6 @@ def read_cells(out_dir: Path, tables: Iterable[str]) -> dict[tuple[str, str, str
                         raise TypeError(f"the row {row}")
                     found[row["table"], row["row"], row["column"]] = Cell(**numbers, values=values)
             except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} holds no cells ({error}); delete {path.parent} and make it again with python -m ldm.paper {table}"
-                                ) from None
+                raise UserError(f"{path} holds no cells ({error}); delete {path.parent} and make it again with python -m ldm.paper "
+                                f"{table}") from None
     return found

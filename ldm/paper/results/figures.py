@@ -1,11 +1,11 @@
 """Grids of images from the same noise (Figures 1, 3, 4, 7), and plots of curves with intervals (Figures 5, 6 and 8)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ldm.experiments.sheet import sheet_of_files
@@ -30,9 +30,7 @@ class Panel:
 def image_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any]) -> Image.Image:
     """Image grid with one row for each of `rows` and one column per person or prompt; UserError if an image does not exist.
 
-    Args:
-        rows: label -> parts by name.
-        figure: part -> number of columns.
+    `rows` maps labels to parts by name, `figure` maps parts to numbers of columns.
     """
     labels: list[str] = []
     files: dict[str, list[Path]] = {row: [] for row in rows}
@@ -60,8 +58,7 @@ def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
         for label, points in panel.lines.items():
             places = [place for place, _ in points]
             line, = axis.plot(places, [cell.mean for _, cell in points], marker="o", label=label)
-            low, high = ([math.nan if end is None else end for end in ends]
-                         for ends in ([cell.low for _, cell in points], [cell.high for _, cell in points]))
+            low, high = (np.array(ends, float) for ends in ([cell.low for _, cell in points], [cell.high for _, cell in points]))
             axis.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         if panel.level:
             axis.axhline(panel.level[1], color="black", linestyle=":", label=panel.level[0])

@@ -7,10 +7,10 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ldm.evaluation.tables import console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
@@ -25,11 +25,9 @@ from ldm.util import write_atomically, write_text
 INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low", "clip_high")}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A row with one seed: its parts by name, and their training, file or None."""
+class Measured(NamedTuple):
+    """A row with one seed: its parts by name, and the training or file that they show; None: the base model."""
 
-    seed: int
     parts: Mapping[str, Part]
     result: Source
 
@@ -51,7 +49,7 @@ class MeasuredTable:
 
     def pieces(self, seed: int) -> list[Part]:
         """All parts of the rows with a seed."""
-        return [piece for row in self.measured.values() for one in row if one.seed == seed for piece in one.parts.values()]
+        return [piece for row in self.measured.values() for one in row[seed:seed + 1] for piece in one.parts.values()]
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
@@ -59,12 +57,12 @@ class MeasuredTable:
         found: dict[tuple[str, str], Cell] = {}
         for row in self.table.rows:
             measured = self.measured[row.name]
-            columns: dict[str, list[tuple[float | None, float | None]]] = {
+            values_of: dict[str, list[tuple[float | None, float | None]]] = {
                 column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in measured]
                 for column, (name, key) in COLUMNS.items()}
-            for column, (key, unit) in COSTS.items():
-                columns[column] = [(one.result.cost[key] / unit, None) for one in measured if isinstance(one.result, Training)]
-            for column, values in columns.items():
+            values_of |= {column: [(one.result.cost[key] / unit, None) for one in measured if isinstance(one.result, Training)]
+                          for column, (key, unit) in COSTS.items()}
+            for column, values in values_of.items():
                 known = [(value, half) for value, half in values if value is not None]
                 if known:
                     cell = cell_of([value for value, _ in known], [half for _, half in known], row.published.get(column))
@@ -107,7 +105,7 @@ class MeasuredTable:
             base = part(self.out_dir, name, model, plain)
             own = part(self.out_dir, name, model, own_flags, result, row.step, base)
             parts[name] = base if own.folder == base.folder else own
-        return Measured(seed, parts, result)
+        return Measured(parts, result)
 
     def _part_flags(self, model: str, score: Mapping[str, Any], source: str) -> PartFlags:
         key = repr((model, score))  # most rows share them, and parsing takes a tenth of a second
@@ -134,28 +132,26 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
                 only: Callable[[TableRow], bool] = lambda row: True) -> str:
     """Write the files that every table and figure has; returns the rows selected by `only` for the console."""
     rows, shown = as_rows(table.name, cells), shown_table(table, cells)
-    text = markdown_table(shown, numeric=list(shown[0])[1:])
     write_json(folder / f"{table.name}.json", rows)
     write_csv(rows, folder / f"{table.name}.csv")
-    write_text(folder / f"{table.name}.md", text)
-    spent = sum(about["spent"].values())
-    head = {"name": table.name, "title": table.title, "section": table.section, "remark": table.remark, "columns": list(table.columns),
-            "kind": table.figure.get("kind")}
-    write_json(folder / "about.json", head | dict(about) | {"seconds": spent, "versions": versions()})
+    write_text(folder / f"{table.name}.md", markdown_table(shown, numeric=list(shown[0])[1:]))
+    head = {key: getattr(table, key) for key in ("name", "title", "section", "remark", "columns")}
+    write_json(folder / "about.json", {**head, "kind": table.figure.get("kind"), **about, "seconds": sum(about["spent"].values()),
+                                       "versions": versions()})
     return console_table([line for line, row in zip(shown, table.rows, strict=True) if only(row)])
 
 
 def shown_table(table: Table, cells: Mapping[tuple[str, str], Cell]) -> list[dict[str, str | None]]:
     """One row per row of the table; each column shows the measured value, and the published value if the table has any."""
-    published = [column for column in table.columns if any((row.name, column) in cells and row.published.get(column) is not None
-                                                           for row in table.rows)]
+    published = [column for column in table.columns
+                 if any((row.name, column) in cells and column in row.published for row in table.rows)]
     rows, several = [], any(row.model for row in table.rows)
     for row in table.rows:
         line: dict[str, str | None] = {"row": row.name} | ({"model": row.model} if several else {})
         for column in table.columns:
             if column in published:
                 line[f"{column} (paper)"] = None if column not in row.published else published_in_words(row.published[column], 3)
-            line[column] = in_words(cells.get((row.name, column)), COSTS.get(column) is not None)
+            line[column] = in_words(cells.get((row.name, column)), column in COSTS)
         rows.append(line)
     return rows
 

@@ -1,1 +1,1 @@
-"""Trainings, evaluations and attacks as jobs, and the queue from which processes take them."""
+"""Trainings, evaluations and attacks as pieces of work, and the queue from which workers take them."""

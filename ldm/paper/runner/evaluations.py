@@ -7,7 +7,7 @@ The parts are portraits of S_ID, portraits of S_test, and images of prompts with
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from ldm.experiments.variants import BASE, Variant, load_variants
 from ldm.loading import ModelFiles
 from ldm.paper.config import COLUMNS, slug
 from ldm.paper.runner.processes import Tools
-from ldm.paper.runner.trainings import Source, file_of, made_for
+from ldm.paper.runner.trainings import Source, Training, Transfer, file_of, made_for
 from ldm.run_folder import image_path, read_json, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError
@@ -61,7 +61,7 @@ class Part:
     base: "Part | None"   # part with the base model's images, for distances; None if this is it
 
     @property
-    def needs(self) -> Sequence[Any]:
+    def needs(self) -> "list[Part | Training | Transfer]":
         return [*made_for(self.result), *([self.base] if self.base else [])]
 
     @property

@@ -35,8 +35,8 @@ def make(pieces: Sequence[Piece], places: Sequence[Place], out_dir: Path, label:
         end_with_starter()
         return make_all(pieces, Tools(places[int(os.environ[PLACE])]))
     left = [piece for piece in pieces if not piece.is_done()]
-    done = sum(piece.size for piece in pieces) - sum(piece.size for piece in left)
-    with tqdm(total=round(sum(piece.size for piece in pieces)), initial=round(done), desc=label, unit="call", unit_scale=True, smoothing=0,
+    total, undone = (sum(piece.size for piece in some) for some in (pieces, left))
+    with tqdm(total=round(total), initial=round(total - undone), desc=label, unit="call", unit_scale=True, smoothing=0,
               disable=not left) as bar:
         def look() -> None:
             """Advance the bar by the pieces that any worker has finished."""
@@ -89,10 +89,7 @@ def _watch(workers: dict[Path, subprocess.Popen], look: Callable[[], None], left
 
 
 class Tools:
-    """Resources of a worker: its device, and a cache of the model and the scorers that it used last.
-
-    Successive pieces usually have the same model.
-    """
+    """Resources of a worker: its device, and the model and the scorers that it used last, which successive pieces usually share."""
 
     def __init__(self, place: Place) -> None:
         os.environ |= place.environment

@@ -112,15 +112,9 @@ Source = Training | Transfer | Path | None  # training or file of a prefix or ed
 
 
 def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, source: str, step: int | None = None) -> Training:
-    """The training with a row's flags and a seed.
+    """The training with a row's flags `train` and a seed, below the output folder of python -m ldm.paper.
 
-    Args:
-        out_dir: output folder of python -m ldm.paper.
-        preset: name or file of the preset, unless `train` has one.
-        train: flags of the row.
-        seed: seed of the training.
-        source: origin of the flags, for messages.
-        step: requested step; None is the last.
+    `train` can replace the preset (name or file); `source` is its origin, for messages; `step` is the requested step, None the last.
 
     Raises:
         SystemExit: a flag is unknown to train.py, or a file that it reads does not exist.
