@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from args.paper_args import CONFIGS, TABLES
-from ldm.evaluation.tables import console_table
+from ldm.evaluation.tables import Row, console_table
 from ldm.paper.config import read_table
 from ldm.paper.results.cells import read_cells
 from ldm.paper.results.claims import check_claims
@@ -43,7 +42,7 @@ def pieces_of(tables: Sequence[AnyTable]) -> list[Piece]:
 
 def list_tables(tables: Sequence[AnyTable]) -> str:
     """One line per table: finished trainings and pieces, and the machines at work."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for table in tables:
         pieces = pieces_of([table])
         trainings = [piece for piece in pieces if isinstance(piece, Training)]

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
@@ -45,7 +46,7 @@ class TableRow:
     step: int | None = None      # of the training; None is the last
     transfer: str | None = None  # route by which the prefix is transferred to the second text encoder of `model`
     model: str | None = None     # preset of the generating model; None: the command's
-    score: Mapping[str, Any] = field(default_factory=dict)  # flags of test_fid_clip_score.py, added to the table's
+    score: Mapping[str, object] = field(default_factory=dict)  # flags of test_fid_clip_score.py, added to the table's
     seeds: int | None = None     # maximum number of trainings
     x: float | None = None       # position in a curve
     shown: bool = True           # in a figure of images
@@ -61,7 +62,7 @@ class Table:
     section: str
     columns: Sequence[str]
     rows: Sequence[TableRow]
-    score: Mapping[str, Any] = field(default_factory=dict)   # flags of test_fid_clip_score.py
+    score: Mapping[str, object] = field(default_factory=dict)   # flags of test_fid_clip_score.py
     figure: Mapping[str, Any] = field(default_factory=dict)  # kind `curve` (with x: label) or `pictures` (with columns per part)
     remark: str = ""
 
@@ -155,7 +156,7 @@ def _is_figure(figure: Mapping[str, Any]) -> bool:
     return figure == {} or (figure.get("kind") == "pictures" and counts != {} and of_parts)
 
 
-def _check(place: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def _check(place: str, values: Mapping[str, object], kinds: Mapping[str, type | UnionType]) -> None:
     wrong = [key for key, value in values.items() if key not in kinds or not isinstance(value, kinds[key])]
     if wrong:
         raise UserError(f"{place}: '{wrong[0]}: {values[wrong[0]]}' is not understood; give {', '.join(kinds)}, as in "

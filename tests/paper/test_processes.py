@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from ldm.paper.runner import processes
 from ldm.paper.runner.processes import PLACE, make, who_works
 from ldm.paper.runner.queue import claimed
 from ldm.util import UserError
+from tests.paper.test_queue import Writing
 
 STAND_IN = """
 import os, pathlib, sys, time
@@ -32,13 +32,10 @@ PLACES = [Place("cpu", {"OMP_NUM_THREADS": "1"}), Place("cpu", {"OMP_NUM_THREADS
 
 
 @dataclass(frozen=True)
-class Piece:
-    folder: Path
-    needs: tuple = ()
-    size: float = 2.0
+class Piece(Writing):
+    """A piece that writes its tools into `done`."""
 
-    def is_done(self) -> bool:
-        return (self.folder / "done").exists()
+    size: float = 2.0
 
     def make(self, tools) -> None:
         (self.folder / "done").write_text(str(tools))

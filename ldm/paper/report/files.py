@@ -31,7 +31,7 @@ class Finished:
     images: Sequence[Path]
     seeds: int
     devices: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     versions: Mapping[str, str]
     spent: Mapping[str, float]  # seconds per piece of work; tables can share pieces
     day: date
@@ -86,6 +86,6 @@ def _finished(out_dir: Path, name: str, about: Mapping[str, Any]) -> Finished:
         day=date.fromtimestamp((folder / "about.json").stat().st_mtime), **{key: about[key] for key in OF_ABOUT})
 
 
-def _place(section: Any) -> str:
+def _place(section: object) -> str:
     """Text for a section number or name."""
     return f"section {section}" if str(section)[:1].isdigit() else str(section)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -46,7 +45,7 @@ class ReportImage:
         return "webp", buffer.getvalue(), image.size
 
 
-def render(form: str, report: Mapping[str, Any]) -> str:
+def render(form: str, report: Mapping[str, object]) -> str:
     """The report as "html" with escaped values, or as "markdown"; UserError if an image cannot be read."""
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=form == "html", undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)

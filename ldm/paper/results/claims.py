@@ -7,8 +7,9 @@ each. Claims of our own are marked.
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ldm.evaluation.tables import Row
 from ldm.paper.results.relations import DOES_NOT_HOLD, INCONCLUSIVE, VERDICTS, Cells, Finding, about, above, balances, below, falls
 
 S_TEST, S_ID = BOTH = "ID-ACC, S_test", "ID-ACC"  # columns
@@ -34,7 +35,7 @@ def claim(section: str, **why: str) -> Callable:
     return add
 
 
-def check_claims(cells: Cells, preset: str) -> list[dict[str, Any]]:
+def check_claims(cells: Cells, preset: str) -> list[Row]:
     """One row per claim: number, claim, section, verdict (the worst of its checks), `figures` (a line per check), why.
 
     `why` is empty if the claim holds or no reason is known.

@@ -70,7 +70,7 @@ class Figure5:
                 found[row.name, "ID-ACC"] = replace(found[row.name, "ID-ACC"], low=low, high=high)
         return found
 
-    def write(self, arguments: Mapping[str, Any]) -> str:
+    def write(self, arguments: Mapping[str, object]) -> str:
         """Write all files of the figure; returns the ends of the curves for the console. `arguments` are the command's."""
         folder = self.options.out_dir / self.name
         people = [{"curve": row.name, "seed": seed, **person} for row in self.table.rows for seed, pieces in enumerate(self.attacks)

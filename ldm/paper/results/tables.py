@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ldm.evaluation.tables import console_table, markdown_table, write_csv
+from ldm.evaluation.tables import Row, console_table, markdown_table, write_csv
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.results.figures import Panel, image_sheet, plot_panels
@@ -72,7 +72,7 @@ class MeasuredTable:
                     found[row.name, column] = Cell(None, published=row.published[column])
         return found
 
-    def write(self, arguments: Mapping[str, Any]) -> str:
+    def write(self, arguments: Mapping[str, object]) -> str:
         """Write all files of the table or figure; returns the table for the console. `arguments` are the command's."""
         folder = self.out_dir / self.name
         if self.table.figure:
@@ -107,7 +107,7 @@ class MeasuredTable:
             parts[name] = base if own.folder == base.folder else own
         return Measured(parts, result)
 
-    def _part_flags(self, model: str, score: Mapping[str, Any], source: str) -> PartFlags:
+    def _part_flags(self, model: str, score: Mapping[str, object], source: str) -> PartFlags:
         key = repr((model, score))  # most rows share them, and parsing takes a tenth of a second
         if key not in self._flags:
             self._flags[key] = part_flags(model, {**self.table.score, **score}, source)
@@ -165,7 +165,7 @@ def in_words(cell: Cell | None, whole: bool = False) -> str | None:
     return f"{cell.mean:.3f}" + (f" ± {cell.sd:.3f}" if cell.sd is not None else "") + cell.interval
 
 
-def _half_width(row: Mapping[str, Any], key: str) -> float | None:
+def _half_width(row: Row, key: str) -> float | None:
     """Half-width of a metric's 95 % interval over people or prompts; None without an interval."""
     low, high = (row.get(end) for end in INTERVAL_OF.get(key, (None, None)))
     return None if low is None or high is None else (high - low) / 2

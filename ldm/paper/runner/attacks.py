@@ -222,7 +222,8 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
         raise UserError(f"figure5 teaches tokens to one text encoder, and {portraits.config_path} has two; give another --preset")
     if isinstance(attacked, Path) and not is_map_file(attacked):
         read_embedding_file(attacked)
-    settings: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in ("n_people", "title", "section", "remark")}
+    values = asdict(plan).items()
+    settings: dict[str, object] = {key: value for key, value in values if key not in ("n_people", "title", "section", "remark")}
     for attack in plan.attacks:
         learned = counted(vars(parse_train_args(plan.flags(attack, options.preset, seed, options.photos))))
         settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in ("photos", "seed")}

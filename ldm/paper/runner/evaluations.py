@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from args.common import as_flags, options_of
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.contents import digest_of, file_hash
 from ldm.data.benchmarks import read_benchmark
 from ldm.data.identities import read_people
+from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import people_asked_for
 from ldm.experiments.quality import HalfFolder
 from ldm.experiments.quality_table import QualityOptions, portraits_of
@@ -46,7 +46,7 @@ class PartFlags:
     precision: str
     options: QualityOptions
     keep_images: int | None
-    all: Mapping[str, Any]  # hashed in the folder's name
+    all: Mapping[str, object]  # hashed in the folder's name
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Part:
         return portraits_of(names[GROUP_OF[self.name]], self.flags.options.n_samples)
 
     @cached_property
-    def row(self) -> Mapping[str, Any]:
+    def row(self) -> Row:
         """The row of metrics; UserError if the file is damaged."""
         keys = {key for part, key in COLUMNS.values() if part == self.name}
         row = read_json(self.folder / "row.json", {"seconds", *keys})
@@ -116,7 +116,7 @@ class Part:
         return HalfFolder(OneDevice(), half, [variant], self.folder, keep_images=self.flags.keep_images)
 
 
-def part_flags(preset: str, score: Mapping[str, Any], source: str) -> PartFlags:
+def part_flags(preset: str, score: Mapping[str, object], source: str) -> PartFlags:
     """Checked flags for a preset (name or file), with `score`, those of the table and the row; `source` is their origin, for messages.
 
     Raises:
@@ -127,7 +127,7 @@ def part_flags(preset: str, score: Mapping[str, Any], source: str) -> PartFlags:
     return options_of(PartFlags, args, files=ModelFiles.of(args), options=options_of(QualityOptions, args), all=named_as_before(vars(args)))
 
 
-def named_as_before(flags: Mapping[str, Any]) -> dict[str, Any]:
+def named_as_before(flags: Mapping[str, object]) -> dict[str, object]:
     """Flags by the names that enter the hashes in folder names."""
     return {"prompt" if flag == "prompt_template" else flag: value for flag, value in flags.items()}
 

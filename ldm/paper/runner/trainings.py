@@ -144,7 +144,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
     return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
 
 
-def counted(flags: Mapping[str, Any]) -> dict[str, Any]:
+def counted(flags: Mapping[str, object]) -> dict[str, object]:
     """The flags on which a training's result depends."""
     return {flag: value for flag, value in flags.items() if flag not in UNCOUNTED and (value is not None or flag not in WHERE_GIVEN)}
 
