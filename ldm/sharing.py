@@ -1,4 +1,4 @@
-"""Work shared by the ranks of a run: each takes its shard, and the results are gathered in order."""
+"""Work shared by the ranks of a run: each processes its shard of the pieces, and the results are gathered in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
