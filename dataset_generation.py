@@ -41,15 +41,16 @@ def attributes(args: argparse.Namespace) -> None:
 def faces(args: argparse.Namespace) -> None:
     """Generate the images x^i of S_ID with the frozen model from the names."""
     from ldm.apl.launch import launch, set_precision
-    from ldm.data.identities import read_people
-    from ldm.data.templates import read_templates
+    from ldm.data.identities import GROUPS, read_people
+    from ldm.data.prompts import read_templates
     from ldm.device import pick_precision
     from ldm.evaluation.faces import FaceAnalyzer
     from ldm.experiments.identity_images import IdentityImages, Recipe
     from ldm.loading import ModelFiles, file_hash
     from ldm.run_folder import RunFolder
 
-    names = [person.name for person in read_people(args.people).values() if args.group in (person.group, "all")][:args.n_names]
+    groups = GROUPS if args.group == "all" else (args.group,)
+    names = [person.name for person in read_people(args.people).values() if person.group in groups][:args.n_names]
     fabric = launch(args.devices, num_nodes=args.num_nodes)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(fabric.device)) if args.one_face else None
     hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
@@ -85,19 +86,20 @@ def gallery(args: argparse.Namespace) -> None:
 
 def captions(args: argparse.Namespace) -> None:
     """Create S_Reg: captioned images whose generation the prefix must preserve."""
-    from ldm.data.caption_set import Filters, write_caption_set
+    from ldm.data.caption_set import write_caption_set
     from ldm.data.caption_sources import caption_candidates
     from ldm.data.identities import read_people
     from ldm.left_out import LeftOut
     from ldm.loading import file_hash
     from ldm.run_folder import RunFolder
 
-    filters, dropped = Filters(read_people(args.people) if args.people else {}, args.min_size, args.max_images), LeftOut()
+    people, dropped = read_people(args.people) if args.people else {}, LeftOut()
     total, candidates = caption_candidates(args.images, args.captions, dropped, args.out_dir / "hashes.json")
     settings = {"min_size": args.min_size, "captions": args.captions and file_hash(args.captions),
                 "people": args.people and file_hash(args.people)}
     RunFolder(args.out_dir, settings, resume=args.resume).write_arguments(vars(args))
-    kept = write_caption_set(candidates, args.out_dir, filters, total=total, dropped=dropped)
+    kept = write_caption_set(candidates, args.out_dir, people, min_size=args.min_size, max_images=args.max_images, total=total,
+                             dropped=dropped)
     print(f"{args.out_dir} holds {kept} images with captions; left out: {dropped} (see dropped.csv there)")
 
 

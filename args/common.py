@@ -117,7 +117,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_face_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of the people and of the face recognizer, shared by training's final table and both test scripts."""
-    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
+    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test|keep), attributes")
     group.add_argument("--gallery", metavar="NPZ", type=Path, help="ArcFace embedding (512,) per name")
     add_face_pack_arguments(group)
     group.add_argument("--threshold", metavar="COS", type=number(float, -1, 1), default=0.3,

@@ -86,7 +86,7 @@ def _add_faces(parser: Parser) -> None:
     add_model_arguments(parser)
     add_devices_argument(parser)
     group = parser.add_argument_group("generation")
-    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test), attributes")
+    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test|keep), attributes")
     group.add_argument("--group", choices=("train", "test", "all"), default="train", help="people of S_ID, of S_test, or both")
     group.add_argument("--n_names", metavar="N", type=number(int, 1), help="number of names, from the first (default: all)")
     group.add_argument("--n_samples", metavar="N", type=number(int, 1), default=100, help="images per name")

@@ -1,19 +1,19 @@
 """Report of the inputs that a reader leaves out: counted per reason and listed with advice, so that nothing is dropped silently."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldm.util import UserError, write_text
+from ldm.text_files import write_csv
+from ldm.util import UserError
 
 Report = Callable[[str, str], None]  # takes a reason and a sentence
 
-HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, NO_CAPTION, NO_FID, TEST_GROUP, NO_IMAGE = HARMLESS = (
-    "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions", "no caption",
-    "no FID", "of the test group", "text of no image")
+HARMLESS = (HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURTHER_CAPTIONS, NO_CAPTION, NO_FID, NO_IMAGE,
+            TEST_GROUP, KEEP_GROUP) = (
+    "hidden", "met twice", "other format", "no image suffix", "archive", "in another folder", "further captions", "no caption", "no FID",
+    "text of no image", "of the test group", "of the keep group")
 
 
 @dataclass
@@ -38,11 +38,7 @@ class LeftOut:
 
     def write(self, path: Path) -> None:
         """Write the rows as CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["reason", "what"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(path, text.getvalue())
+        write_csv(self.rows, path, ["reason", "what"])
 
     def announce(self, out_dir: Path) -> None:
         """Print counts and the first sentence, and write left_out.csv; without rows, remove the file of an earlier run."""

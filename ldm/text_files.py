@@ -1,12 +1,13 @@
 """Readers for users' text files and tables (UTF-8; csv, tsv, jsonl), which report the line of every flaw and drop nothing silently.
 
-A file is read once, so pipes work. The content determines the format, because a pipe has no suffix.
+`write_csv` writes a table. A file is read once, so pipes work. The content determines the format, because a pipe has no suffix.
 """
 
 import codecs
 import csv
 import difflib
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.containers import no_text
-from ldm.util import UserError, first_line
+from ldm.util import UserError, first_line, write_text
 
 TABLES = (".csv", ".tsv", ".jsonl")
 DELIMITERS = ",\t;|"  # Excel writes all three into .csv
@@ -87,6 +88,15 @@ def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
         found = found[1:] if is_header(found[0], columns) else found
         refuse_rows(found, path, columns)
     return [line for line in (" ".join(one.split()) for one in found) if line]
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path, columns: Sequence[str] = ()) -> None:
+    """Write rows as CSV with a header: `columns`, or else all keys; a missing value is an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns or dict.fromkeys(itertools.chain.from_iterable(rows)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def is_header(line: str, columns: Sequence[str]) -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -36,11 +35,14 @@ class AttributeBook:
     def __init__(self, folder: str | Path, group: str, names: Sequence[str], repeated: int = 0) -> None:
         self.folder, self.group, self.repeated = Path(folder), group, repeated
         self.complaints: list[str] = []  # rejected lines of this run's answers
-        path = self.folder / "people.csv"
-        self.people = read_people(path) if path.exists() else {}
-        known = NameList(self.people, path)
+        people, manifest = self.folder / "people.csv", self.folder / "people.json"
+        self.people = read_people(people) if people.exists() else {}
+        known = NameList(self.people, people)
         self.names = [known.find(name) or name for name in names]
-        self.answers = self._read_manifest()
+        try:
+            self.answers = dict(json.loads(manifest.read_text(encoding="utf-8"))["answers"]) if manifest.exists() else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{manifest} is not a manifest of answers; move it away, or use another --out_dir") from error
 
     @property
     def missing(self) -> list[str]:
@@ -52,33 +54,28 @@ class AttributeBook:
         missing = self.missing
         return [request_for(missing[start:start + names_per_request]) for start in range(0, len(missing), names_per_request)]
 
-    def ask(self, answer_to: Callable[[str], str], names_per_request: int, **made_by: Any) -> None:
+    def ask(self, answer_to: Callable[[str], str], names_per_request: int, **made_by: object) -> None:
         """Send the requests for all missing names and store each answer on arrival, with `made_by` in people.json."""
         for request in tqdm(self.requests(names_per_request), "requests", unit="request"):
             self.take(answer_to(request), **made_by)
 
     def take_files(self, paths: Sequence[Path]) -> None:
-        """Store the answers in these text files.
-
-        Raises:
-            UserError: a file is not UTF-8 text.
-        """
+        """Store the answers in these text files; raises UserError if one is not UTF-8 text."""
         for path in paths:
             self.take(read_text(path), pasted_from=str(path))
 
-    def take(self, answer: str, **made_by: Any) -> None:
+    def take(self, answer: str, **made_by: object) -> None:
         """Store an answer, add its valid lines to people.csv and its invalid ones to `complaints`."""
         content = answer.encode(errors="replace")  # JSON can contain lone surrogates
         file = f"answers/{hashlib.sha256(content).hexdigest()[:12]}.txt"
         write_atomically(self.folder / file, lambda path: path.write_bytes(content))
         found, complaints = parse_answer(content.decode(), self.names)
         missing = set(self.missing)
-        for name in [name for name in found if name in missing]:
-            group = self.people[name].group if name in self.people else self.group
-            self.people[name] = Person(name, group, found[name])
+        new = [name for name in found if name in missing]
+        for name in new:
+            self.people[name] = Person(name, self.people[name].group if name in self.people else self.group, found[name])
         self.complaints += [f"{file}, {complaint}" for complaint in complaints]
-        names = [*self.answers.get(file, {}).get("names", []), *(name for name in found if name in missing)]
-        self.answers[file] = made_by | {"names": names, "faulty": complaints}
+        self.answers[file] = made_by | {"names": [*self.answers.get(file, {}).get("names", []), *new], "faulty": complaints}
         write_people(self.people, self.folder / "people.csv")
         write_json(self.folder / "people.json", {"form": FORM, "request": REQUEST, "answers": self.answers})
 
@@ -92,10 +89,3 @@ class AttributeBook:
             lines.append(f"missing: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}; run the same command again "
                          "without --answers to print their requests, or give corrected lines as --answers")
         return "\n".join(lines)
-
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.folder / "people.json"
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["answers"]) if path.exists() else {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a manifest of answers; move it away, or use another --out_dir") from error

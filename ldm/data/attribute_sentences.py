@@ -57,17 +57,14 @@ def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[
     known = NameList(names, "the list of names")
     for number, line in enumerate(text.split("\n"), start=1):
         line = re.sub(r"\\([^\w\s])", r"\1", unicodedata.normalize("NFC", line)).strip()  # Markdown's escapes
-        if not re.search(r"\w", line):
-            continue
         bare = re.sub("[*`]", "", line)
-        name, rest = _begins_with(line, known) or _begins_with(bare, known) or (None, "")
-        if name is None:
-            complaints.append(f"line {number} does not begin with a requested name: '{bare}'")
-            continue
+        name, rest = _begins_with(line, known) or _begins_with(bare, known) or ("", "")
         sentence = re.sub(r"^[\W_]+|[\s.\"'”’。,;|_]+$", "", re.sub("[*`]", "", rest))
-        if flaw := flaw_of(sentence, name):
+        if not name and re.search(r"\w", line):
+            complaints.append(f"line {number} does not begin with a requested name: '{bare}'")
+        elif name and (flaw := flaw_of(sentence, name)):
             complaints.append(f"line {number}, {name}, {flaw}: '{sentence}'")
-        elif found.setdefault(name, sentence) != sentence:
+        elif name and found.setdefault(name, sentence) != sentence:
             complaints.append(f"line {number}, {name}, is a second sentence; the first is kept: '{sentence}'")
     return found, complaints
 
@@ -117,9 +114,8 @@ def read_names(path: Path) -> tuple[list[str], int]:
         UserError: the file is not UTF-8 text, holds no name, or holds a line that is not a bare name.
     """
     names = [unicodedata.normalize("NFC", line) for line in read_lines(path, ("name", "names"))]
-    for name in names:
-        if NO_NAME.match(name):
-            raise UserError(f"{path} holds '{name}', which begins with a list mark, is quoted, or has no letter; write the bare name")
+    if wrong := next(filter(NO_NAME.match, names), None):
+        raise UserError(f"{path} holds '{wrong}', which begins with a list mark, is quoted, or has no letter; write the bare name")
     if not names:
         raise UserError(f"{path} holds no name; write one per line")
     first: dict[str, str] = {}  # normal form -> the first spelling

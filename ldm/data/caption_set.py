@@ -6,7 +6,6 @@ name a person, whose images the prefix must change instead of preserve (paper se
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -25,54 +24,44 @@ from ldm.util import UserError, write_atomically
 MOST_PIXELS = 2**26
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Criteria for images of S_Reg.
+def write_caption_set(candidates: Iterable[Candidate], folder: Path, people: Mapping[str, Person], *, min_size: int, max_images: int | None,
+                      total: int, dropped: LeftOut) -> int:
+    """Copy the images that pass the filters to `folder`/images; write metadata.jsonl and dropped.csv; return the number of images.
+
+    Images copied by an earlier run are not read again. Those that no longer pass, or whose source has changed, are deleted.
 
     Args:
         people: captions that name one of them are left out.
         min_size: minimum length of the shorter side, in pixels.
         max_images: maximum number of images; None takes all.
-    """
-
-    people: Mapping[str, Person]
-    min_size: int
-    max_images: int | None = None
-
-
-def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Filters, *, total: int, dropped: LeftOut) -> int:
-    """Copy the images that pass the filters to `folder`/images; write metadata.jsonl and dropped.csv.
-
-    Images copied by an earlier run are not read again. Those that no longer pass, or whose source has changed, are deleted.
-
-    Args:
         total: number of candidates, for the progress bar.
         dropped: receives one row per candidate that is left out.
-
-    Returns:
-        Number of images in the set.
 
     Raises:
         UserError: no candidate passes, or the folder holds a set made from another source.
     """
-    images = folder / "images"
+    images, metadata = folder / "images", folder / "metadata.jsonl"
     images.mkdir(parents=True, exist_ok=True)
     there = {path.stem: path for path in images.iterdir()}
-    earlier = _sources_in(folder / "metadata.jsonl") if there else set()
-    names = NamesInText(filters.people)
+    lines = metadata.read_text(encoding="utf-8").split("\n") if there and metadata.exists() else []  # none if it was interrupted
+    earlier = {json.loads(line)["source"] for line in lines if line}
+    names = NamesInText(people)
     rows: list[dict[str, str]] = []
-    captions: set[str] = set()
+    keys: set[str] = set()
     for candidate in tqdm(candidates, "S_Reg", total, unit="image"):
-        if len(rows) == filters.max_images:
+        origin, caption = candidate.origin, candidate.caption
+        if len(rows) == max_images:
             break
-        if not _caption_passes(candidate, filters.people, names, captions, dropped):
-            continue
-        key = digest(candidate.origin, candidate.stamp)
-        path = there.get(key) or _copy(candidate, images / key, filters.min_size, dropped)
-        if path is not None:
-            captions.add(caption_key(candidate.caption))
-            source = candidate.origin.encode(errors="backslashreplace").decode()  # a file name need not be valid text
-            rows.append({"file_name": f"images/{path.name}", "text": candidate.caption, "source": source})
+        if caption is None:
+            dropped("no caption", no_caption(origin))
+        elif named := people.get(names.find(caption) or ""):
+            dropped(f"names a person of the {named.group} group", f"{origin} names {named.name}: '{caption}'")
+        elif (key := caption_key(caption)) in keys:
+            dropped("duplicate caption", f"{origin} has the caption of an earlier image: '{caption}'")
+        elif path := there.get(stem := digest(origin, candidate.stamp)) or _copy(candidate, images / stem, min_size, dropped):
+            keys.add(key)
+            source = origin.encode(errors="backslashreplace").decode()  # a file name need not be valid text
+            rows.append({"file_name": f"images/{path.name}", "text": caption, "source": source})
     if rows and earlier and earlier.isdisjoint(row["source"] for row in rows):
         for path in set(images.iterdir()) - set(there.values()):
             path.unlink()
@@ -81,25 +70,10 @@ def write_caption_set(candidates: Iterable[Candidate], folder: Path, filters: Fi
     dropped.write(folder / "dropped.csv")
     if not rows:
         raise UserError(f"no image is left for S_Reg ({dropped}); give another --images or --captions, or a smaller --min_size")
-    kept = {row["file_name"] for row in rows}
-    for path in there.values():
-        if f"images/{path.name}" not in kept:
-            path.unlink()
+    for path in set(there.values()) - {folder / row["file_name"] for row in rows}:
+        path.unlink()
     write_metadata(folder, rows)
     return len(rows)
-
-
-def _caption_passes(candidate: Candidate, people: Mapping[str, Person], names: NamesInText, captions: set[str], dropped: LeftOut) -> bool:
-    if candidate.caption is None:
-        dropped("no caption", no_caption(candidate.origin))
-        return False
-    key = caption_key(candidate.caption)
-    named = people.get(names.find(candidate.caption) or "")
-    if named:
-        dropped(f"names a person of the {named.group} group", f"{candidate.origin} names {named.name}: '{candidate.caption}'")
-    elif key in captions:
-        dropped("duplicate caption", f"{candidate.origin} has the caption of an earlier image: '{candidate.caption}'")
-    return not named and key not in captions
 
 
 def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> Path | None:
@@ -107,11 +81,12 @@ def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> 
     try:
         content = candidate.read()
         image = open_image(lambda: content, candidate.origin)
+        size = f"{candidate.origin} has {image.width} x {image.height} pixels"
         if min(image.size) < min_size:
-            dropped("too small", f"{candidate.origin} has {image.width} x {image.height} pixels, less than --min_size {min_size}")
+            dropped("too small", f"{size}, less than --min_size {min_size}")
             return None
         if image.width * image.height > MOST_PIXELS:
-            dropped("too large", f"{candidate.origin} has {image.width} x {image.height} pixels, more than {MOST_PIXELS} in all")
+            dropped("too large", f"{size}, more than {MOST_PIXELS} in all")
             return None
         rgb_image(lambda: content, candidate.origin)  # detects damaged files here instead of during training
     except (UserError, OSError) as error:
@@ -121,12 +96,6 @@ def _copy(candidate: Candidate, stem: Path, min_size: int, dropped: LeftOut) -> 
     path = stem.with_suffix(suffix_of(image))
     write_atomically(path, lambda target: target.write_bytes(content))
     return path
-
-
-def _sources_in(metadata: Path) -> set[str]:
-    """Origins of the images of an earlier run, from its metadata.jsonl; empty if it was interrupted before writing that."""
-    lines = metadata.read_text(encoding="utf-8").split("\n") if metadata.exists() else []
-    return {json.loads(line)["source"] for line in lines if line}
 
 
 def caption_key(caption: str) -> str:

@@ -4,21 +4,23 @@ Captions are stored next to the images (the layouts of `read_collection`, or par
 captions JSON, in a table with file names, or in a text file whose lines belong to numbered images (the layout of the released code).
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldm.contents import hashes_of
-from ldm.data.captions import CAPTION_FIELDS, caption_of
-from ldm.data.images import UNREADABLE_METADATA, ImageSource, Record, read_collection, with_one_caption
+from ldm.data.images import CAPTION_FIELDS, UNREADABLE_METADATA, ImageSource, caption_of, captions_table, read_collection, with_one_caption
 from ldm.image_files import files_below, image_suffixes
 from ldm.left_out import FURTHER_CAPTIONS, LeftOut, Report
-from ldm.text_files import HALF_CHARACTER, TABLES, is_header, is_table, json_list, read_text, refuse_rows, rows_of
+from ldm.text_files import HALF_CHARACTER, TABLES, is_header, is_table, json_list, read_text, refuse_rows
 from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 IMAGE_COLUMNS = ("jpg", "png", "webp", "image")  # of parquet tables; img2dataset writes the first three, Hugging Face the last
 
@@ -50,39 +52,36 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report, hash
         return _table_candidates(folder, tables, report, hashes)
     records = read_collection(folder, report)
     if captions is None:
-        captioned = [(record, caption_of(record.fields)) for record in records]
+        captioned = [(record.source, caption_of(record.fields)) for record in records]
     else:
-        captioned = _captioned(folder, captions, records, report)
-    stamps = hashes_of((record.source for record, _ in captioned), hashes)
-    return len(captioned), [Candidate(_origin(folder, record.source), caption, record.source.read, stamp)
-                            for (record, caption), stamp in zip(captioned, stamps, strict=True)]
+        captioned = _captioned(folder, captions, [record.source for record in records], report)
+    stamps = hashes_of((source for source, _ in captioned), hashes)
+    candidates = []
+    for (source, caption), stamp in zip(captioned, stamps, strict=True):
+        origin = f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
+        candidates.append(Candidate(origin, caption, source.read, stamp))
+    return len(candidates), candidates
 
 
-def _origin(folder: Path, source: ImageSource) -> str:
-    return f"{source.path.relative_to(folder).as_posix()}:{source.member}".rstrip(":")
-
-
-def _captioned(folder: Path, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
+def _captioned(folder: Path, captions: Path, sources: list[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
     """The images that a captions file describes, each with its caption; the content determines the format of the file."""
     text = read_text(captions)
     entries = json_list(text)
     if captions.suffix.lower() == ".json" and not entries or text.lstrip().startswith("{") and '"annotations"' in text:
-        return _named(folder, captions, _coco(text, folder, captions, report), records, report)
+        return _named(folder, captions, _coco(text, folder, captions, report), sources, report)
     if captions.suffix.lower() in TABLES or entries is not None or is_table(text, ("file_name",)):
-        rows = rows_of(text, captions, ["file_name"], CAPTION_FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
-                       prepare=partial(with_one_caption, report=report))
         images: dict[Path, list[str]] = {}
-        for row in rows:
+        for row in captions_table(text, captions, report, some=CAPTION_FIELDS):
             images.setdefault(folder / row.fields.get("file_name", ""), []).extend(filter(None, [caption_of(row.fields)]))
-        return _named(folder, captions, images, records, report)
-    return _numbered(text, captions, records, report)
+        return _named(folder, captions, images, sources, report)
+    return _numbered(text, captions, sources, report)
 
 
 def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path, list[str]]:
     """Captions per image (COCO has about five), ordered by annotation id."""
     try:
         content = json.loads(text)
-        own: dict[Any, list[str]] = {}
+        own: dict[object, list[str]] = {}
         for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
             if HALF_CHARACTER.search(annotation["caption"]):
                 report(UNREADABLE_METADATA, f"{captions} has half a character (a lone surrogate) in the caption {annotation['caption']!a}")
@@ -94,10 +93,10 @@ def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path,
                         "file_name) and annotations (id, image_id, caption), such as captions_val2014.json") from error
 
 
-def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], records: list[Record],
-           report: Report) -> list[tuple[Record, str | None]]:
-    """Records of the images that a captions file names, each with its first caption."""
-    by_path = {record.source.path: record for record in records if not record.source.member}
+def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], sources: list[ImageSource],
+           report: Report) -> list[tuple[ImageSource, str | None]]:
+    """The images that a captions file names, each with its first caption."""
+    by_path = {source.path: source for source in sources if not source.member}
     for path in images.keys() - by_path.keys():
         report("image missing", f"{captions} names {path}, which does not exist; fetch it, or give the folder that holds it as --images")
     if not images.keys() & by_path.keys():
@@ -113,28 +112,29 @@ def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], recor
     return [(by_path[path], texts[0] if texts else None) for path, texts in there.items()]
 
 
-def _numbered(text: str, captions: Path, records: list[Record], report: Report) -> list[tuple[Record, str | None]]:
-    """Records with captions, where the image with the number n in its name belongs to line n; numbers start at 0 or 1."""
+def _numbered(text: str, captions: Path, sources: list[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
+    """Images with captions, where the image with the number n in its name belongs to line n; numbers start at 0 or 1."""
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     lines = lines[1:] if is_header(lines[0], CAPTION_FIELDS) else lines
     refuse_rows(lines, captions, ("file_name",))
-    by_number: dict[int, Record] = {}
-    twins = set()
-    for record in records:
-        digits = re.findall(r"\d{1,18}", PurePosixPath(record.source.member or record.source.path.name).stem)
-        if not digits:
-            report("image without a number", f"{record.source} has no number in its name, so no line of {captions} belongs to it")
-        elif by_number.setdefault(int(digits[-1]), record) is not record:
-            report("two images of one number", f"{record.source} and {by_number[int(digits[-1])].source} have the same number; remove one")
-            twins.add(int(digits[-1]))
+    by_number: dict[int, list[ImageSource]] = {}
+    for source in sources:
+        digits = re.findall(r"\d{1,18}", PurePosixPath(source.member or source.path.name).stem)
+        if digits:
+            by_number.setdefault(int(digits[-1]), []).append(source)
+        else:
+            report("image without a number", f"{source} has no number in its name, so no line of {captions} belongs to it")
+    for first, *others in by_number.values():
+        for other in others:
+            report("two images of one number", f"{other} and {first} have the same number; remove one")
     if not by_number:
         raise UserError(f"no image has a number in its name, and {captions} has one line per number; give images such as 000017.jpg")
     if (0 in by_number) == (len(lines) in by_number) or max(by_number) > len(lines):
         raise UserError(f"{captions} has {len(lines)} lines, but the images have the numbers {min(by_number)} to {max(by_number)}, so "
                         "the lines cannot be matched to images; number the images from 0 (image 0 must exist) or from 1 (image "
                         f"{len(lines)} must exist)")
-    first = 0 if 0 in by_number else 1
-    return [(by_number[number], lines[number - first] or None) for number in sorted(by_number.keys() - twins)]
+    start = 0 if 0 in by_number else 1
+    return [(own[0], lines[number - start] or None) for number, own in sorted(by_number.items()) if len(own) == 1]
 
 
 def _tables(folder: Path, report: Report) -> list[Path]:
@@ -163,7 +163,7 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: 
         except (ArrowException, OSError) as error:
             report("damaged table", f"{path} is not a complete parquet table ({error}); fetch it again or delete it")
 
-    def rows() -> Iterator[Candidate]:
+    def candidates() -> Iterator[Candidate]:
         for path, table in opened:
             names = table.schema_arrow.names
             column = next((name for name in IMAGE_COLUMNS if name in names), None)
@@ -173,28 +173,28 @@ def _table_candidates(folder: Path, tables: list[Path], report: Report, hashes: 
                 continue
             columns = [column, *(name for name in (*CAPTION_FIELDS, "status") if name in names)]
             stamp, = hashes_of([ImageSource(path)], hashes)
+            origins = (f"{path.relative_to(folder).as_posix()}:{number}" for number in itertools.count())
             try:
-                cells = (cell for batch in table.iter_batches(batch_size=64, columns=columns)
-                         for cell in zip(*(batch.column(name) for name in columns), strict=True))
-                for number, row in enumerate(cells):
-                    yield from _row_candidate(f"{path.relative_to(folder).as_posix()}:{number}", stamp, columns, row, report)
+                for batch in table.iter_batches(batch_size=64, columns=columns):
+                    for start in range(len(batch)):
+                        yield from _row_candidate(next(origins), stamp, batch.slice(start, 1), column, report)
             except (ArrowException, OSError) as error:
                 report("damaged table", f"{path} cannot be read to its end ({error}); fetch it again or delete it")
 
-    return sum(table.metadata.num_rows for _, table in opened), rows()
+    return sum(table.metadata.num_rows for _, table in opened), candidates()
 
 
-def _row_candidate(origin: str, stamp: str, columns: list[str], row: tuple[Any, ...], report: Report) -> Iterator[Candidate]:
-    """The candidate of a row of Arrow scalars in the order of `columns`, the first of which holds the image bytes."""
+def _row_candidate(origin: str, stamp: str, row: "RecordBatch", column: str, report: Report) -> Iterator[Candidate]:
+    """The candidate of one row of a table, with the image bytes in `column`; none if a flaw was reported."""
     try:
-        content, *texts = (cell.as_py() for cell in row)
+        fields, = row.to_pylist()
     except UnicodeDecodeError:
         report("text not UTF-8", f"the caption of {origin} is not UTF-8 text")
         return
+    content = fields.pop(column)
     content = content.get("bytes") if isinstance(content, dict) else content
-    fields = with_one_caption(dict(zip(columns[1:], texts, strict=True)), origin, report)
-    fields = {name: text for name, text in fields.items() if isinstance(text, str)}
+    texts = {name: text for name, text in with_one_caption(fields, origin, report).items() if isinstance(text, str)}
     if isinstance(content, bytes):
-        yield Candidate(origin, caption_of(fields), lambda: content, stamp)
+        yield Candidate(origin, caption_of(texts), lambda: content, stamp)
     else:
-        report("image missing", f"{origin} has no image bytes (status {fields.get('status', 'unknown')}); fetch it again")
+        report("image missing", f"{origin} has no image bytes (status {texts.get('status', 'unknown')}); fetch it again")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.data.images import CAPTION_FIELDS, Fields, ImageSource, read_collection
+from ldm.data.images import ImageSource, caption_of, read_collection
 from ldm.left_out import Report
 from ldm.util import UserError
 
@@ -28,11 +28,6 @@ def caption_images(folder: str | Path, report: Report | None = None) -> list[Cap
             raise UserError(no_caption(record.source))
         images.append(CaptionImage(record.source, caption))
     return images
-
-
-def caption_of(fields: Fields) -> str | None:
-    """Caption in the fields of an image: the first non-empty field of CAPTION_FIELDS, or None."""
-    return next((fields[key].strip() for key in CAPTION_FIELDS if fields.get(key, "").strip()), None)
 
 
 def no_caption(where: object) -> str:

@@ -1,19 +1,18 @@
 """S_ID: images of named people with the attributes of each person (paper section 4.1)."""
 
-import csv
-import io
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ldm.data.images import ImageSource, Record, read_collection
-from ldm.left_out import TEST_GROUP, LeftOut, Report
+from ldm.data.images import ImageSource, read_collection
+from ldm.left_out import KEEP_GROUP, TEST_GROUP, LeftOut, Report
 from ldm.names import NameList, normal_form
-from ldm.text_files import read_text, rows_of
-from ldm.util import UserError, warn, write_text
+from ldm.text_files import read_text, rows_of, write_csv
+from ldm.util import UserError, warn
 
-GROUPS = ("train", "test")
+GROUPS = ("train", "test")  # S_ID and S_test, whose images are scored
+KEEP = "keep"               # S_keep: names that may be shown, neither trained on nor scored
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Person:
     """A row of people.csv. `attributes` is c2, "A [gender] [race] [occupation], [facial attributes]"."""
 
     name: str
-    group: str  # "train" (S_ID) or "test" (S_test)
+    group: str  # "train" (S_ID), "test" (S_test) or "keep" (S_keep)
     attributes: str
 
 
@@ -38,7 +37,7 @@ def read_people(path: str | Path) -> dict[str, Person]:
     """People by name, read from a CSV with the header name,group,attributes.
 
     Raises:
-        UserError: the file or a column is missing, a name is empty or occurs twice in any spelling, a group is not train or test.
+        UserError: the file or a column is missing, a name is empty or occurs twice in any spelling, a group is not train, test or keep.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,8 +49,8 @@ def read_people(path: str | Path) -> dict[str, Person]:
         group = fields.get("group", "").casefold()
         if not normal_form(name):
             raise UserError(f"{path}, line {line}: the name is empty; give every person a row with a name")
-        if group not in GROUPS:
-            raise UserError(f"{path}, line {line}, puts '{name}' into the group '{group}'; the groups are train and test; correct it")
+        if group not in (*GROUPS, KEEP):
+            raise UserError(f"{path}, line {line}, puts '{name}' into the group '{group}'; the groups are train, test and keep; correct it")
         earlier, other = first.setdefault(normal_form(name), (line, name))
         if earlier != line:
             raise UserError(f"{path}: the name '{other}' of line {earlier} is listed twice, as '{name}' in line {line}; give every person "
@@ -62,18 +61,14 @@ def read_people(path: str | Path) -> dict[str, Person]:
 
 def write_people(people: Mapping[str, Person], path: str | Path) -> None:
     """Write the CSV that `read_people` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "group", "attributes"])
-    writer.writerows([person.name, person.group, person.attributes] for person in people.values())
-    write_text(path, text.getvalue())
+    write_csv([asdict(person) for person in people.values()], path, ["name", "group", "attributes"])
 
 
-def identity_images(folder: str | Path, people: dict[str, Person], report: Report | None = None) -> list[IdentityImage]:
+def identity_images(folder: str | Path, people: Mapping[str, Person], report: Report | None = None) -> list[IdentityImage]:
     """Images of people of the train group, in the order of `read_collection`, which defines the layouts and `report`.
 
     The person's name comes from the metadata (column name) or else from the sub-folder, in any spelling (ldm/names.py).
-    Images of the test group are left out: S_test must stay unseen.
+    Images of the other groups are left out: S_test must stay unseen, and S_keep may be shown.
 
     Raises:
         UserError: no image, an image without a name, a name without attributes, or no image of the train group.
@@ -81,35 +76,26 @@ def identity_images(folder: str | Path, people: dict[str, Person], report: Repor
     images, known, report = [], NameList(people), report or LeftOut(strict=True)
     spelled: dict[str, set[str]] = {}
     for record in read_collection(folder, report):
-        name = _name_of(record, Path(folder))
-        person = _person_called(name, record, people, known)
+        source = record.source
+        in_sub_folder = not source.member and source.path.parent != Path(folder)
+        name = record.fields.get("name", "") or (source.path.parent.name if in_sub_folder else "")
+        if not name:
+            raise UserError(f"the person shown by {source} is unknown; put it into a sub-folder with the person's name or "
+                            "add it to metadata.jsonl with file_name and name")
+        person = people.get(known.find(name) or "")
+        if person is None or not person.attributes and person.group in GROUPS:
+            raise UserError(f"'{name}', shown by {source}, has no attributes in the list of people{'' if person else known.hint(name)}; "
+                            "add a row name,group,attributes for this name, remove the image, or give --identity_images with images "
+                            "of the people of your list alone")
         spelled.setdefault(person.name, set()).add(name)
         if person.group == "train":
-            images.append(IdentityImage(record.source, person.name, person.attributes))
+            images.append(IdentityImage(source, person.name, person.attributes))
         else:
-            report(TEST_GROUP, f"{record.source} shows {person.name} of the test group, who must stay unseen")
+            reason, why = (KEEP_GROUP, "may be shown") if person.group == KEEP else (TEST_GROUP, "must stay unseen")
+            report(reason, f"{source} shows {person.name} of the {person.group} group, who {why}")
     for name, spellings in spelled.items():
         if len(spellings) > 1:
             warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are used as '{name}'")
     if not images:
         raise UserError(f"the folder {folder} shows nobody of the train group; put images of S_ID into it")
     return images
-
-
-def _name_of(record: Record, folder: Path) -> str:
-    name = record.fields.get("name", "")
-    if not name and record.source.path.parent != folder and not record.source.member:
-        name = record.source.path.parent.name
-    if not name:
-        raise UserError(f"the person shown by {record.source} is unknown; put it into a sub-folder with the person's name or "
-                        "add it to metadata.jsonl with file_name and name")
-    return name
-
-
-def _person_called(name: str, record: Record, people: dict[str, Person], known: NameList) -> Person:
-    person = people.get(known.find(name) or "")
-    if person is None or not person.attributes:
-        raise UserError(f"'{name}', shown by {record.source}, has no attributes in the list of people{'' if person else known.hint(name)}; "
-                        "add a row name,group,attributes for this name, remove the image, or give --identity_images with images "
-                        "of the people of your list alone")
-    return person

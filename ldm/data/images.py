@@ -9,8 +9,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
 from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, NO_IMAGE, LeftOut, Report, besides
-from ldm.text_files import decoded, rows_of, texts_of
+from ldm.text_files import Row, decoded, rows_of, texts_of
 from ldm.util import UserError, write_text
 
 Fields = dict[str, str]
@@ -36,12 +36,12 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 LONGEST_TEXT = 2**20  # bytes of a caption or of one image's metadata
 
 
-@dataclass
+@dataclass(frozen=True)
 class Record:
     """An image and its metadata fields ("name", "text", ...)."""
 
     source: ImageSource
-    fields: Fields = field(default_factory=dict)
+    fields: Fields
 
 
 def load_image(source: ImageSource, size: int) -> Tensor:
@@ -67,74 +67,80 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
         UserError: the folder does not exist. A strict `LeftOut` also raises it if there is no image, a shard or a text cannot be read
             completely, one text could belong to two images, or metadata names a missing image.
     """
-    folder = Path(folder)
+    folder, report = Path(folder), report or LeftOut(strict=True)
     if not folder.is_dir():
         raise UserError(f"the data folder {folder} does not exist; give a folder of images")
-    report = report or LeftOut(strict=True)
-    found: dict[ImageSource, Record] = {}
+    found: dict[ImageSource, Fields | None] = {}  # None: left out
     stems: dict[Path, Path] = {}
-    left_out: set[ImageSource] = set()
     files = files_below(folder, report)
     sides = {path.with_suffix(path.suffix.lower()): path for path in files if path.suffix.lower() in SIDES}
     for path in files:
         if path.suffix.lower() == ".tar":
-            found |= {record.source: record for record in _read_shard(path, report)}
+            found |= _read_shard(path, report)
         elif is_image(path, report):
-            fields = _side_files(path, sides, report)
+            found[ImageSource(path)] = fields = _side_fields(path, sides, report)
             twin = stems.setdefault(path.with_suffix(""), path)
             if fields and twin != path:
-                report("two images of one stem", _twins(twin, path))
-                left_out |= {ImageSource(twin), ImageSource(path)}
-            elif fields is None:
-                left_out.add(ImageSource(path))
-            else:
-                found[ImageSource(path)] = Record(ImageSource(path), fields)
+                _report_twins(twin, path, report)
+                found |= {ImageSource(twin): None, ImageSource(path): None}
+    for side, path in sides.items():  # a .json may be another program's
+        if side.suffix != ".json" and side.with_suffix("") not in stems:
+            report(NO_IMAGE, f"{path} has the name of no image that is read, so it is ignored; rename it like its image, or remove it")
     named: dict[ImageSource, Fields] = {}
-    _report_orphans(sides, {source.path.with_suffix("") for source in (*found, *left_out) if not source.member}, report)
     for path in (path for path in files if path.name.casefold() in METADATA):
-        for number, fields in enumerate(_metadata_rows(path, report), start=1):
+        for number, fields in enumerate(_metadata_of(path, report), start=1):
             source = ImageSource(path.parent / fields.get("file_name", ""))
-            if source in found:
-                first = named.setdefault(source, {})
+            if (side_fields := found.get(source)) is not None:
+                first = named.setdefault(source, fields)
                 if any(first.get(key, fields[key]) != fields[key] for key in fields.keys() - {"file_name"}):
                     report(FURTHER_CAPTIONS, f"{path} describes '{fields['file_name']}' in its entry {number} differently from an earlier "
                                              "entry; the earlier one is used")
+                if first is fields:
+                    _report_differing(side_fields, fields, f"{path}, entry {number},", f"the text next to {source}", report)
                 named[source] = fields | first
-                if not first:
-                    _report_differing(found[source].fields, fields, f"{path}, entry {number},", f"the text next to {source}", report)
-                found[source].fields |= named[source]
-            elif source not in left_out:
+            elif source not in found:
                 where = ("which exists but is hidden, of a format that Pillow does not open, or named through another folder; rename it, "
                          "convert it" if os.path.isfile(source.path) else f"which is not in {path.parent}; add the image")
                 report("image missing", f"{path} names the image '{fields.get('file_name')}' in its entry {number}, {where} or "
                                         "remove the entry")
-    if not found and not left_out:
+    if not found:
         report("no images", f"the data folder {folder} holds no images (such as .png and .jpg) and no .tar shards{besides(report)}; "
                             "put images into it or give another folder")
-    return [record for source, record in found.items() if source not in left_out]
+    return [Record(source, fields | named.get(source, {})) for source, fields in found.items() if fields is not None]
 
 
 def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write metadata.jsonl of a folder, one row per image: file_name, relative to the folder, and further fields."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(Path(folder) / "metadata.jsonl", text)
+    write_text(Path(folder) / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _report_orphans(sides: Mapping[Path, Path], stems: Collection[Path], report: Report) -> None:
-    """Report texts without an image of the same stem, except .json files, which other programs may have left there."""
-    for key, path in sides.items():
-        if key.suffix != ".json" and key.with_suffix("") not in stems:
-            report(NO_IMAGE, f"{path} has the name of no image that is read, so it is ignored; rename it like its image, or remove it")
+def captions_table(text: str, where: Path, report: Report, *, some: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Rows of a table with the column file_name, see `rows_of`; flaws and further captions are reported."""
+    return rows_of(text, where, ["file_name"], some, optional, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
+                   prepare=partial(with_one_caption, report=report))
+
+
+def _metadata_of(path: Path, report: Report) -> Iterator[Fields]:
+    text = _decoded(path.read_bytes(), path, report) or ""
+    try:
+        yield from (row.fields for row in captions_table(text, path, report, optional=FIELDS) if text.strip())
+    except UserError as error:  # an invalid header
+        report(UNREADABLE_METADATA, str(error))
+
+
+def _report_twins(first: object, second: object, report: Report) -> None:
+    report("two images of one stem", f"{first} and {second} have the same stem, and their text could belong to either; rename one image "
+                                     "and its text")
 
 
 def _report_differing(there: Fields, further: Fields, who: str, what: str, report: Report) -> None:
     """Report two different captions of one image."""
-    first, second = ([fields[key] for key in CAPTION_FIELDS if fields.get(key, "").strip()][:1] for fields in (there, further))
-    if first and second and first[0].split() != second[0].split():
+    captions = {" ".join(caption.split()) for caption in map(caption_of, (there, further)) if caption}
+    if len(captions) > 1:
         report(FURTHER_CAPTIONS, f"{who} and {what} give two captions; one of them is used")
 
 
-def _side_files(path: Path, sides: Mapping[Path, Path], report: Report) -> Fields | None:
+def _side_fields(path: Path, sides: Mapping[Path, Path], report: Report) -> Fields | None:
     """Fields from the .json and the .txt (or kohya's .caption) of the same stem; the .txt is the caption. None if one was reported.
 
     Args:
@@ -142,18 +148,16 @@ def _side_files(path: Path, sides: Mapping[Path, Path], report: Report) -> Field
     """
     texts = {}
     for suffix, kind in SIDES.items():
-        side = sides.get(path.with_suffix(suffix))
-        if side is not None:
+        if side := sides.get(path.with_suffix(suffix)):
             with side.open("rb") as file:
-                texts[kind] = _short_text(file.read(LONGEST_TEXT + 1), str(side), report)
-    return _fields(texts, str(path), report)
+                texts[kind] = _decoded(file.read(LONGEST_TEXT + 1), side, report, LONGEST_TEXT)
+    return _fields(texts, path, report)
 
 
-def _read_shard(path: Path, report: Report) -> list[Record]:
-    """Records of a tar shard, grouped by the stem of its members. Stores offsets; unpacks nothing."""
-    sources: dict[str, ImageSource] = {}
+def _read_shard(path: Path, report: Report) -> dict[ImageSource, Fields | None]:
+    """Fields of the images of a tar shard, with texts of the same stem as in `_side_fields`. Stores offsets; unpacks nothing."""
+    images: dict[str, list[ImageSource]] = {}  # by stem
     texts: dict[str, dict[str, str | None]] = {}
-    twins = set()
     end = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as shard:
@@ -161,7 +165,7 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
                 if member.size < 0 or (member.isfile() and member.offset_data + member.size > end):
                     raise tarfile.ReadError(f"a member of {member.size} bytes does not fit into it")
                 name = PurePosixPath(member.name)
-                suffix, key = name.suffix.lower(), str(name.with_suffix(""))
+                suffix, stem = name.suffix.lower(), str(name.with_suffix(""))
                 source = ImageSource(path, member.name, member.offset_data, member.size)
                 if any(map(is_hidden, name.parts)):
                     if member.isfile() and suffix in image_suffixes():
@@ -169,14 +173,11 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
                 elif not member.isfile():
                     if not member.isdir() and suffix in image_suffixes():
                         report("link in a shard", f"{source} is a link, which is not followed in a shard; store the file itself")
-                elif is_image(PurePosixPath(f"{path}:{name}"), report):
-                    if key in sources:
-                        report("two images of one stem", _twins(sources[key], source))
-                        twins.add(key)
-                    sources[key] = source
+                elif is_image(PurePosixPath(str(source)), report):
+                    images.setdefault(stem, []).append(source)
                 elif suffix in (".txt", ".json"):
                     content = cast(IO[bytes], shard.extractfile(member)).read(LONGEST_TEXT + 1)  # None only for what is no file
-                    texts.setdefault(key, {})[suffix] = _short_text(content, f"{path}:{member.name}", report)
+                    texts.setdefault(stem, {})[suffix] = _decoded(content, source, report, LONGEST_TEXT)
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(512) != bytes(512):  # a complete tar ends with empty blocks
                 raise tarfile.ReadError("its end is missing")
@@ -184,53 +185,40 @@ def _read_shard(path: Path, report: Report) -> list[Record]:
         raise
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # the last three for impossible sizes
         report("damaged shard", f"the shard {path} is damaged ({error}); fetch it again or delete it")
-    records = []
-    for key, source in sources.items():
-        fields = None if key in twins else _fields(texts.get(key, {}), str(source), report)
-        if fields is not None:
-            records.append(Record(source, fields))
-    return records
+    found = {}
+    for stem, sources in images.items():
+        for twin in sources[1:]:
+            _report_twins(sources[0], twin, report)
+        found[sources[0]] = _fields(texts.get(stem, {}), sources[0], report) if len(sources) == 1 else None
+    return found
 
 
-def _twins(first: ImageSource | Path, second: ImageSource | Path) -> str:
-    return f"{first} and {second} have the same stem, and their text could belong to either; rename one image and its text"
-
-
-def _fields(texts: Mapping[str, str | None], where: str, report: Report) -> Fields | None:
+def _fields(texts: Mapping[str, str | None], where: object, report: Report) -> Fields | None:
     """Fields of an image from the texts of its .json and .txt; None if one of them was reported."""
-    read = {suffix: text for suffix, text in texts.items() if text is not None}
-    if len(read) < len(texts):
+    if None in texts.values():
         return None
-    fields = _parse_json(f"the .json of {where}", read[".json"], report) if ".json" in read else {}
-    if fields is None:
-        return None
-    lines = [line.strip() for line in re.split(r"[\r\n]+", read.get(".txt", "")) if line.strip()]
+    fields: Fields | None = {}
+    if (text := texts.get(".json")) is not None:
+        flaw, place = partial(report, UNREADABLE_METADATA), f"the .json of {where}"
+        try:
+            fields = texts_of(with_one_caption(json.loads(text), place, report), place, FIELDS, flaw)
+        except (ValueError, RecursionError) as error:
+            flaw(f"{place} is not valid JSON ({error}); correct the file")
+            return None
+    if fields is None or (text := texts.get(".txt")) is None:
+        return fields
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()] or [""]
     if len(lines) > 1:
         report(FURTHER_CAPTIONS, f"the .txt of {where} has {len(lines)} lines; the first is the caption")
-    if lines:
-        _report_differing(fields, {"text": lines[0]}, f"the .txt of {where}", "its .json", report)
-    return fields | ({"text": lines[0] if lines else ""} if ".txt" in texts else {})
+    _report_differing(fields, {"text": lines[0]}, f"the .txt of {where}", "its .json", report)
+    return fields | {"text": lines[0]}
 
 
-def _metadata_rows(path: Path, report: Report) -> Iterator[Fields]:
-    text = _decoded(path.read_bytes(), str(path), report) or ""
-    if text.strip():
-        try:
-            rows = rows_of(text, path, ["file_name"], optional=FIELDS, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
-                           prepare=partial(with_one_caption, report=report))
-            yield from (row.fields for row in rows)
-        except UserError as error:  # an invalid header
-            report(UNREADABLE_METADATA, str(error))
-
-
-def _short_text(content: bytes, where: str, report: Report) -> str | None:
-    if len(content) > LONGEST_TEXT:
-        report("text too long", f"{where} has more than {LONGEST_TEXT} bytes, too many for a caption; delete it")
+def _decoded(content: bytes, where: object, report: Report, longest: int | None = None) -> str | None:
+    """The text of a file; None if it was reported as not UTF-8 or longer than `longest` bytes."""
+    if longest and len(content) > longest:
+        report("text too long", f"{where} has more than {longest} bytes, too many for a caption; delete it")
         return None
-    return _decoded(content, where, report)
-
-
-def _decoded(content: bytes, where: str, report: Report) -> str | None:
     try:
         return decoded(content, where)
     except UserError as error:
@@ -238,15 +226,9 @@ def _decoded(content: bytes, where: str, report: Report) -> str | None:
         return None
 
 
-def _parse_json(where: str, text: str, report: Report) -> Fields | None:
-    """Text fields of a JSON object; None if a flaw was reported."""
-    flaw = partial(report, UNREADABLE_METADATA)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        flaw(f"{where} is not valid JSON ({error}); correct the file")
-        return None
-    return texts_of(with_one_caption(content, where, report), where, FIELDS, flaw)
+def caption_of(fields: Fields) -> str | None:
+    """Caption in the fields of an image: the first non-empty field of CAPTION_FIELDS, or None."""
+    return next((fields[key].strip() for key in CAPTION_FIELDS if fields.get(key, "").strip()), None)
 
 
 def with_one_caption(content: Any, where: str, report: Report) -> Any:

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from ldm.contents import hashes_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
-from ldm.evaluation.tables import Row, write_csv
+from ldm.evaluation.tables import Row
 from ldm.image_files import ImageSource, image_files
 from ldm.images import images_in, read_image
 from ldm.left_out import LeftOut, Report, besides
 from ldm.names import NameList, normal_form
 from ldm.run_folder import safe_name, versions, write_arrays, write_json
-from ldm.text_files import first_of, read_text, rows_of
+from ldm.text_files import first_of, read_text, rows_of, write_csv
 from ldm.util import UserError, write_atomically
 
 WITH_FACE = ("face", "several faces", "unlike the others")  # labels of photos; the others are "no face" and "unreadable"

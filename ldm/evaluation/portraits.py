@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ldm.evaluation.id_acc import id_acc, identity_scores, image_scores, observations
-from ldm.evaluation.tables import Row, write_csv
+from ldm.evaluation.tables import Row
 from ldm.image_files import image_files
 from ldm.images import image_grid, read_image
 from ldm.left_out import ELSEWHERE, LeftOut, Report, besides
 from ldm.names import NameList
+from ldm.text_files import write_csv
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # per group

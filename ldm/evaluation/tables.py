@@ -1,7 +1,5 @@
 """Writes rows of metrics as results.json, CSV and Markdown and formats them for the console, for every command that measures."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Collection, Sequence
@@ -9,6 +7,7 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+from ldm.text_files import write_csv
 from ldm.util import write_text
 
 Row = dict[str, Any]  # of a table: value by column
@@ -22,15 +21,6 @@ def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "resu
     write_text(out_dir / f"{name}.json", text)
     write_csv(rows, out_dir / f"{name}.csv")
     write_text(out_dir / f"{name}.md", markdown_table(rows))
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """Write the rows as CSV in full precision, with a header; a missing value is an empty field."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import GROUPS, Person
+from ldm.data.prompts import different_prompts
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
@@ -150,7 +150,7 @@ def table_of_images(options: IdentityOptions, people: Mapping[str, Person], name
 
 
 def people_asked_for(people: Mapping[str, Person], group: str, n_names: int | None) -> dict[str, list[str]]:
-    """Group -> its first `n_names` names; "all" selects every group."""
+    """Group -> its first `n_names` names; "all" selects both groups of GROUPS."""
     groups = GROUPS if group == "all" else (group,)
     return {group: [person.name for person in people.values() if person.group == group][:n_names] for group in groups}
 

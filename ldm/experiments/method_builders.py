@@ -14,11 +14,9 @@ from ldm.baselines import uce
 from ldm.baselines.concept_ablation import ConceptAblation
 from ldm.baselines.esd import ESD, PARAMETERS_OF
 from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
-from ldm.data.benchmarks import different_prompts
-from ldm.data.captions import CAPTION_FIELDS
 from ldm.data.identities import IdentityImage, identity_images, read_people
-from ldm.data.images import ImageSource
-from ldm.data.templates import fill, read_templates
+from ldm.data.images import CAPTION_FIELDS, ImageSource
+from ldm.data.prompts import different_prompts, fill, read_templates
 from ldm.experiments.method_options import MethodOptions
 from ldm.finetuning.samples import ImageLatents, Work, generated_latents
 from ldm.finetuning.weights import Weights, parameters_of

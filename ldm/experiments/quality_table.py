@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.benchmarks import read_benchmark
-from ldm.data.captions import caption_of, no_caption
+from ldm.data.captions import no_caption
 from ldm.data.identities import read_people
-from ldm.data.images import read_collection
+from ldm.data.images import caption_of, read_collection
+from ldm.data.prompts import read_benchmark
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer

@@ -12,7 +12,9 @@ from PIL import Image
 from ldm.data.captions import caption_images
 from ldm.data.identities import Person, identity_images, read_people
 from ldm.data.images import ImageSource, load_image
-from ldm.data.templates import fill, read_templates
+from ldm.data.prompts import fill, read_templates
+from ldm.experiments.identity_table import people_asked_for
+from ldm.left_out import LeftOut
 from ldm.util import UserError
 
 PEOPLE = "name,group,attributes\nAda Stone,train,\"A female pale-skinned pilot, brown eyes\"\nBen Wood,test,A male chef\n"
@@ -57,6 +59,18 @@ def test_people_of_the_test_group_stay_unseen(tmp_path, people):
     for name in ("Ada Stone", "Ben Wood"):
         save_image(tmp_path / "s_id" / name / "1.png")
     assert [image.name for image in identity_images(tmp_path / "s_id", people)] == ["Ada Stone"]
+
+
+def test_people_of_the_keep_group_are_listed_and_neither_trained_on_nor_scored(tmp_path):
+    (tmp_path / "people.csv").write_text(PEOPLE + "Cleo Vance,keep,\n")
+    people, left_out = read_people(tmp_path / "people.csv"), LeftOut()
+    assert people["Cleo Vance"].group == "keep"
+    for name in people:
+        save_image(tmp_path / "s_id" / name / "1.png")
+    assert [image.name for image in identity_images(tmp_path / "s_id", people, left_out)] == ["Ada Stone"]
+    assert [row["reason"] for row in left_out.rows] == ["of the test group", "of the keep group"]
+    assert identity_images(tmp_path / "s_id", people)  # no mistake, for which training would stop
+    assert people_asked_for(people, "all", None) == {"train": ["Ada Stone"], "test": ["Ben Wood"]}
 
 
 @pytest.mark.parametrize("layout", ["txt", "jsonl", "csv", "img2dataset", "shard"])

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
-from ldm.evaluation.tables import Row, write_csv
+from ldm.evaluation.tables import Row
 from ldm.experiments.new_people import NewPerson
 from ldm.images import image_grid, read_image
 from ldm.paper.config import Table, TableRow
@@ -26,6 +26,7 @@ from ldm.paper.results.figures import Panel, plot_panels
 from ldm.paper.results.tables import write_table
 from ldm.paper.runner.attacks import WITH, WITHOUT, Attack, AttackOptions, AttackPlan, attacks
 from ldm.paper.runner.trainings import Training
+from ldm.text_files import write_csv
 from ldm.util import UserError, write_atomically
 
 COLUMNS = {"ID-ACC": "id_acc_mean", "max": "id_acc_max", "faces": "detection_rate"}

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ldm.evaluation.tables import Row, console_table, markdown_table, write_csv
+from ldm.evaluation.tables import Row, console_table, markdown_table
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.results.figures import Panel, image_sheet, plot_panels
@@ -20,6 +20,7 @@ from ldm.paper.runner.evaluations import Part, PartFlags, part, part_flags
 from ldm.paper.runner.queue import whole
 from ldm.paper.runner.trainings import Source, Training, Transfer, training, transfer
 from ldm.run_folder import versions, write_json
+from ldm.text_files import write_csv
 from ldm.util import write_atomically, write_text
 
 INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low", "clip_high")}
