@@ -71,16 +71,15 @@ def gallery(args: argparse.Namespace) -> None:
     from ldm.data.identities import read_people
     from ldm.device import pick_device
     from ldm.evaluation.faces import FaceAnalyzer
-    from ldm.evaluation.gallery import describe, make_gallery, person_folders, read_classes
+    from ldm.evaluation.gallery import make_gallery, person_folders, read_classes
     from ldm.left_out import LeftOut
 
     names = list(read_people(args.people)) if args.people else []
     left_out = LeftOut()
     people = person_folders(args.photos, names, read_classes(args.identity_meta) if args.identity_meta else None, left_out)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(pick_device(args.devices)))
-    rows = make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos,
-                        onto=args.onto, keep_doubtful=args.keep_doubtful, names=names, arguments=vars(args))
-    print(describe(rows, names, args.out_dir))
+    print(make_gallery(people, analyzer, args.out_dir, max_photos=args.max_photos, photos=args.photos,
+                       onto=args.onto, keep_doubtful=args.keep_doubtful, names=names, arguments=vars(args)))
     left_out.announce(args.out_dir)
 
 

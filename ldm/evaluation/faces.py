@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,6 +16,9 @@ import torch
 from ldm.containers import ONNX, kind_of
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from insightface.app import FaceAnalysis
 
 THREADS = 2   # of ONNX Runtime, whose default uses every core and busy-waits
 EXPECTED = ("put the .onnx files of an InsightFace pack (a detector with key points and an ArcFace recognizer, as in buffalo_l.zip) "
@@ -29,8 +32,7 @@ class Face:
     embedding: np.ndarray    # (512,) float32, length 1
     box: np.ndarray          # (4,) pixels: left, top, right, bottom
     landmarks: np.ndarray    # (5, 2) pixels: left eye, right eye, nose, left and right mouth corner, as seen by the viewer
-    score: float             # of the detector, 0 .. 1
-    n_faces: int = 1         # in the image, see FaceAnalyzer.count
+    n_faces: int             # in the image, see FaceAnalyzer.count
 
 
 class FaceAnalyzer:
@@ -49,16 +51,15 @@ class FaceAnalyzer:
 
     def __init__(self, pack_dir: str | Path, det_sizes: int | Sequence[int] = (640, 256, 128), det_thresh: float = 0.5,
                  device: str = "cpu") -> None:
-        pack_dir = Path(pack_dir)
-        if not any(pack_dir.glob("*.onnx")):
-            given = "holds no .onnx file" if pack_dir.is_dir() else "does not exist"
+        self._files = sorted(Path(pack_dir).glob("*.onnx"))
+        if not self._files:
+            given = "holds no .onnx file" if Path(pack_dir).is_dir() else "does not exist"
             raise UserError(f"the face pack {pack_dir} {given}; {EXPECTED}")
-        for path in pack_dir.glob("*.onnx"):
+        for path in self._files:
             if (kind := kind_of(path)) not in (ONNX, None):
                 raise UserError(f"{path} of the face pack is {kind} instead of an ONNX model; {EXPECTED}")
-        self._app = _load(pack_dir, device)
+        self._app = _load(Path(pack_dir), device)
         self._app.prepare(-1 if device == "cpu" else 0, det_thresh=det_thresh, det_size=(640, 640))
-        self._pack_dir = pack_dir
         self.det_thresh = det_thresh
         self.det_sizes = (det_sizes,) if isinstance(det_sizes, int) else tuple(det_sizes)
 
@@ -75,30 +76,28 @@ class FaceAnalyzer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)     # of scikit-image, about how insightface calls it
             self._app.models["recognition"].get(bgr, found)
-        return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, float(found.det_score), _count(boxes[:, :4]))
+        return Face(found.normed_embedding.astype(np.float32), found.bbox, found.kps, _count(boxes))
 
     def count(self, image: np.ndarray) -> int:
         """Number of faces in `image`, (H, W, 3) uint8 RGB, at the first detector size that finds any.
 
         A box whose center lies in a larger box is counted as the same face, because small detectors also fire on parts of a face.
         """
-        return _count(self._detect(np.ascontiguousarray(image[..., ::-1]))[0][:, :4])
+        return _count(self._detect(np.ascontiguousarray(image[..., ::-1]))[0])
 
     def fingerprint(self) -> str:
         """Text that identifies the settings of the analysis: shortened SHA-256 of the models, detector sizes and threshold."""
-        models = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(self._pack_dir.glob("*.onnx")))
+        models = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in self._files)
         return f"{hashlib.sha256(models).hexdigest()[:16]} at {', '.join(map(str, self.det_sizes))} from {self.det_thresh:g}"
 
     def _detect(self, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes with scores (N, 5) and landmarks (N, 5, 2); N = 0 if no size finds a face."""
-        boxes, landmarks = np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
         for size in self.det_sizes:
-            if min(bgr.shape[:2]) * size <= max(bgr.shape[:2]):  # the shorter side would shrink to nothing
-                continue
-            boxes, landmarks = self._app.det_model.detect(bgr, input_size=(size, size))
-            if len(boxes):
-                break
-        return boxes, landmarks
+            if min(bgr.shape[:2]) * size > max(bgr.shape[:2]):  # else the shorter side would shrink to nothing
+                boxes, landmarks = self._app.det_model.detect(bgr, input_size=(size, size))
+                if len(boxes):
+                    return boxes, landmarks
+        return np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
 
 
 def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, margin: float = 0.25) -> np.ndarray:
@@ -120,15 +119,17 @@ def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, marg
 
 
 def _count(boxes: np.ndarray) -> int:
-    """Number of different faces among the boxes (N, 4)."""
-    boxes = boxes[np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))]  # (N, 4), the largest first
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(axis=2)  # (centre, box)
+    """Number of different faces among the boxes with scores (N, 5)."""
+    corners = boxes[:, :4].reshape(-1, 2, 2)  # (N, corner, axis)
+    corners = corners[np.argsort(-np.prod(corners[:, 1] - corners[:, 0], axis=1))]  # the largest first
+    centers = corners.mean(axis=1)
+    inside = ((centers[:, None] > corners[:, 0]) & (centers[:, None] < corners[:, 1])).all(axis=2)  # (center, box)
     return int((~np.tril(inside, -1).any(axis=1)).sum())
 
 
-def _load(pack_dir: Path, device: str) -> Any:
+def _load(pack_dir: Path, device: str) -> "FaceAnalysis":
     """insightface.app.FaceAnalysis for a local folder, with its output suppressed."""
+    import onnx
     import onnxruntime
 
     kind, _, number = device.partition(":")
@@ -148,14 +149,7 @@ def _load(pack_dir: Path, device: str) -> Any:
     if "recognition" not in app.models:
         raise UserError(f"the face pack {pack_dir} has no face recognizer; {EXPECTED}")
     for model in app.models.values():
-        check_finite(_weights_of(model.model_file), model.model_file, FETCH_AGAIN)
+        weights = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(model.model_file).graph.initializer}
+        check_finite({name: torch.tensor(array) for name, array in weights.items() if array.dtype.kind == "f"}, model.model_file,
+                     FETCH_AGAIN)
     return app
-
-
-def _weights_of(path: str) -> dict[str, torch.Tensor]:
-    """Floating-point weights of an ONNX model, by name."""
-    import onnx
-    from onnx import numpy_helper
-
-    arrays = {constant.name: numpy_helper.to_array(constant) for constant in onnx.load(path).graph.initializer}
-    return {name: torch.tensor(array) for name, array in arrays.items() if array.dtype.kind == "f"}

@@ -7,22 +7,11 @@ of images with them. The features are defined in ldm/evaluation/inception.py.
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.util import UserError
 
 BLOCK = 1000  # images per update
-
-
-class _Given(nn.Module):
-    """Identity in place of torchmetrics' network, because the features are computed already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
@@ -39,8 +28,10 @@ def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     # Imported here because torchmetrics takes seconds, and not everything in this package needs it.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    network = nn.Identity()  # in place of torchmetrics' own, because the features are computed already
+    vars(network)["num_features"] = features.shape[1]
     # Only this rank computes, so the metric must not synchronize with the others.
-    metric = FrechetInceptionDistance(feature=_Given(features.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(feature=network, sync_on_compute=False)
     for rows, real in ((base, True), (features, False)):
         for start in range(0, len(rows), BLOCK):
             metric.update(torch.from_numpy(rows[start:start + BLOCK]).double(), real=real)
@@ -64,8 +55,8 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
     distances = []
     for _ in range(1 if len(features) == len(base) == size else subsets):
         one, other = (rows[rng.choice(len(rows), size, replace=False)].astype(np.float64) for rows in (features, base))
-        within = _others(_kernel(one, one)) + _others(_kernel(other, other))
-        distances.append(within - 2 * _kernel(one, other).mean())
+        within = _kernel(one, one) + _kernel(other, other)  # (size, size), of which the diagonal is left out
+        distances.append((within.sum() - np.trace(within)) / (size * (size - 1)) - 2 * _kernel(one, other).mean())
     return float(np.mean(distances))
 
 
@@ -79,8 +70,3 @@ def _check(*sets: np.ndarray) -> None:
 
 def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one @ other.T / one.shape[1] + 1) ** 3
-
-
-def _others(kernel: np.ndarray) -> float:
-    """Mean of a kernel matrix (N, N) without its diagonal."""
-    return (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -51,10 +50,9 @@ def person_folders(folder: Path, names: Iterable[str] = (), classes: Mapping[str
     """
     generated = folder / "images" / "none"  # of a run folder: images without a prefix
     folder = generated if generated.is_dir() else folder
-    known, classes = NameList(names), classes or {}
+    known, classes, report = NameList(names), classes or {}, report or LeftOut(strict=True)
     people: dict[str, Path] = {}
     first: dict[str, Path] = {}  # normal form -> folder
-    report = report or LeftOut(strict=True)
     for file in image_files(folder, report):
         path = file.parent
         name = classes.get(path.name, path.name.replace("_", " "))
@@ -90,10 +88,11 @@ def read_classes(path: Path) -> dict[str, str]:
 
 def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Path, *, max_photos: int | None = None,
                  first_photo: int = 0, photos: Path | None = None, onto: Path | None = None, keep_doubtful: bool = False,
-                 names: Iterable[str] = (), arguments: Mapping[str, Any] | None = None) -> list[Row]:
-    """Write gallery.npz (name -> embedding), gallery.csv (one row per photo) and gallery.json; return one row per person.
+                 names: Iterable[str] = (), arguments: Mapping[str, object] | None = None) -> str:
+    """Write gallery.npz (name -> embedding), gallery.csv (one row per photo) and gallery.json; return a summary for the console.
 
-    The embeddings of a person are cached in gallery/<name>.npz and reused while photos and recognizer stay the same.
+    The embeddings of a person are cached in gallery/<name>.npz and reused while photos and recognizer stay the same. People without a
+    face in any photo are not in the gallery. People with only doubtful photos are, with the mean of all of them.
 
     Args:
         people: name -> folder of photos.
@@ -104,12 +103,8 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
         photos: folder of all photos; if a model generated them, its manifest is copied into gallery.json.
         onto: an existing gallery to extend; people with photos here are replaced.
         keep_doubtful: include doubtful photos in the mean.
-        names: the list of people; gallery.json records who is not in it. Empty: no list.
+        names: the list of people; gallery.json and the summary name who is not in it. Empty: no list.
         arguments: arguments of the command, for gallery.json.
-
-    Returns:
-        Rows of name, photos, with_face, unreadable, and for people with doubtful photos their labels by file. People without a face in
-        any photo are not in the gallery. People with only doubtful photos are, with the mean of all of them.
 
     Raises:
         UserError: no photo of anybody has a face.
@@ -126,9 +121,9 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
         used = ["face"] if "face" in faces and not keep_doubtful else WITH_FACE
         table += [{"name": name, "photo": str(path), "seen": what, "used": what in used, "reason": reason}
                   for path, what, reason in zip(files, seen, reasons, strict=True)]
-        rows.append({"name": name, "photos": len(files), "with_face": len(faces), "unreadable": seen.count("unreadable")})
-        if doubtful := {str(path): what for path, what in zip(files, seen, strict=True) if what in DOUBTFUL}:
-            rows[-1]["doubtful"] = doubtful
+        doubtful = {str(path): what for path, what in zip(files, seen, strict=True) if what in DOUBTFUL}
+        rows.append({"name": name, "photos": len(files), "with_face": len(faces), "unreadable": seen.count("unreadable")}
+                    | ({"doubtful": doubtful} if doubtful else {}))
         if faces:
             mean = embeddings[[what in used for what in faces]].mean(axis=0)
             gallery.pop(there.find(name) or "", None)
@@ -138,43 +133,37 @@ def make_gallery(people: Mapping[str, Path], analyzer: FaceAnalyzer, out_dir: Pa
         raise UserError(f"no face was found in any of the {len(table)} photos, see {out_dir / 'gallery.csv'}; give photos of faces, or "
                         "another --det_size")
     write_arrays(out_dir / "gallery.npz", gallery)
-    about = {"recogniser": recogniser, "drawn_with": _manifest_of(photos), "people": rows, "not_in_people": _strangers(rows, names)}
-    write_json(out_dir / "gallery.json", about | {"arguments": dict(arguments or {}), "versions": versions()})
-    return rows
-
-
-def describe(rows: Sequence[Row], names: Iterable[str], out_dir: Path) -> str:
-    """Summary of a gallery for the console, including missing people; `names` is the list of people that it should contain."""
-    found = [row["name"] for row in rows if row["with_face"]]
-    photos, faces, unreadable = (sum(row[key] for row in rows) for key in ("photos", "with_face", "unreadable"))
-    lines = [f"{out_dir / 'gallery.npz'} holds {len(found)} people, from {faces} photos with a face of {photos}; "
-             f"{photos - faces - unreadable} show no face and {unreadable} cannot be read (listed in gallery.csv)"]
-    faceless = [row["name"] for row in rows if not row["with_face"]]
-    if faceless:
-        lines.append(f"left out, no photo with a face: {', '.join(faceless)}")
-    if doubtful := [row for row in rows if "doubtful" in row]:
-        kinds = Counter(what for row in doubtful for what in row["doubtful"].values())
-        counts = ", ".join(f"{count} x {what}" for what, count in kinds.items())
-        lines.append(f"doubtful photos of {_some([row['name'] for row in doubtful])}: {counts} "
-                     "(listed in gallery.csv with what was used); check them, or give --keep_doubtful to average all")
-    if only := [row["name"] for row in doubtful if len(row["doubtful"]) == row["with_face"]]:
-        lines.append(f"only doubtful photos, so the entry is their mean and may show another person: {_some(only)}")
-    if strangers := _strangers(rows, names):
-        lines.append(f"not in --people, and kept under the name of the folder: {_some([name + hint for name, hint in strangers.items()])}")
-    absent = [name for name in names if name not in {row["name"] for row in rows}]
-    if absent:
-        lines.append(f"no photos of {len(absent)} people of --people: {_some(absent)}")
-    return "\n".join(lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-
-
-def _strangers(rows: Sequence[Row], names: Iterable[str]) -> dict[str, str]:
-    """People of the gallery who are not in the list, each with a hint at the nearest name; empty without a list."""
     known = NameList(names, "--people")
-    return {row["name"]: known.hint(row["name"]) for row in rows if not known.find(row["name"])} if known else {}
+    strangers = {name: known.hint(name) for name in people if not known.find(name)} if known else {}
+    write_json(out_dir / "gallery.json", {
+        "recogniser": recogniser, "drawn_with": _manifest_of(photos), "people": rows, "not_in_people": strangers,
+        "arguments": dict(arguments or {}), "versions": versions()})
+    return _summary(rows, strangers, [name for name in names if name not in people], out_dir)
+
+
+def _summary(rows: Sequence[Row], strangers: Mapping[str, str], absent: Sequence[str], out_dir: Path) -> str:
+    """Summary of a gallery's rows; `strangers`: hint by name of people who are not in the list, `absent`: people without photos."""
+    photos, faces, unreadable = (sum(row[key] for row in rows) for key in ("photos", "with_face", "unreadable"))
+    faceless = [row["name"] for row in rows if not row["with_face"]]
+    doubtful = {row["name"]: row["doubtful"] for row in rows if "doubtful" in row}
+    only = [row["name"] for row in rows if len(row.get("doubtful", ())) == row["with_face"] > 0]
+    kinds = Counter(what for photos_of in doubtful.values() for what in photos_of.values())
+    lines = [
+        (rows, f"{out_dir / 'gallery.npz'} holds {len(rows) - len(faceless)} people, from {faces} photos with a face of {photos}; "
+               f"{photos - faces - unreadable} show no face and {unreadable} cannot be read (listed in gallery.csv)"),
+        (faceless, f"left out, no photo with a face: {', '.join(faceless)}"),
+        (doubtful, f"doubtful photos of {_some(doubtful)}: {', '.join(f'{count} x {what}' for what, count in kinds.items())} "
+                   "(listed in gallery.csv with what was used); check them, or give --keep_doubtful to average all"),
+        (only, f"only doubtful photos, so the entry is their mean and may show another person: {_some(only)}"),
+        (strangers, "not in --people, and kept under the name of the folder: "
+                    f"{_some([name + hint for name, hint in strangers.items()])}"),
+        (absent, f"no photos of {len(absent)} people of --people: {_some(absent)}")]
+    return "\n".join(line for concerned, line in lines if concerned)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
 
 def _with_unlike(seen: Sequence[str], embeddings: np.ndarray) -> list[str]:
@@ -184,15 +173,13 @@ def _with_unlike(seen: Sequence[str], embeddings: np.ndarray) -> list[str]:
         seen: label of each photo.
         embeddings: unit vectors (faces, 512), in the order of the photos with a face.
     """
-    faces = [number for number, what in enumerate(seen) if what in WITH_FACE]
+    seen, faces = list(seen), [number for number, what in enumerate(seen) if what in WITH_FACE]
     alone = [row for row, number in enumerate(faces) if seen[number] == "face"]
-    seen = list(seen)
     if len(alone) > 1:
         others = embeddings[alone].sum(axis=0) - embeddings[alone]  # (faces, 512), sum without itself
         cosines = (embeddings[alone] * others).sum(axis=1) / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
-        for row, cosine in zip(alone, cosines, strict=True):
-            if cosine < UNLIKE:
-                seen[faces[row]] = "unlike the others"
+        for row in np.array(alone)[cosines < UNLIKE]:
+            seen[faces[row]] = "unlike the others"
     return seen
 
 
@@ -205,14 +192,14 @@ def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, reco
                 return known["embeddings"], known["seen"].tolist(), known["reasons"].tolist()
     faces, seen, reasons = [], [], []
     for path in files:
+        face, reason = None, ""
         try:
             face = analyzer.analyze(read_image(path))
+            label = "no face" if face is None else "face" if face.n_faces == 1 else "several faces"
         except UserError as error:
-            seen.append("unreadable")
-            reasons.append(str(error))
-            continue
-        seen.append("no face" if face is None else "face" if face.n_faces == 1 else "several faces")
-        reasons.append("")
+            label, reason = "unreadable", str(error)
+        seen.append(label)
+        reasons.append(reason)
         if face is not None:
             faces.append(face.embedding)
     embeddings = np.stack(faces) if faces else np.zeros((0, 0), np.float32)
@@ -220,7 +207,7 @@ def _embeddings(files: Sequence[Path], analyzer: FaceAnalyzer, cache: Path, reco
     return embeddings, seen, reasons
 
 
-def _manifest_of(photos: Path | None) -> Any:
+def _manifest_of(photos: Path | None) -> object:
     """The manifest of a folder of generated images; None for photos."""
     try:
         return json.loads((photos / "manifest.json").read_text(encoding="utf-8")) if photos else None

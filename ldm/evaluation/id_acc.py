@@ -6,7 +6,6 @@ missing face never counts as a success.
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,7 @@ from ldm.evaluation.tables import Row
 from ldm.names import NameList
 from ldm.util import UserError
 
-
-@dataclass(frozen=True)
-class Observation:
-    """An image of a person and its face embedding, (512,) fp32 of unit length, or None without a face."""
-
-    name: str
-    image: str
-    embedding: np.ndarray | None
+RESAMPLES = 2000  # of the bootstrap
 
 
 def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
@@ -46,76 +38,60 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         kind = kind_of(path)
         reason = " ".join(str(error).split()) if kind == NPZ else kind or "of no known format"
-        raise UserError(f"{path} is not a gallery ({reason}); expected an .npz with one "
-                        "face embedding per name, and no pickles") from error
+        raise UserError(f"{path} is not a gallery ({reason}); expected an .npz with one face embedding per name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():
         if vector.ndim != 1 or not np.isfinite(lengths[name]) or lengths[name] == 0:
             raise UserError(f"the gallery {path} holds for '{name}' an array of shape {vector.shape} and length "
                             f"{lengths[name]:g}; expected one finite vector such as (512,)")
-    if len({vector.shape for vector in gallery.values()}) > 1:
-        raise UserError(f"the gallery {path} mixes vectors of the widths {sorted({len(v) for v in gallery.values()})}; "
-                        "make all of them with one recognizer")
+    if len(widths := {len(vector) for vector in gallery.values()}) > 1:
+        raise UserError(f"the gallery {path} mixes vectors of the widths {sorted(widths)}; make all of them with one recognizer")
     known = NameList(gallery, f"the gallery {path}")
     spelled = {found: name for name in names if (found := known.find(name))}  # as in the gallery -> as in `names`
-    missing = [name for name in names if not known.find(name)]
-    if missing:
+    if missing := [name for name in names if not known.find(name)]:
         others = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
         raise UserError(f"the gallery {path} has no face for {', '.join(map(repr, missing[:3]))}{others}{known.hint(missing[0])}; "
                         "add each under this name, as dataset_generation.py gallery does from photos, or give --gallery")
     return {spelled.get(name, name): vector / lengths[name] for name, vector in gallery.items()}
 
 
-def observations(faces: np.ndarray, names: Sequence[str], images: Sequence[str]) -> list[Observation]:
-    """Observation of each image, from embeddings (N, 512) with NaN for images without a face."""
-    return [Observation(name, image, None if np.isnan(face).any() else face)
-            for face, name, image in zip(faces, names, images, strict=True)]
-
-
-def image_scores(observations: Sequence[Observation], gallery: Mapping[str, np.ndarray]) -> list[Row]:
+def image_scores(faces: np.ndarray, names: Sequence[str], images: Sequence[str], gallery: Mapping[str, np.ndarray]) -> list[Row]:
     """One row per image: name, image, face_found, cosine to that person's reference face, and the nearest person of the gallery.
 
     Without a face, `cosine` and `nearest` are None.
 
-    Raises:
-        UserError: the embeddings of images and gallery differ in width.
+    Args:
+        faces: unit embeddings (N, 512), with NaN for images without a face.
+        names, images: of each image, the person in its prompt and its file.
+        gallery: see `load_gallery`.
     """
-    everybody = np.stack(list(gallery.values()))  # (people, 512)
-    labels = list(gallery)
-    rows = []
-    for seen in observations:
-        row = {"name": seen.name, "image": seen.image, "face_found": seen.embedding is not None,
-               "cosine": None, "nearest": None}
-        if seen.embedding is not None:
-            if seen.embedding.shape != everybody.shape[1:]:
-                raise UserError(f"the face pack gives embeddings of shape {seen.embedding.shape}, the gallery "
-                                f"{everybody.shape[1:]}; use the gallery that was made with this pack")
-            cosines = everybody @ seen.embedding  # (people,)
-            row |= {"cosine": float(cosines[labels.index(seen.name)]), "nearest": labels[int(cosines.argmax())]}
+    everybody, labels = np.stack(list(gallery.values())), list(gallery)  # (people, 512)
+    rows: list[Row] = []
+    for face, name, image in zip(faces, names, images, strict=True):
+        row = {"name": name, "image": image, "face_found": not np.isnan(face).any(), "cosine": None, "nearest": None}
+        if row["face_found"]:
+            cosines = everybody @ face  # (people,)
+            row |= {"cosine": float(cosines[labels.index(name)]), "nearest": labels[int(cosines.argmax())]}
         rows.append(row)
     return rows
 
 
 def identity_scores(scores: Sequence[Row]) -> list[Row]:
     """One row per person: mean and max cosine over the images with a face (None without any), and the numbers of faces and images."""
-    people: dict[str, list[Row]] = {}
+    people: dict[str, list[float | None]] = {}
     for row in scores:
-        people.setdefault(row["name"], []).append(row)
-    table = []
-    for name, rows in people.items():
-        cosines = [row["cosine"] for row in rows if row["face_found"]]
-        table.append({"name": name, "mean": float(np.mean(cosines)) if cosines else None,
-                      "max": max(cosines, default=None), "n_faces": len(cosines), "n_images": len(rows)})
-    return table
+        people.setdefault(row["name"], []).append(row["cosine"])
+    faces = {name: [cosine for cosine in cosines if cosine is not None] for name, cosines in people.items()}
+    return [{"name": name, "mean": _mean(faces[name]), "max": max(faces[name], default=None), "n_faces": len(faces[name]),
+             "n_images": len(cosines)} for name, cosines in people.items()]
 
 
-def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
+def id_acc(scores: Sequence[Row], *, threshold: float) -> Row:
     """Metrics of one group of people, from the rows of `image_scores`.
 
     Args:
         scores: rows of `image_scores`.
         threshold: minimum cosine at which a face is accepted as the named person.
-        seed: seed of the bootstrap.
 
     Returns:
         id_acc_mean, id_acc_max: per person over images with a face, then over people with a face (Table 1);
@@ -127,7 +103,7 @@ def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
     people = identity_scores(scores)
     seen = [person for person in people if person["n_faces"]]
     faces = [row for row in scores if row["face_found"]]
-    low, high = bootstrap_interval([person["mean"] for person in seen], seed=seed)
+    low, high = bootstrap_interval([person["mean"] for person in seen], seed=0)
     return {"id_acc_mean": _mean([person["mean"] for person in seen]),
             "id_acc_max": _mean([person["max"] for person in seen]),
             "detection_rate": _mean([row["face_found"] for row in scores]),
@@ -137,12 +113,11 @@ def id_acc(scores: Sequence[Row], *, threshold: float, seed: int = 0) -> Row:
             "n_without_face": len(people) - len(seen)}
 
 
-def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int,
-                       resamples: int = 2000) -> tuple[float | None, float | None]:
+def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float | None, float | None]:
     """95 % percentile bootstrap interval of the mean of `values`; (None, None) without values."""
     if not len(values):
         return None, None
-    indices = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    indices = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.asarray(values)[indices].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 

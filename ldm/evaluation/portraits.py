@@ -4,12 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.id_acc import id_acc, identity_scores, image_scores, observations
+from ldm.evaluation.id_acc import id_acc, identity_scores, image_scores
 from ldm.evaluation.tables import Row
 from ldm.image_files import image_files
 from ldm.images import image_grid, read_image
@@ -19,16 +18,6 @@ from ldm.text_files import write_csv
 from ldm.util import UserError, write_atomically
 
 PEOPLE_IN_GRID = 4  # per group
-
-Portraits = Mapping[str, Sequence[Path]]  # name -> image files that should show the person
-
-
-class Analyzer(Protocol):
-    """Interface of FaceAnalyzer: image (H, W, 3) uint8 RGB -> a face with `.embedding` (512,), or None."""
-
-    def analyze(self, image: np.ndarray) -> Any: ...
-
-    def fingerprint(self) -> str: ...
 
 
 @dataclass
@@ -49,18 +38,18 @@ class IdentityTable:
     people: list[Row] = field(default_factory=list)
     _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first image
 
-    def add(self, portraits: Portraits, faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
+    def add(self, portraits: Mapping[str, Sequence[Path]], faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
         """Add the row of one group of people, for one model and prefix.
 
         Args:
-            portraits: images of each person.
+            portraits: name -> image files that should show the person.
             faces: embedding of each image of `portraits`, in order, (N, 512); NaN without a face.
         """
         what = {"model": model, "prefix": prefix, "group": group}
         firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
         self._shown.setdefault(prefix, {}).update(firsts)
         images = [(name, os.path.relpath(path, self.out_dir)) for name, paths in portraits.items() for path in paths]
-        scores = image_scores(observations(faces, *zip(*images, strict=True)) if images else [], self.gallery)
+        scores = image_scores(faces, [name for name, _ in images], [path for _, path in images], self.gallery)
         self.images += [what | row for row in scores]
         self.people += [what | row for row in identity_scores(scores)]
         self.rows.append(what | id_acc(scores, threshold=self.threshold))

@@ -6,35 +6,30 @@ entry per image, so that images can be released once they are scored; a row is c
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.clip_score import ClipScorer
+from ldm.evaluation.faces import Face, FaceAnalyzer
 from ldm.evaluation.fid import frechet_distance, kernel_distance
-from ldm.evaluation.id_acc import bootstrap_interval, id_acc, image_scores, observations
-from ldm.evaluation.portraits import Analyzer
+from ldm.evaluation.id_acc import bootstrap_interval, id_acc, image_scores
 from ldm.evaluation.tables import Row
 from ldm.images import read_image
 from ldm.util import UserError
 
-FACE_WIDTH = 512    # of ArcFace embeddings
 READ_TOGETHER = 64  # image files per batch
 
 FeaturesOf = Callable[[Sequence[np.ndarray]], np.ndarray]  # images (H, W, 3) uint8 RGB -> (N, D)
-AttributesOf = Callable[[Sequence[np.ndarray], Sequence[Any]], np.ndarray]  # images and their faces -> (N, D'), as `AttributeEncoder`
-Scores = dict[str, np.ndarray]
+AttributesOf = Callable[[Sequence[np.ndarray], Sequence[Face | None]], np.ndarray]  # images and their faces -> (N, D')
+Scores = dict[str, np.ndarray]  # arrays whose first axis is the image
+Scorer = Callable[[Sequence[np.ndarray], Sequence[str | None]], Scores]  # images, and the prompt or name of each
 
 
-class Scorer(Protocol):
-    """Maps images (H, W, 3) uint8 RGB, and the prompt or name of each, to arrays whose first axis is the image."""
-
-    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[Any]) -> Scores: ...
-
-
+@dataclass
 class PromptScorer:
     """Scorer of the half "non_id". "fid": features (N, D). "clip": cosine with the prompt (N,), NaN without a prompt or CLIP model.
 
@@ -45,9 +40,10 @@ class PromptScorer:
         apl_compat: see `ImageEncoder.encode`; affects only the CLIP score.
     """
 
-    def __init__(self, features_of: FeaturesOf, clip: ClipScorer | None = None, analyzer: Analyzer | None = None, *,
-                 apl_compat: bool = False) -> None:
-        self.features_of, self.clip, self.analyzer, self.apl_compat = features_of, clip, analyzer, apl_compat
+    features_of: FeaturesOf
+    clip: ClipScorer | None = None
+    analyzer: FaceAnalyzer | None = None
+    apl_compat: bool = False
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
@@ -61,6 +57,7 @@ class PromptScorer:
         return scores
 
 
+@dataclass
 class IdentityScorer:
     """Scorer of the half "id". "fid": features (N, D). "face" (N, 512) and "attributes" (N, D'): NaN for an image without a face.
 
@@ -68,17 +65,18 @@ class IdentityScorer:
         features_of: feature network of FID; None omits "fid".
         analyzer: face recognizer.
         attributes: attribute encoder; None omits Attr-ACC.
-        width: width of the gallery's embeddings.
+        width: width of the gallery's embeddings, 512 for ArcFace.
 
     Raises:
         UserError: on call, if the face pack's embeddings have another width than the gallery's.
     """
 
-    def __init__(self, features_of: FeaturesOf | None, analyzer: Analyzer, attributes: AttributesOf | None = None,
-                 width: int = FACE_WIDTH) -> None:
-        self.features_of, self.analyzer, self.attributes, self.width = features_of, analyzer, attributes, width
+    features_of: FeaturesOf | None
+    analyzer: FaceAnalyzer
+    attributes: AttributesOf | None = None
+    width: int = 512
 
-    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> Scores:
+    def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         faces = [self.analyzer.analyze(image) for image in images]
         embeddings = np.full((len(images), self.width), np.nan, np.float32)
         for row, face in zip(embeddings, faces, strict=True):
@@ -119,20 +117,19 @@ def prompt_row(scores: Scores, base: Scores | None) -> Row:
         interval over prompts; n_clip: number of images with a CLIP score, if not all have one; detection_rate: share of images with a
         face, if faces were detected.
     """
-    found = {}
-    if "face_found" in scores:
-        found["detection_rate"] = float(scores["face_found"].mean())
+    row = _distances(scores, base) | {"clip": None, "clip_x100": None}
     cosines = scores["clip"][~np.isnan(scores["clip"])]
-    if not len(cosines):
-        return _distances(scores, base) | {"clip": None, "clip_x100": None} | found
-    if len(cosines) < len(scores["clip"]):
-        found["n_clip"] = len(cosines)
-    clip, (low, high) = float(cosines.mean()), bootstrap_interval(cosines, seed=0)
-    return _distances(scores, base) | {"clip": clip, "clip_x100": 100 * clip, "clip_low": low, "clip_high": high} | found
+    if len(cosines):
+        low, high = bootstrap_interval(cosines, seed=0)
+        row |= {"clip": float(cosines.mean()), "clip_x100": 100 * float(cosines.mean()), "clip_low": low, "clip_high": high}
+    if "face_found" in scores:
+        row["detection_rate"] = float(scores["face_found"].mean())
+    if 0 < len(cosines) < len(scores["clip"]):
+        row["n_clip"] = len(cosines)
+    return row
 
 
-def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray],
-                 threshold: float) -> Row:
+def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray], threshold: float) -> Row:
     """FID, KID, ID-ACC and Attr-ACC of images of people; `scores` and `base` as in `prompt_row`, with the same people in the same order.
 
     Args:
@@ -142,10 +139,9 @@ def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gall
     Returns:
         attr_acc and attr_random: `attributes_kept`; further columns as `id_acc`.
     """
-    seen = observations(scores["face"], names, [""] * len(names))
     own = by_person(scores["attributes"], names)
     kept, random = attributes_kept(own, own if base is None else by_person(base["attributes"], names))
-    identity = id_acc(image_scores(seen, gallery), threshold=threshold)
+    identity = id_acc(image_scores(scores["face"], names, [""] * len(names), gallery), threshold=threshold)
     return identity | _distances(scores, base) | {"attr_acc": kept, "attr_random": random}
 
 

@@ -13,7 +13,7 @@ from ldm.data.prompts import different_prompts
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.id_acc import load_gallery
-from ldm.evaluation.portraits import Analyzer, IdentityTable, portraits_in
+from ldm.evaluation.portraits import IdentityTable, portraits_in
 from ldm.evaluation.quality import AttributesOf, IdentityScorer, score_files
 from ldm.evaluation.tables import Row
 from ldm.left_out import LeftOut
@@ -155,6 +155,6 @@ def people_asked_for(people: Mapping[str, Person], group: str, n_names: int | No
     return {group: [person.name for person in people.values() if person.group == group][:n_names] for group in groups}
 
 
-def identity_scorer(analyzer: Analyzer, gallery: Mapping[str, np.ndarray], attributes: AttributesOf | None = None) -> IdentityScorer:
+def identity_scorer(analyzer: FaceAnalyzer, gallery: Mapping[str, np.ndarray], attributes: AttributesOf | None = None) -> IdentityScorer:
     """Scorer of faces, and optionally attributes, with the width of the gallery's embeddings."""
     return IdentityScorer(None, analyzer, attributes, width=len(next(iter(gallery.values()))))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, by_person, identity_row, prompt_row
+from ldm.util import UserError
 
 ADA, BEN = np.eye(2, 512, dtype=np.float32)
 GALLERY = {"Ada": ADA, "Ben": BEN}
@@ -73,6 +74,12 @@ def test_a_picture_without_a_face_has_no_embedding_and_no_attributes():
     scores = scorer([DARK, LIGHT], ["Ada", "Ada"])
     assert np.isnan(scores["face"][0]).all() and scores["face"][1].tolist() == ADA.tolist()
     assert seen[0] is None and scores["attributes"].shape == (2, 5)
+
+
+def test_a_face_pack_of_another_width_is_refused():
+    analyzer = SimpleNamespace(analyze=lambda image: SimpleNamespace(embedding=np.ones(128, np.float32)))
+    with pytest.raises(UserError, match="face pack"):
+        IdentityScorer(brightness, analyzer)([LIGHT], ["Ada"])
 
 
 def test_identity_accuracy_and_attributes_of_the_people_themselves():

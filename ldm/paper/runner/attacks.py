@@ -21,7 +21,7 @@ from args.common import options_of
 from args.figure5_flags import portrait_arguments
 from args.train_args import parse_train_args
 from ldm.contents import digest_of
-from ldm.evaluation.id_acc import image_scores, observations
+from ldm.evaluation.id_acc import image_scores
 from ldm.evaluation.quality import score_files
 from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
@@ -144,8 +144,8 @@ class Attack:
         rows = []
         for curve, iteration, paths in self.images():
             faces = score_files(paths, [self.name] * len(paths), scorer)["face"]
-            seen = observations(faces, [self.name] * len(paths), [str(path.relative_to(self.folder)) for path in paths])
-            rows += [{"curve": curve, "iteration": iteration, **row} for row in image_scores(seen, gallery)]
+            scores = image_scores(faces, [self.name] * len(paths), [str(path.relative_to(self.folder)) for path in paths], gallery)
+            rows += [{"curve": curve, "iteration": iteration, **row} for row in scores]
         write_json(self.folder / "faces.json", {"seconds": time.monotonic() - began, "faces": rows})
 
     def images(self) -> list[tuple[str, int, list[Path]]]:
