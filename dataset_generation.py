@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def attributes(args: argparse.Namespace) -> None:
     """Create c2 of S_ID, "A [gender] [race] [occupation], [facial attributes]"."""
-    from ldm.data.attribute_book import AttributeBook
-    from ldm.data.attribute_sentences import read_names
+    from ldm.data.attribute_sentences import AttributeBook, read_names
     from ldm.data.chat_endpoint import ChatEndpoint
 
     book = AttributeBook(args.out_dir, args.group, *read_names(args.names))
@@ -85,8 +84,8 @@ def gallery(args: argparse.Namespace) -> None:
 
 def captions(args: argparse.Namespace) -> None:
     """Create S_Reg: captioned images whose generation the prefix must preserve."""
-    from ldm.data.caption_set import write_caption_set
     from ldm.data.caption_sources import caption_candidates
+    from ldm.data.captions import write_caption_set
     from ldm.data.identities import read_people
     from ldm.left_out import LeftOut
     from ldm.loading import file_hash

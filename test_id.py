@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported here so that --help and errors in flags do not wait for torch.
     from ldm.data.identities import read_people
     from ldm.device import pick_device
-    from ldm.evaluation.tables import console_tables, write_results
+    from ldm.evaluation.tables import console_table, write_results
     from ldm.experiments.identity_table import IdentityOptions, people_asked_for, table_of_images
 
     people, options = read_people(args.people), options_of(IdentityOptions, args)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if rows:
         table = table or [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
         write_results(rows, args.out_dir)
-        print(console_tables(table, [row for row in rows if "mse" in row]))
+        print(console_table(table, [row for row in rows if "mse" in row]))
         print(f"written to {args.out_dir}")
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 from ldm.data.captions import caption_images
 from ldm.data.identities import identity_images
 from ldm.data.images import read_collection
-from ldm.evaluation.gallery import person_folders
-from ldm.evaluation.portraits import portraits_in
+from ldm.evaluation.gallery import person_folders, portraits_in
 from ldm.image_files import image_files, image_suffixes, natural_order
 from ldm.images import images_in
 from ldm.left_out import LeftOut
@@ -110,7 +109,7 @@ def test_every_reader_walks_alike(tmp_path, left_out):
     png(tmp_path / "set" / ".cache" / "Ben" / "1.png")
     folder, path = tmp_path / "set", tmp_path / "set" / "Ada" / "1.png"
     people = {"Ada": type("Person", (), {"name": "Ada", "group": "train", "attributes": "A chef"})}
-    assert [record.source.path for record in read_collection(folder, left_out)] == [path]
+    assert [source.path for source in read_collection(folder, left_out)] == [path]
     assert [image.source.path for image in caption_images(folder, left_out)] == [path]
     assert [image.source.path for image in identity_images(folder, people, left_out)] == [path]
     assert person_folders(folder, report=left_out) == {"Ada": path.parent} and portraits_in(folder, ["Ada"], left_out) == {"Ada": [path]}
@@ -133,7 +132,7 @@ def test_hidden_members_and_links_of_a_shard_are_listed(tmp_path, left_out):
         link.type, link.linkname = tarfile.SYMTYPE, "1.png"
         shard.addfile(link)
     (tmp_path / "x" / "1.png").unlink()
-    assert [record.source.member for record in read_collection(tmp_path, left_out)] == ["./a/1.png"]
+    assert [source.member for source in read_collection(tmp_path, left_out)] == ["./a/1.png"]
     assert reasons(left_out) == ["hidden", "hidden", "link in a shard", "other format"]
 
 
@@ -173,7 +172,7 @@ def test_pipes_are_listed_and_never_waited_for(tmp_path, left_out):
     png(tmp_path / "1.png")
     for name in ("2.png", "1.txt", "metadata.csv"):
         os.mkfifo(tmp_path / name)
-    assert [record.source.path.name for record in read_collection(tmp_path, left_out)] == ["1.png"]
+    assert [source.path.name for source in read_collection(tmp_path, left_out)] == ["1.png"]
     assert reasons(left_out) == ["no file"] * 3
     (tmp_path / "folder.png").mkdir()
     assert names(images_in(tmp_path)) == ["1.png"]

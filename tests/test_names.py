@@ -5,11 +5,10 @@ import unicodedata
 import numpy as np
 import pytest
 
-from ldm.data.caption_set import caption_key
+from ldm.data.captions import caption_key
 from ldm.data.identities import identity_images, read_people
-from ldm.evaluation.gallery import person_folders
+from ldm.evaluation.gallery import person_folders, portraits_in
 from ldm.evaluation.id_acc import load_gallery
-from ldm.evaluation.portraits import portraits_in
 from ldm.images import write_image
 from ldm.names import NameList, NamesInText, normal_form
 from ldm.run_folder import safe_name

@@ -1,17 +1,23 @@
 """c2 of S_ID: one attribute sentence per name, written by a language model (paper section 4.1, Appendix A).
 
-`request_for` builds the request, in our words, which can be pasted into any assistant. `parse_answer` parses the answer and
-reports each line that does not have the paper's form.
+`AttributeBook` collects the sentences. `request_for` builds the request, in our words, which can be pasted into any assistant.
+`parse_answer` parses the answer and reports each line that does not have the paper's form.
 """
 
+import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from ldm.data.identities import Person, read_people, write_people
 from ldm.names import NameList, normal_form
-from ldm.text_files import read_lines
-from ldm.util import UserError
+from ldm.run_folder import write_json
+from ldm.text_files import read_lines, read_text
+from ldm.util import UserError, write_atomically
 
 FORM = "A [gender] [race] [occupation], [facial attributes]."
 GENDERS = ("male", "female")
@@ -38,6 +44,76 @@ The list:
 """
 
 
+class AttributeBook:
+    """Attributes collected for `names`, stored in `folder`. Attributes are never overwritten: the first valid answer counts.
+
+        people.csv           name, group, attributes
+        people.json          the request; per answer its model, seed and rejected lines
+        answers/<hash>.txt   every answer, unmodified
+
+    An existing people.csv is extended; names that are not in it are added to `group`, "train" or "test". `repeated` is the number of
+    duplicate names in the input, for the report. Raises UserError if people.csv or people.json exists but cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, group: str, names: Sequence[str], repeated: int = 0) -> None:
+        self.folder, self.group, self.repeated = Path(folder), group, repeated
+        self.complaints: list[str] = []  # rejected lines of this run's answers
+        people, manifest = self.folder / "people.csv", self.folder / "people.json"
+        self.people = read_people(people) if people.exists() else {}
+        known = NameList(self.people, people)
+        self.names = [known.find(name) or name for name in names]
+        try:
+            self.answers = dict(json.loads(manifest.read_text(encoding="utf-8"))["answers"]) if manifest.exists() else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{manifest} is not a manifest of answers; move it away, or use another --out_dir") from error
+
+    @property
+    def missing(self) -> list[str]:
+        """Names without attributes."""
+        return [name for name in self.names if name not in self.people or not self.people[name].attributes]
+
+    def requests(self, names_per_request: int) -> list[str]:
+        """Request texts that cover all missing names, `names_per_request` names each."""
+        missing = self.missing
+        return [request_for(missing[start:start + names_per_request]) for start in range(0, len(missing), names_per_request)]
+
+    def ask(self, answer_to: Callable[[str], str], names_per_request: int, **made_by: object) -> None:
+        """Send the requests for all missing names and store each answer on arrival, with `made_by` in people.json."""
+        for request in tqdm(self.requests(names_per_request), "requests", unit="request"):
+            self.take(answer_to(request), **made_by)
+
+    def take_files(self, paths: Sequence[Path]) -> None:
+        """Store the answers in these text files; raises UserError if one is not UTF-8 text."""
+        for path in paths:
+            self.take(read_text(path), pasted_from=str(path))
+
+    def take(self, answer: str, **made_by: object) -> None:
+        """Store an answer, add its valid lines to people.csv and its invalid ones to `complaints`."""
+        content = answer.encode(errors="replace")  # JSON can contain lone surrogates
+        file = f"answers/{hashlib.sha256(content).hexdigest()[:12]}.txt"
+        write_atomically(self.folder / file, lambda path: path.write_bytes(content))
+        found, complaints = parse_answer(content.decode(), self.names)
+        missing = set(self.missing)
+        new = [name for name in found if name in missing]
+        for name in new:
+            self.people[name] = Person(name, self.people[name].group if name in self.people else self.group, found[name])
+        self.complaints += [f"{file}, {complaint}" for complaint in complaints]
+        self.answers[file] = made_by | {"names": [*self.answers.get(file, {}).get("names", []), *new], "faulty": complaints}
+        write_people(self.people, self.folder / "people.csv")
+        write_json(self.folder / "people.json", {"form": FORM, "request": REQUEST, "answers": self.answers})
+
+    def report(self) -> str:
+        """Text that lists the rejected lines of this run and counts the names with attributes."""
+        missing = self.missing
+        lines = [f"faulty: {complaint}" for complaint in self.complaints]
+        lines.append(f"{len(self.names) - len(missing)} of {len(self.names)} names have attributes in {self.folder / 'people.csv'}"
+                     + (f"; {self.repeated} names were listed twice" if self.repeated else ""))
+        if missing:
+            lines.append(f"missing: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}; run the same command again "
+                         "without --answers to print their requests, or give corrected lines as --answers")
+        return "\n".join(lines)
+
+
 def request_for(names: Sequence[str]) -> str:
     """Request text for the attributes of these people."""
     return REQUEST + "\n".join(names)
@@ -46,11 +122,8 @@ def request_for(names: Sequence[str]) -> str:
 def parse_answer(text: str, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Dict of name -> sentence (without its full stop) from the valid lines, and a list with one complaint per invalid line.
 
-    A valid line begins with a name in any of its spellings (ldm/names.py), then a colon, dash, comma, bar or space. List marks,
+    A valid line begins with one of `names` in any of its spellings (ldm/names.py), then a colon, dash, comma, bar or space. List marks,
     numbers, bold type, table bars and quotation marks around names and sentences are ignored.
-
-    Args:
-        names: the people that were asked for; other names are invalid.
     """
     found: dict[str, str] = {}
     complaints = []
@@ -110,8 +183,7 @@ def flaw_of(sentence: str, name: str) -> str | None:
 def read_names(path: Path) -> tuple[list[str], int]:
     """Distinct names of a text file, one per line, and the number of duplicates; empty lines and lines that start with # are skipped.
 
-    Raises:
-        UserError: the file is not UTF-8 text, holds no name, or holds a line that is not a bare name.
+    Raises UserError if the file is not UTF-8 text, holds no name, or holds a line that is not a bare name.
     """
     names = [unicodedata.normalize("NFC", line) for line in read_lines(path, ("name", "names"))]
     if wrong := next(filter(NO_NAME.match, names), None):

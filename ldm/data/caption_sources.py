@@ -36,25 +36,21 @@ class Candidate:
 
 
 def caption_candidates(folder: Path, captions: Path | None, report: Report, hashes: Path | None = None) -> tuple[int, Iterable[Candidate]]:
-    """Number of candidates, and the candidates in the order of the source.
+    """Number of candidates in a folder of images, tar shards or parquet tables, and the candidates in the order of the source.
 
     Args:
-        folder: folder of images, tar shards or parquet tables.
         captions: COCO captions JSON, a table with the columns file_name and text, or a text file with one caption per line; None if
-            the captions are stored next to the images.
+            the captions are stored next to the images. UserError is raised if it cannot be read, or no image matches it.
         report: called for every flaw, see `read_collection`.
         hashes: cache file for `hashes_of`.
-
-    Raises:
-        UserError: the captions file cannot be read, or no image matches it.
     """
     if captions is None and (tables := _tables(folder, report)):
         return _table_candidates(folder, tables, report, hashes)
-    records = read_collection(folder, report)
+    found = read_collection(folder, report)
     if captions is None:
-        captioned = [(record.source, caption_of(record.fields)) for record in records]
+        captioned = [(source, caption_of(fields)) for source, fields in found.items()]
     else:
-        captioned = _captioned(folder, captions, [record.source for record in records], report)
+        captioned = _captioned(folder, captions, found, report)
     stamps = hashes_of((source for source, _ in captioned), hashes)
     candidates = []
     for (source, caption), stamp in zip(captioned, stamps, strict=True):
@@ -63,7 +59,7 @@ def caption_candidates(folder: Path, captions: Path | None, report: Report, hash
     return len(candidates), candidates
 
 
-def _captioned(folder: Path, captions: Path, sources: list[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
+def _captioned(folder: Path, captions: Path, sources: Iterable[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
     """The images that a captions file describes, each with its caption; the content determines the format of the file."""
     text = read_text(captions)
     entries = json_list(text)
@@ -93,7 +89,7 @@ def _coco(text: str, folder: Path, captions: Path, report: Report) -> dict[Path,
                         "file_name) and annotations (id, image_id, caption), such as captions_val2014.json") from error
 
 
-def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], sources: list[ImageSource],
+def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], sources: Iterable[ImageSource],
            report: Report) -> list[tuple[ImageSource, str | None]]:
     """The images that a captions file names, each with its first caption."""
     by_path = {source.path: source for source in sources if not source.member}
@@ -112,7 +108,7 @@ def _named(folder: Path, captions: Path, images: Mapping[Path, list[str]], sourc
     return [(by_path[path], texts[0] if texts else None) for path, texts in there.items()]
 
 
-def _numbered(text: str, captions: Path, sources: list[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
+def _numbered(text: str, captions: Path, sources: Iterable[ImageSource], report: Report) -> list[tuple[ImageSource, str | None]]:
     """Images with captions, where the image with the number n in its name belongs to line n; numbers start at 0 or 1."""
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     lines = lines[1:] if is_header(lines[0], CAPTION_FIELDS) else lines

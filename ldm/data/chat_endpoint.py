@@ -9,9 +9,7 @@ import urllib.request
 
 from ldm.util import UserError
 
-ATTEMPTS = 4            # if the server is busy or does not answer
-PAUSE = 2.0             # seconds before the second attempt, doubled before each further one
-TIMEOUT = 120.0         # seconds per attempt
+ATTEMPTS, PAUSE, TIMEOUT = 4, 2.0, 120.0  # seconds before the second attempt, doubled before each further one; seconds per attempt
 LARGEST_ANSWER = 2**22  # bytes
 SET_KEY = "give the right key in the environment (--api_key_env names its variable)"
 ADVICE = {401: SET_KEY, 403: SET_KEY, 404: "check --base_url (it usually ends with /v1) and --model",
@@ -19,16 +17,10 @@ ADVICE = {401: SET_KEY, 403: SET_KEY, 404: "check --base_url (it usually ends wi
 
 
 class ChatEndpoint:
-    """Callable that sends requests to `<base_url>/chat/completions`.
+    """Callable that sends requests to `<base_url>/chat/completions`; an example of `base_url` is http://localhost:8000/v1.
 
-    Args:
-        base_url: base URL of the server, such as http://localhost:8000/v1.
-        model: model name on the server.
-        key: bearer token; None sends no token.
-        seed: sampling seed, ignored by servers that do not support it.
-
-    Raises:
-        UserError: the key holds characters that a key cannot have.
+    `key` is the bearer token; None sends none. Servers may ignore `seed`. Raises UserError if the key holds characters that a key
+    cannot have.
     """
 
     def __init__(self, base_url: str, model: str, key: str | None = None, *, seed: int = 0) -> None:
@@ -40,8 +32,7 @@ class ChatEndpoint:
     def __call__(self, request: str) -> str:
         """The assistant's answer to a request.
 
-        Raises:
-            UserError: the server cannot be reached, refuses the request, or returns something other than a chat completion.
+        Raises UserError if the server cannot be reached, refuses the request, or returns something other than a chat completion.
         """
         content = self._post({"model": self.model, "messages": [{"role": "user", "content": request}], "seed": self.seed})
         if len(content) > LARGEST_ANSWER:

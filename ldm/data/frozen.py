@@ -15,13 +15,8 @@ TEXTS_KEPT = 4096  # contexts cached in CPU memory, each 30 kB for the miniature
 
 @torch.no_grad()
 def image_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
-    """Mean and log-variance of the autoencoder's posterior for an image, (8, h, w), on the CPU.
-
-    Raises:
-        UserError: the image cannot be decoded.
-    """
-    image = load_image(source, 8 * model.image_size)[None].to(model.device)
-    posterior = model.encode_first_stage(image)
+    """Mean and log-variance of the autoencoder's posterior for an image, (8, h, w), on the CPU; raises UserError as `load_image`."""
+    posterior = model.encode_first_stage(load_image(source, 8 * model.image_size)[None].to(model.device))
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
 
 
@@ -35,12 +30,10 @@ class Contexts:
     """tau(c) of the frozen text encoder, with a cache of the last TEXTS_KEPT prompts."""
 
     def __init__(self, model: LatentDiffusion):
-        @torch.no_grad()
-        def context(text: str) -> Tensor:
-            return model.get_learned_conditioning([text])[0].cpu()
+        self._device = model.device
+        self._context = functools.lru_cache(TEXTS_KEPT)(lambda text: model.get_learned_conditioning([text])[0].cpu())
 
-        self._device, self._context = model.device, functools.lru_cache(TEXTS_KEPT)(context)
-
+    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Contexts of B texts, (B, 77, d), on the model's device."""
         return torch.stack([self._context(text) for text in texts]).to(self._device)

@@ -36,8 +36,7 @@ class IdentityImage:
 def read_people(path: str | Path) -> dict[str, Person]:
     """People by name, read from a CSV with the header name,group,attributes.
 
-    Raises:
-        UserError: the file or a column is missing, a name is empty or occurs twice in any spelling, a group is not train, test or keep.
+    Raises UserError if the file or a column is missing, a name is empty or occurs twice in any spelling, or a group is another one.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,17 +67,14 @@ def identity_images(folder: str | Path, people: Mapping[str, Person], report: Re
     """Images of people of the train group, in the order of `read_collection`, which defines the layouts and `report`.
 
     The person's name comes from the metadata (column name) or else from the sub-folder, in any spelling (ldm/names.py).
-    Images of the other groups are left out: S_test must stay unseen, and S_keep may be shown.
-
-    Raises:
-        UserError: no image, an image without a name, a name without attributes, or no image of the train group.
+    Images of the other groups are left out: S_test must stay unseen, and S_keep may be shown. Raises UserError for no image, an image
+    without a name, a name without attributes, or no image of the train group.
     """
     images, known, report = [], NameList(people), report or LeftOut(strict=True)
     spelled: dict[str, set[str]] = {}
-    for record in read_collection(folder, report):
-        source = record.source
+    for source, fields in read_collection(folder, report).items():
         in_sub_folder = not source.member and source.path.parent != Path(folder)
-        name = record.fields.get("name", "") or (source.path.parent.name if in_sub_folder else "")
+        name = fields.get("name", "") or (source.path.parent.name if in_sub_folder else "")
         if not name:
             raise UserError(f"the person shown by {source} is unknown; put it into a sub-folder with the person's name or "
                             "add it to metadata.jsonl with file_name and name")

@@ -10,7 +10,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -25,7 +24,7 @@ from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, NO_IMAGE, LeftOut, Report, be
 from ldm.text_files import Row, decoded, rows_of, texts_of
 from ldm.util import UserError, write_text
 
-Fields = dict[str, str]
+Fields = dict[str, str]  # metadata of an image: "name", "text", ...
 
 UNREADABLE_METADATA = "unreadable metadata"
 
@@ -36,20 +35,8 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 LONGEST_TEXT = 2**20  # bytes of a caption or of one image's metadata
 
 
-@dataclass(frozen=True)
-class Record:
-    """An image and its metadata fields ("name", "text", ...)."""
-
-    source: ImageSource
-    fields: Fields
-
-
 def load_image(source: ImageSource, size: int) -> Tensor:
-    """The center crop of an image, resized: (3, size, size) float32 in [-1, 1].
-
-    Raises:
-        UserError: the image cannot be decoded completely, see `rgb_image`.
-    """
+    """The center crop of an image, resized: (3, size, size) float32 in [-1, 1]; raises UserError as `rgb_image`."""
     image = rgb_image(source.read, source)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -57,15 +44,12 @@ def load_image(source: ImageSource, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
-def read_collection(folder: str | Path, report: Report | None = None) -> list[Record]:
-    """Every image of a folder, its sub-folders and its shards, in the order of `files_below`.
+def read_collection(folder: str | Path, report: Report | None = None) -> dict[ImageSource, Fields]:
+    """Every image of a folder, its sub-folders and its shards, in the order of `files_below`, with its metadata.
 
-    Args:
-        report: called with a reason and a sentence for everything that is left out; None uses a strict `LeftOut`.
-
-    Raises:
-        UserError: the folder does not exist. A strict `LeftOut` also raises it if there is no image, a shard or a text cannot be read
-            completely, one text could belong to two images, or metadata names a missing image.
+    `report` is called with a reason and a sentence for everything that is left out; None uses a strict `LeftOut`. Raises UserError if
+    the folder does not exist. A strict `LeftOut` also raises it if there is no image, a shard or a text cannot be read completely, one
+    text could belong to two images, or metadata names a missing image.
     """
     folder, report = Path(folder), report or LeftOut(strict=True)
     if not folder.is_dir():
@@ -78,7 +62,9 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
         if path.suffix.lower() == ".tar":
             found |= _read_shard(path, report)
         elif is_image(path, report):
-            found[ImageSource(path)] = fields = _side_fields(path, sides, report)
+            texts = {kind: _decoded(side.open("rb"), side, report, LONGEST_TEXT) for suffix, kind in SIDES.items()
+                     if (side := sides.get(path.with_suffix(suffix)))}
+            found[ImageSource(path)] = fields = _fields(texts, path, report)
             twin = stems.setdefault(path.with_suffix(""), path)
             if fields and twin != path:
                 _report_twins(twin, path, report)
@@ -106,7 +92,7 @@ def read_collection(folder: str | Path, report: Report | None = None) -> list[Re
     if not found:
         report("no images", f"the data folder {folder} holds no images (such as .png and .jpg) and no .tar shards{besides(report)}; "
                             "put images into it or give another folder")
-    return [Record(source, fields | named.get(source, {})) for source, fields in found.items() if fields is not None]
+    return {source: fields | named.get(source, {}) for source, fields in found.items() if fields is not None}
 
 
 def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -121,9 +107,9 @@ def captions_table(text: str, where: Path, report: Report, *, some: tuple[str, .
 
 
 def _metadata_of(path: Path, report: Report) -> Iterator[Fields]:
-    text = _decoded(path.read_bytes(), path, report) or ""
+    text = _decoded(path.open("rb"), path, report) or ""
     try:
-        yield from (row.fields for row in captions_table(text, path, report, optional=FIELDS) if text.strip())
+        yield from (row.fields for row in (captions_table(text, path, report, optional=FIELDS) if text.strip() else ()))
     except UserError as error:  # an invalid header
         report(UNREADABLE_METADATA, str(error))
 
@@ -140,22 +126,8 @@ def _report_differing(there: Fields, further: Fields, who: str, what: str, repor
         report(FURTHER_CAPTIONS, f"{who} and {what} give two captions; one of them is used")
 
 
-def _side_fields(path: Path, sides: Mapping[Path, Path], report: Report) -> Fields | None:
-    """Fields from the .json and the .txt (or kohya's .caption) of the same stem; the .txt is the caption. None if one was reported.
-
-    Args:
-        sides: all texts, keyed by their path with the suffix in lower case.
-    """
-    texts = {}
-    for suffix, kind in SIDES.items():
-        if side := sides.get(path.with_suffix(suffix)):
-            with side.open("rb") as file:
-                texts[kind] = _decoded(file.read(LONGEST_TEXT + 1), side, report, LONGEST_TEXT)
-    return _fields(texts, path, report)
-
-
 def _read_shard(path: Path, report: Report) -> dict[ImageSource, Fields | None]:
-    """Fields of the images of a tar shard, with texts of the same stem as in `_side_fields`. Stores offsets; unpacks nothing."""
+    """Fields of the images of a tar shard, from texts of the same stem; None if one was reported. Stores offsets; unpacks nothing."""
     images: dict[str, list[ImageSource]] = {}  # by stem
     texts: dict[str, dict[str, str | None]] = {}
     end = path.stat().st_size
@@ -176,8 +148,8 @@ def _read_shard(path: Path, report: Report) -> dict[ImageSource, Fields | None]:
                 elif is_image(PurePosixPath(str(source)), report):
                     images.setdefault(stem, []).append(source)
                 elif suffix in (".txt", ".json"):
-                    content = cast(IO[bytes], shard.extractfile(member)).read(LONGEST_TEXT + 1)  # None only for what is no file
-                    texts.setdefault(stem, {})[suffix] = _decoded(content, source, report, LONGEST_TEXT)
+                    file = cast(IO[bytes], shard.extractfile(member))  # None only for what is no file
+                    texts.setdefault(stem, {})[suffix] = _decoded(file, source, report, LONGEST_TEXT)
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(512) != bytes(512):  # a complete tar ends with empty blocks
                 raise tarfile.ReadError("its end is missing")
@@ -194,7 +166,7 @@ def _read_shard(path: Path, report: Report) -> dict[ImageSource, Fields | None]:
 
 
 def _fields(texts: Mapping[str, str | None], where: object, report: Report) -> Fields | None:
-    """Fields of an image from the texts of its .json and .txt; None if one of them was reported."""
+    """Fields of an image from the texts of its .json and its .txt (or kohya's .caption); None if one of them was reported."""
     if None in texts.values():
         return None
     fields: Fields | None = {}
@@ -214,8 +186,10 @@ def _fields(texts: Mapping[str, str | None], where: object, report: Report) -> F
     return fields | {"text": lines[0]}
 
 
-def _decoded(content: bytes, where: object, report: Report, longest: int | None = None) -> str | None:
-    """The text of a file; None if it was reported as not UTF-8 or longer than `longest` bytes."""
+def _decoded(file: IO[bytes], where: object, report: Report, longest: int | None = None) -> str | None:
+    """The text of an open file, which is closed; None if it was reported as not UTF-8 or longer than `longest` bytes."""
+    with file:
+        content = file.read(longest + 1 if longest else -1)
     if longest and len(content) > longest:
         report("text too long", f"{where} has more than {longest} bytes, too many for a caption; delete it")
         return None

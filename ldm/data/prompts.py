@@ -13,8 +13,7 @@ from ldm.util import UserError, first_line
 def read_templates(path: str | Path) -> list[str]:
     """Templates of a text file, one per line, each with one {}; empty lines and lines that start with # are skipped.
 
-    Raises:
-        UserError: the file does not exist or is empty, or a line does not have exactly one {}.
+    Raises UserError if the file does not exist or is empty, or a line does not have exactly one {}.
     """
     if not Path(path).is_file():
         raise UserError(f"the template file {path} does not exist; give a text file with one template per line, such as 'a photo of {{}}'")
@@ -36,15 +35,13 @@ def read_benchmark(paths: Sequence[Path], count: int | None) -> list[tuple[str, 
     """The first `count` prompts (None: all), each with the number of its earlier occurrences, ignoring case.
 
     The content determines the format: COCO captions JSON (first caption of each image), a JSON list, jsonl, csv or tsv with a column
-    text, caption or prompt, or else text with one prompt per line. Prompts of several files are interleaved.
-
-    Raises:
-        UserError: a file cannot be read, has fewer than two prompts, or has a lone surrogate in a prompt.
+    text, caption or prompt, or else text with one prompt per line. Prompts of several files are interleaved. Raises UserError if a file
+    cannot be read, has fewer than two prompts, or has a lone surrogate in a prompt.
     """
     turns = itertools.chain.from_iterable(itertools.zip_longest(*map(_prompts, paths)))
     seen: Counter[str] = Counter()
     found = []
-    for prompt in itertools.islice((prompt for prompt in turns if prompt is not None), count):
+    for prompt in [prompt for prompt in turns if prompt is not None][:count]:
         found.append((prompt, seen[prompt.casefold()]))
         seen[prompt.casefold()] += 1  # some file systems cannot hold two images whose names differ only in case
     return found

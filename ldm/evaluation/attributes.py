@@ -1,6 +1,7 @@
 """Attr-ACC: how well an image preserves the attributes of the person named in its prompt (paper section 4.3)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,16 @@ from ldm.util import UserError
 FARL_MODEL = "ViT-B-16-quickgelu"  # open_clip's name of FaRL's architecture
 
 
+@dataclass
 class AttributeEncoder:
-    """Attribute features of faces.
+    """Attribute features of faces."""
 
-    Args:
-        encoder: maps images to unit features.
-        on_face: encode the aligned face instead of the whole image.
-    """
-
-    def __init__(self, encoder: ImageEncoder, *, on_face: bool) -> None:
-        self.encoder, self.on_face = encoder, on_face
+    encoder: ImageEncoder
+    on_face: bool  # encode the aligned face instead of the whole image
 
     def __call__(self, images: Sequence[np.ndarray], faces: Sequence[Face | None]) -> np.ndarray:
         """Unit features (N, D) float32; NaN for an image without a face."""
-        shown = [aligned_crop(image, face.landmarks) if self.on_face and face else image
-                 for image, face in zip(images, faces, strict=True)]
+        shown = [aligned_crop(image, face.landmarks) if self.on_face and face else image for image, face in zip(images, faces, strict=True)]
         features = self.encoder.image_features(shown).numpy()
         features[[face is None for face in faces]] = np.nan
         return features
@@ -38,12 +34,8 @@ class AttributeEncoder:
 class FaRL(ImageEncoder):
     """FaRL's image features (arXiv 2112.03109): a CLIP trained on faces and their descriptions.
 
-    Args:
-        weights: path of FaRL-Base-Patch16-LAIONFace20M-ep16.pth (the paper's) or -ep64.pth.
-        device: device of the network.
-
-    Raises:
-        UserError: the file does not exist, is damaged, or belongs to another network.
+    `weights` is FaRL-Base-Patch16-LAIONFace20M-ep16.pth (the paper's) or -ep64.pth. Raises UserError if it does not exist, is damaged,
+    or belongs to another network.
     """
 
     def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
@@ -54,8 +46,7 @@ class FaRL(ImageEncoder):
         with weights_for(f"FaRL ({FARL_MODEL})", weights) as file:
             keys = open_clip.load_checkpoint(clip, str(file), strict=False)  # FaRL has further heads
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)
-        missing = [key for key in keys.missing_keys if key.startswith("visual.")]
-        if missing:
+        if missing := [key for key in keys.missing_keys if key.startswith("visual.")]:
             raise UserError(f"{weights} lacks {len(missing)} tensors of FaRL's image encoder (first: {missing[0]}); give "
                             "FaRL-Base-Patch16-LAIONFace20M-ep16.pth")
         super().__init__(clip, open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=False), device)
@@ -65,14 +56,10 @@ def attributes_kept(features: np.ndarray, base: np.ndarray) -> tuple[float | Non
     """Mean cosine of attribute features with the base model's images of the same person, and of other people.
 
     The second value is the level of a random person. Images from the same noise are not compared with each other, because they
-    share background and pose for every person.
+    share background and pose for every person. None if there is nothing to compare (one sample, one person, or no face).
 
-    Args:
-        features: unit vectors (people, samples, D); NaN for an image without a face, which is excluded from the means.
-        base: features of the base model's images of the same people and samples.
-
-    Returns:
-        Two cosines in [-1, 1]; None if there is nothing to compare (one sample, one person, or no face).
+    `features` are unit vectors (people, samples, D), with NaN for an image without a face, which is excluded from the means; `base` are
+    those of the base model's images of the same people and samples.
     """
     people, samples, _ = features.shape
     cosines = np.einsum("nid,mjd->nmij", features, base, optimize=True)                    # (people, people, samples, samples)
@@ -82,6 +69,5 @@ def attributes_kept(features: np.ndarray, base: np.ndarray) -> tuple[float | Non
 
 
 def _mean(cosines: np.ndarray) -> float | None:
-    """Mean of the cosines that are not NaN; None without any."""
     cosines = cosines[~np.isnan(cosines)]
     return float(cosines.mean()) if cosines.size else None

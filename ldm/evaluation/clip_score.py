@@ -15,35 +15,27 @@ from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.util import UserError
 
 PAPERS_MODEL = "ViT-g-14"
+BATCH = 64  # images per forward pass
 
 
 class ImageEncoder:
-    """Image encoder of an open_clip model.
-
-    Args:
-        model: open_clip model with loaded weights.
-        preprocess: maps a PIL image to the model's input (3, h, w) float.
-        device: device of the model.
-    """
+    """Image encoder of an open_clip model with loaded weights; `preprocess` maps a PIL image to its input (3, h, w) float."""
 
     def __init__(self, model: Any, preprocess: Callable[[Image.Image], Tensor], device: str | torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.preprocess, self.device = preprocess, torch.device(device)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[np.ndarray], *, batch_size: int = 64, apl_compat: bool = False) -> Tensor:
-        """Image embeddings (N, D) fp32 on the CPU, not normalized.
+    def encode(self, images: Sequence[np.ndarray], *, apl_compat: bool = False) -> Tensor:
+        """Embeddings (N, D) fp32 on the CPU, not normalized, of N images (H, W, 3) uint8 RGB of any size.
 
-        Args:
-            images: N images, (H, W, 3) uint8 RGB each, of any size.
-            batch_size: images per forward pass.
-            apl_compat: preprocess as the authors' released code does: nearest-neighbour resize, values in [0, 1], without the
-                mean and standard deviation that the model was trained with.
+        `apl_compat` preprocesses as the authors' released code does: nearest-neighbour resize, values in [0, 1], without the mean and
+        standard deviation that the model was trained with.
         """
         prepare = self._as_released if apl_compat else lambda image: self.preprocess(Image.fromarray(image))
         features = []
-        for start in range(0, len(images), batch_size):
-            batch = torch.stack([prepare(image) for image in images[start:start + batch_size]])
+        for start in range(0, len(images), BATCH):
+            batch = torch.stack([prepare(image) for image in images[start:start + BATCH]])
             features.append(self.model.encode_image(batch.to(self.device)).float().cpu())
         return torch.cat(features)
 
@@ -59,13 +51,8 @@ class ImageEncoder:
 class ClipScorer(ImageEncoder):
     """Image-text model of `open_clip` with its own preprocessing.
 
-    Args:
-        model: an open_clip model name such as "ViT-L-14", or the path of an open_clip model config (.json).
-        weights: path of the weights (.safetensors or .pt).
-        device: device of the model.
-
-    Raises:
-        UserError: the config or the weights do not exist or do not match.
+    `model` is an open_clip model name such as "ViT-L-14", or the path of an open_clip model config (.json). `weights` is the path of
+    a .safetensors or .pt file. Raises UserError if the config or the weights do not exist or do not match.
     """
 
     def __init__(self, model: str, weights: str | Path, device: str | torch.device = "cpu") -> None:

@@ -38,15 +38,14 @@ class Face:
 class FaceAnalyzer:
     """Detects the largest face of an image and computes its embedding.
 
+    Raises UserError if `pack_dir` does not exist, is empty, or its models cannot be used; nothing is downloaded.
+
     Args:
         pack_dir: folder with the .onnx files of an InsightFace pack: the miniature's, `buffalo_l` or `antelopev2`.
         det_sizes: detector input sizes in pixels, tried in order until a face is found: detectors miss close-ups that fill a large
             input.
         det_thresh: minimum detector score of a face.
         device: "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        UserError: the folder does not exist, is empty, or its models cannot be used; nothing is downloaded.
     """
 
     def __init__(self, pack_dir: str | Path, det_sizes: int | Sequence[int] = (640, 256, 128), det_thresh: float = 0.5,
@@ -101,13 +100,9 @@ class FaceAnalyzer:
 
 
 def aligned_crop(image: np.ndarray, landmarks: np.ndarray, size: int = 224, margin: float = 0.25) -> np.ndarray:
-    """Aligned face crop (size, size, 3) for attribute features; dtype as `image`.
+    """Aligned face crop (size, size, 3) of an image (H, W, 3) for attribute features; dtype as `image`.
 
-    Args:
-        image: (H, W, 3).
-        landmarks: (5, 2) pixels, as in Face.
-        size: side of the crop in pixels.
-        margin: margin on each side of ArcFace's crop, relative to its width; 0.25 includes hair and chin.
+    `margin` is added on each side of ArcFace's crop, relative to its width; 0.25 includes hair and chin.
     """
     from insightface.utils.face_align import estimate_norm
 

@@ -17,10 +17,8 @@ BLOCK = 1000  # images per update
 def frechet_distance(features: np.ndarray, base: np.ndarray) -> float | None:
     """FID: |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of the means m and covariances S of two sets, (N, D) and (N', D).
 
-    Computed in double precision with torchmetrics' running sums. None if a set has fewer than two images.
-
-    Raises:
-        UserError: a feature is not finite.
+    Computed in double precision with torchmetrics' running sums. None if a set has fewer than two images. Raises UserError if a
+    feature is not finite.
     """
     if min(len(features), len(base)) < 2:
         return None
@@ -42,10 +40,8 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
     """KID: unbiased squared MMD of two sets, (N, D) and (N', D), with the kernel (x y / D + 1)^3; may be negative.
 
     Mean over `subsets` random subsets of BLOCK images per set, chosen with `seed`. If the smaller set has at most BLOCK images, the
-    subsets have its size, and there is only one if both sets have that size. None if a set has fewer than two images.
-
-    Raises:
-        UserError: a feature is not finite.
+    subsets have its size, and there is only one if both sets have that size. None if a set has fewer than two images. Raises UserError
+    if a feature is not finite.
     """
     size = min(len(features), len(base), BLOCK)
     if size < 2:
@@ -62,8 +58,7 @@ def kernel_distance(features: np.ndarray, base: np.ndarray, *, subsets: int = 10
 
 def _check(*sets: np.ndarray) -> None:
     for features in sets:
-        broken = int((~np.isfinite(features).all(axis=1)).sum())
-        if broken:
+        if broken := int((~np.isfinite(features).all(axis=1)).sum()):
             raise UserError(f"the features of {broken} of {len(features)} images are not finite, so they have no distance; check the "
                             "weights of the feature network, or score with another --fid_protocol")
 

@@ -4,30 +4,30 @@ Lower ID-ACC is better anonymization. An image without a detected face lowers `d
 missing face never counts as a success.
 """
 
+import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ldm.containers import NPZ, kind_of
 from ldm.evaluation.tables import Row
+from ldm.images import image_grid, read_image
 from ldm.names import NameList
-from ldm.util import UserError
+from ldm.text_files import write_csv
+from ldm.util import UserError, write_atomically
 
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000    # of the bootstrap
+PEOPLE_IN_GRID = 4  # per group
 
 
 def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Reference face of every person: name -> (512,) fp32 of unit length, read from an .npz with one array per name.
 
-    Args:
-        path: the .npz file.
-        names: people that must be in it, in any spelling; the result uses the spelling given here.
-
-    Raises:
-        UserError: the file is not an .npz of vectors, the vectors differ in width, two names are spellings of one name, or one of
-            `names` is missing.
+    `names` must be in it, in any spelling; the result uses the spelling given here. Raises UserError if the file is not an .npz of
+    vectors, the vectors differ in width, two names are spellings of one name, or one of `names` is missing.
     """
     names = list(names)
     try:
@@ -41,7 +41,7 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
         raise UserError(f"{path} is not a gallery ({reason}); expected an .npz with one face embedding per name, and no pickles") from error
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():
-        if vector.ndim != 1 or not np.isfinite(lengths[name]) or lengths[name] == 0:
+        if vector.ndim != 1 or not 0 < lengths[name] < np.inf:
             raise UserError(f"the gallery {path} holds for '{name}' an array of shape {vector.shape} and length "
                             f"{lengths[name]:g}; expected one finite vector such as (512,)")
     if len(widths := {len(vector) for vector in gallery.values()}) > 1:
@@ -58,12 +58,8 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
 def image_scores(faces: np.ndarray, names: Sequence[str], images: Sequence[str], gallery: Mapping[str, np.ndarray]) -> list[Row]:
     """One row per image: name, image, face_found, cosine to that person's reference face, and the nearest person of the gallery.
 
-    Without a face, `cosine` and `nearest` are None.
-
-    Args:
-        faces: unit embeddings (N, 512), with NaN for images without a face.
-        names, images: of each image, the person in its prompt and its file.
-        gallery: see `load_gallery`.
+    `faces` are unit embeddings (N, 512), with NaN for images without a face, whose `cosine` and `nearest` are None. `names` and
+    `images` are the person in each image's prompt, and the image's file.
     """
     everybody, labels = np.stack(list(gallery.values())), list(gallery)  # (people, 512)
     rows: list[Row] = []
@@ -87,11 +83,7 @@ def identity_scores(scores: Sequence[Row]) -> list[Row]:
 
 
 def id_acc(scores: Sequence[Row], *, threshold: float) -> Row:
-    """Metrics of one group of people, from the rows of `image_scores`.
-
-    Args:
-        scores: rows of `image_scores`.
-        threshold: minimum cosine at which a face is accepted as the named person.
+    """Metrics of one group of people, from the rows of `image_scores`; a face is accepted as the person at a cosine of `threshold`.
 
     Returns:
         id_acc_mean, id_acc_max: per person over images with a face, then over people with a face (Table 1);
@@ -111,6 +103,43 @@ def id_acc(scores: Sequence[Row], *, threshold: float) -> Row:
             "n_identities": len(people), "n_images": len(scores),
             "tar": _mean([row["cosine"] >= threshold for row in faces]), "id_acc_low": low, "id_acc_high": high,
             "n_without_face": len(people) - len(seen)}
+
+
+@dataclass
+class IdentityTable:
+    """Table of identity accuracy, with rows per group, per image and per person."""
+
+    gallery: Mapping[str, np.ndarray]  # reference faces, see `load_gallery`
+    threshold: float                   # minimum cosine at which a face counts as the person
+    out_dir: Path                      # output folder; paths in the table are relative to it
+    rows: list[Row] = field(default_factory=list)
+    images: list[Row] = field(default_factory=list)
+    people: list[Row] = field(default_factory=list)
+    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first image
+
+    def add(self, portraits: Mapping[str, Sequence[Path]], faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
+        """Add the row of one group of people, for one model and prefix.
+
+        `portraits` maps names to image files that should show the person; `faces` are the embeddings of these images, (N, 512), in
+        order; NaN without a face.
+        """
+        what = {"model": model, "prefix": prefix, "group": group}
+        firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
+        self._shown.setdefault(prefix, {}).update(firsts)
+        images = [(name, os.path.relpath(path, self.out_dir)) for name, paths in portraits.items() for path in paths]
+        scores = image_scores(faces, [name for name, _ in images], [path for _, path in images], self.gallery)
+        self.images += [what | row for row in scores]
+        self.people += [what | row for row in identity_scores(scores)]
+        self.rows.append(what | id_acc(scores, threshold=self.threshold))
+
+    def write_details(self) -> None:
+        """Write images.csv (one row per image), identities.csv (per person) and grid.png (per prefix; first images) to `out_dir`."""
+        write_csv(self.images, self.out_dir / "images.csv")
+        write_csv(self.people, self.out_dir / "identities.csv")
+        columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
+        images = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
+        grid = image_grid(images, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
+        write_atomically(self.out_dir / "grid.png", grid.save)
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float | None, float | None]:

@@ -34,18 +34,15 @@ BATCH = 32
 class InceptionFeatures:
     """Features of images before the last layer of Inception, under one protocol.
 
-    Args:
-        weights: pt_inception-2015-12-05-6726825d.pth, weights-inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt.
-        protocol: "clean", "tf" or "torchmetrics".
-        device: device of the network.
-
-    Raises:
-        UserError: the file does not exist, is damaged, or belongs to another network, such as torchvision's own Inception.
+    `weights` is pt_inception-2015-12-05-6726825d.pth, weights-inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt. Raises
+    UserError if it does not exist, is damaged, or belongs to another network, such as torchvision's own Inception.
     """
 
     def __init__(self, weights: str | Path, protocol: str = "clean", device: str | torch.device = "cpu") -> None:
         with weights_for("the original Inception (2015-12-05)", weights) as file:
-            self.network = (_scripted(file) if kind_of(file) == TORCHSCRIPT else _from_state_dict(file, weights)).to(device).eval()
+            # clean-fid's file resizes and normalizes in its own way before `layers`.
+            network = torch.jit.load(file, map_location="cpu").layers if kind_of(file) == TORCHSCRIPT else _from_state_dict(file, weights)
+            self.network = network.to(device).eval()
             check_finite(self.network.state_dict(), weights, FETCH_AGAIN)
         self.resize, self.device = RESIZE[protocol], torch.device(device)
 
@@ -61,14 +58,13 @@ class InceptionFeatures:
 
 def resize_clean(image: np.ndarray) -> Tensor:
     """Resize an image (H, W, 3) uint8 to (3, 299, 299) float in [0, 255]; not rounded, overshoot clipped."""
-    channels = [Image.fromarray(image[..., channel].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-                for channel in range(3)]
+    channels = (Image.fromarray(channel).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for channel in _channels(image).numpy())
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
 
 
 def resize_tf(image: np.ndarray) -> Tensor:
     """Like `resize_clean`, with TensorFlow 1's grid: output pixel i interpolates the two neighbours of i * (old size) / 299."""
-    pixels = torch.tensor(image).permute(2, 0, 1).float()
+    pixels = _channels(image)
     for axis in (1, 2):
         length = pixels.shape[axis]
         place = torch.arange(SIZE) * (length / SIZE)
@@ -81,8 +77,12 @@ def resize_tf(image: np.ndarray) -> Tensor:
 
 def resize_torchmetrics(image: np.ndarray) -> Tensor:
     """Like `resize_clean`, with torchmetrics' antialiased bilinear interpolation."""
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
-    return F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)[0]
+    return F.interpolate(_channels(image)[None], size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _channels(image: np.ndarray) -> Tensor:
+    """An image (H, W, 3) uint8 as (3, H, W) float in [0, 255]."""
+    return torch.tensor(image).permute(2, 0, 1).float()
 
 
 RESIZE: dict[str, Callable[[np.ndarray], Tensor]] = {
@@ -113,16 +113,9 @@ def _from_state_dict(path: Path, weights: str | Path) -> nn.Module:
     network = original_inception()
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    expected = network.state_dict()
-    surplus = [key for key in state if key not in expected]
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    missing, surplus = network.load_state_dict(state, strict=False)  # checks the shapes
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if surplus or missing:
         raise UserError(f"{weights} is not the original Inception: {len(missing)} tensors are missing, {len(surplus)} unknown (first: "
                         f"{(missing + surplus)[0]}); give pt_inception-2015-12-05-6726825d.pth")
-    network.load_state_dict(state, strict=False)  # still checks the shapes
     return network
-
-
-def _scripted(path: str | Path) -> nn.Module:
-    """The layers of clean-fid's file after its own resizing and normalization."""
-    return torch.jit.load(path, map_location="cpu").layers

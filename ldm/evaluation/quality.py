@@ -31,19 +31,12 @@ Scorer = Callable[[Sequence[np.ndarray], Sequence[str | None]], Scores]  # image
 
 @dataclass
 class PromptScorer:
-    """Scorer of the half "non_id". "fid": features (N, D). "clip": cosine with the prompt (N,), NaN without a prompt or CLIP model.
+    """Scorer of the half "non_id". "fid": features (N, D). "clip": cosine with the prompt (N,), NaN without a prompt or CLIP model."""
 
-    Args:
-        features_of: feature network of FID.
-        clip: model of the CLIP score; None omits it.
-        analyzer: adds "face_found" (N,), 1 or 0.
-        apl_compat: see `ImageEncoder.encode`; affects only the CLIP score.
-    """
-
-    features_of: FeaturesOf
+    features_of: FeaturesOf               # feature network of FID
     clip: ClipScorer | None = None
-    analyzer: FaceAnalyzer | None = None
-    apl_compat: bool = False
+    analyzer: FaceAnalyzer | None = None  # adds "face_found" (N,), 1 or 0
+    apl_compat: bool = False              # see `ImageEncoder.encode`; affects only the CLIP score
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         cosines = np.full(len(images), np.nan, np.float32)
@@ -61,20 +54,13 @@ class PromptScorer:
 class IdentityScorer:
     """Scorer of the half "id". "fid": features (N, D). "face" (N, 512) and "attributes" (N, D'): NaN for an image without a face.
 
-    Args:
-        features_of: feature network of FID; None omits "fid".
-        analyzer: face recognizer.
-        attributes: attribute encoder; None omits Attr-ACC.
-        width: width of the gallery's embeddings, 512 for ArcFace.
-
-    Raises:
-        UserError: on call, if the face pack's embeddings have another width than the gallery's.
+    A call raises UserError if the face pack's embeddings have another width than the gallery's.
     """
 
-    features_of: FeaturesOf | None
+    features_of: FeaturesOf | None          # feature network of FID; None omits "fid"
     analyzer: FaceAnalyzer
-    attributes: AttributesOf | None = None
-    width: int = 512
+    attributes: AttributesOf | None = None  # attribute encoder; None omits Attr-ACC
+    width: int = 512                        # of the gallery's embeddings
 
     def __call__(self, images: Sequence[np.ndarray], texts: Sequence[str | None]) -> Scores:
         faces = [self.analyzer.analyze(image) for image in images]
@@ -106,11 +92,7 @@ def joined(chunks: Sequence[Scores]) -> Scores:
 
 
 def prompt_row(scores: Scores, base: Scores | None) -> Row:
-    """FID, KID and CLIP score of a set of images.
-
-    Args:
-        scores: output of `PromptScorer` for the set.
-        base: output for the base model's images; None if `scores` are the base model's.
+    """FID, KID and CLIP score of a set of images from `scores` of `PromptScorer`; `base` are those of the base model's images, or None.
 
     Returns:
         fid, kid, n_images, n_base; clip: mean cosine, as in the paper; clip_x100: the same times 100; clip_low, clip_high: 95 % bootstrap
@@ -132,12 +114,8 @@ def prompt_row(scores: Scores, base: Scores | None) -> Row:
 def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gallery: Mapping[str, np.ndarray], threshold: float) -> Row:
     """FID, KID, ID-ACC and Attr-ACC of images of people; `scores` and `base` as in `prompt_row`, with the same people in the same order.
 
-    Args:
-        names: the person in each image's prompt; the k-th image of a name has the name's k-th noise.
-        gallery, threshold: see `load_gallery`, `id_acc`.
-
-    Returns:
-        attr_acc and attr_random: `attributes_kept`; further columns as `id_acc`.
+    `names` is the person in each image's prompt; the k-th image of a name has the name's k-th noise. The columns attr_acc and
+    attr_random are those of `attributes_kept`, further ones those of `id_acc`.
     """
     own = by_person(scores["attributes"], names)
     kept, random = attributes_kept(own, own if base is None else by_person(base["attributes"], names))
@@ -147,13 +125,10 @@ def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gall
 
 def by_person(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Regroup rows (N, D) of images in any order into (people, samples, D), with NaN where a person has fewer images than another."""
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        places.setdefault(name, []).append(place)
-    table = np.full((len(places), max(map(len, places.values())), values.shape[1]), np.nan, values.dtype)
-    for person, own in zip(table, places.values(), strict=True):
-        person[:len(own)] = values[own]
-    return table
+    named = np.array(names)
+    own = [values[named == name] for name in dict.fromkeys(names)]
+    most = max(map(len, own))
+    return np.stack([np.pad(rows, ((0, most - len(rows)), (0, 0)), constant_values=np.nan) for rows in own])
 
 
 def _distances(scores: Scores, base: Scores | None) -> Row:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Sequence
+from itertools import chain
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,21 @@ Row = dict[str, Any]  # of a table: value by column
 
 def write_results(rows: Sequence[Row], out_dir: str | Path, *, name: str = "results") -> None:
     """Write `<name>.json` (a list of flat rows), `<name>.csv` and `<name>.md` with the same rows to `out_dir`."""
-    out_dir = Path(out_dir)
     rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    write_text(out_dir / f"{name}.json", text)
-    write_csv(rows, out_dir / f"{name}.csv")
-    write_text(out_dir / f"{name}.md", markdown_table(rows))
+    write_text(Path(out_dir) / f"{name}.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_csv(rows, Path(out_dir) / f"{name}.csv")
+    write_text(Path(out_dir) / f"{name}.md", markdown_table(rows))
 
 
 def markdown_table(rows: Sequence[Row], numeric: Collection[str] | None = None) -> str:
     """The rows as a Markdown table: floats with four decimals, a dash for a missing value.
 
-    Args:
-        rows: one dict per row.
-        numeric: columns that are right-aligned; None selects those that hold only numbers.
+    `numeric` are the right-aligned columns; None selects those that hold only numbers.
     """
     columns = _columns(rows)
-    numeric = [column for column in columns if _numeric(rows, column)] if numeric is None else numeric
+    right = [_numeric(rows, column) if numeric is None else column in numeric for column in columns]
     cells = [[" ".join(_cell(row.get(column)).replace("|", "\\|").split()) for column in columns] for row in rows]
-    return markdown_lines(columns, [column in numeric for column in columns], cells) + "\n"
+    return markdown_lines(columns, right, cells) + "\n"
 
 
 def markdown_lines(titles: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
@@ -42,25 +39,23 @@ def markdown_lines(titles: Sequence[str], right: Sequence[bool], rows: Sequence[
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *rows))
 
 
-def console_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """The rows as aligned text, with all columns or those given."""
-    columns = _columns(rows) if columns is None else list(columns)
-    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    numeric = [_numeric(rows, column) for column in columns]
-    return "\n".join("  ".join(cell.rjust(width) if right else cell.ljust(width)
-                               for cell, width, right in zip(line, widths, numeric, strict=True)).rstrip()
-                     for line in lines)
+def console_table(*tables: Sequence[Row]) -> str:
+    """Tables as aligned text, separated by empty lines; tables without rows are skipped."""
+    return "\n\n".join(_aligned(rows) for rows in tables if rows)
 
 
-def console_tables(*tables: Sequence[Row]) -> str:
-    """Several tables separated by empty lines; tables without rows are skipped."""
-    return "\n\n".join(console_table(rows) for rows in tables if rows)
+def _aligned(rows: Sequence[Row]) -> str:
+    columns = []  # of equally wide cells, the first of which is the title
+    for title in _columns(rows):
+        cells = [title, *(_cell(row.get(title)) for row in rows)]
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if _numeric(rows, title) else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     """All keys, in the order in which they first appear."""
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return list(dict.fromkeys(chain.from_iterable(rows)))
 
 
 def _plain(value: Any) -> Any:
@@ -70,11 +65,9 @@ def _plain(value: Any) -> Any:
 
 
 def _numeric(rows: Sequence[Row], column: str) -> bool:
-    return all(row.get(column) is None or isinstance(row[column], Number) for row in rows)
+    return all(isinstance(row.get(column), Number | None) for row in rows)
 
 
 def _cell(value: Any) -> str:
     value = _plain(value)
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.evaluation.attributes import attributes_kept
-from ldm.evaluation.portraits import IdentityTable
+from ldm.evaluation.id_acc import IdentityTable
 from ldm.evaluation.quality import IdentityScorer
 from ldm.evaluation.tables import Row
 from ldm.experiments.pipeline import Pipeline, Shot

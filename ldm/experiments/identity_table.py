@@ -12,8 +12,8 @@ from ldm.data.identities import GROUPS, Person
 from ldm.data.prompts import different_prompts
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.id_acc import load_gallery
-from ldm.evaluation.portraits import IdentityTable, portraits_in
+from ldm.evaluation.gallery import portraits_in
+from ldm.evaluation.id_acc import IdentityTable, load_gallery
 from ldm.evaluation.quality import AttributesOf, IdentityScorer, score_files
 from ldm.evaluation.tables import Row
 from ldm.left_out import LeftOut

@@ -19,9 +19,9 @@ from ldm.data.prompts import read_benchmark
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.faces import FaceAnalyzer
+from ldm.evaluation.gallery import portraits_in
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.inception import InceptionFeatures
-from ldm.evaluation.portraits import portraits_in
 from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
 from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import people_asked_for
@@ -229,13 +229,12 @@ def papers_table(rows: Sequence[Row]) -> list[Row]:
 def _with_captions(folder: Path, report: Report, *, scores_captions: bool) -> tuple[list[Path], list[str | None]]:
     """Image files of a folder and their captions, None for an image without one."""
     found = read_collection(folder, report)
-    records = [record for record in found if not record.source.member]
-    for shard in dict.fromkeys(record.source.path for record in found if record.source.member):
+    captions = {source: caption_of(fields) for source, fields in found.items() if not source.member}
+    for shard in dict.fromkeys(source.path for source in found if source.member):
         report(ARCHIVE, f"{shard} is an archive, which is not scored; unpack it")
-    if not records:
+    if not captions:
         raise UserError(f"{folder} has no image files outside .tar archives; unpack the archives, or give another folder to --images")
-    captions = [caption_of(record.fields) for record in records]
-    for record, caption in zip(records, captions, strict=True):
+    for source, caption in captions.items():
         if scores_captions and caption is None:
-            report(NO_CAPTION, f"{no_caption(record.source)}; the CLIP score is that of the others")
-    return [record.source.path for record in records], captions
+            report(NO_CAPTION, f"{no_caption(source)}; the CLIP score is that of the others")
+    return [source.path for source in captions], list(captions.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.identities import GROUPS, Person
-from ldm.evaluation.tables import Row, console_tables, markdown_table, write_results
+from ldm.evaluation.tables import Row, console_table, markdown_table, write_results
 from ldm.experiments.before_after import BeforeAfter
 from ldm.experiments.identity_table import IdentityEvaluation, IdentityOptions
 from ldm.experiments.variants import Variant, load_variants
@@ -103,7 +103,7 @@ class TrainingReport:
 def summary(rows: Sequence[Row]) -> str:
     """The rows as two tables for the console."""
     identity, drift = parts_of(rows)
-    return console_tables([{key: row.get(key) for key in SHOWN_IDENTITY} for row in identity], drift)
+    return console_table([{key: row.get(key) for key in SHOWN_IDENTITY} for row in identity], drift)
 
 
 def parts_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:

@@ -267,7 +267,7 @@ def test_images_are_copied_byte_for_byte_with_where_they_come_from(tmp_path):
 
 def test_a_killed_run_goes_on_and_copies_nothing_twice(tmp_path, monkeypatch):
     folder = captioned(tmp_path / "in", a="a", b="b", c="c")
-    import ldm.data.caption_set as module
+    import ldm.data.captions as module
     copied, real = [], module._copy
 
     def stopping(candidate, *rest):
