@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = table_of_images(options, people, names, args.images, pick_device(args.devices))
     else:  # existing images need no diffusion model
         from ldm.apl.launch import launch
-        from ldm.experiments.identity_table import table_of_model
+        from ldm.experiments.identity import table_of_model
         from ldm.experiments.several_models import table_of_models
         from ldm.loading import ModelFiles
 

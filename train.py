@@ -15,7 +15,7 @@ The same command again resumes an interrupted run.
 import argparse
 
 from args.common import options_of
-from args.train_args import parse_train_args, train_inputs
+from args.train_args import parse_train_args, table_flags, train_inputs
 from args.train_methods import APL, MAP
 from ldm.util import exit_with_sentence
 
@@ -49,7 +49,8 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.trainer import train_prefix
     from ldm.apl.training_run import arguments_of, describe, look_ahead, prefix_path, prepare_run, write_arguments
     from ldm.device import pick_precision
-    from ldm.experiments.training_report import FinalTableOptions, TrainingReport, summary, write_before_after
+    from ldm.experiments.identity_table import IdentityOptions
+    from ldm.experiments.training_report import TrainingReport
     from ldm.experiments.variants import Variant
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
@@ -62,7 +63,7 @@ def train(args: argparse.Namespace) -> None:
     precision = pick_precision(args.precision, fabric.device)
     arguments = arguments_of(args, run, precision, args.out_dir / "hashes.json")
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
-    report = TrainingReport(options_of(FinalTableOptions, args), run.people, fabric)
+    report = TrainingReport(options_of(IdentityOptions, args, **table_flags(args)), run.people, fabric, n_names=args.eval_names)
     if fabric.is_global_zero:
         write_arguments(args, arguments)
         run.left_out.announce(args.out_dir)
@@ -86,21 +87,19 @@ def train(args: argparse.Namespace) -> None:
     final = prefix_path(args, args.iterations)
     if fabric.is_global_zero:
         logbook.write_cost(final)
-    rows = report.measure(model, files, final, precision=precision, arguments=vars(args))
+    said = report.write(model, files, final, precision=precision, arguments=vars(args), before_after=before_after)
     if fabric.is_global_zero:
-        write_before_after(args.out_dir / "before-after.png", before_after, Variant(manager=prefix))
-        print(f"{summary(rows)}\n\n{'map' if args.train_method == MAP else 'prefix'} {final}, tables and images {args.out_dir}")
+        print(f"{said}\n\n{'map' if args.train_method == MAP else 'prefix'} {final}, tables and images {args.out_dir}")
 
 
 def train_another(args: argparse.Namespace) -> None:
     """A competing method of Table 2, or an attack of section 4.4."""
     from ldm.apl.launch import launch, set_precision
     from ldm.device import pick_precision
-    from ldm.experiments.method_builders import weights_to_train
-    from ldm.experiments.method_options import MethodOptions
-    from ldm.experiments.method_report import report_of
-    from ldm.experiments.methods import MethodPlan
-    from ldm.experiments.training_report import FinalTableOptions
+    from ldm.experiments.identity_table import IdentityOptions
+    from ldm.experiments.method_builders import MethodOptions, weights_to_train
+    from ldm.experiments.methods import MethodPlan, attack_report, people_of
+    from ldm.experiments.training_report import TrainingReport
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
 
@@ -111,12 +110,17 @@ def train_another(args: argparse.Namespace) -> None:
         print(plan.describe(), flush=True)
     precision = pick_precision(args.precision, fabric.device)
     logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
-    report = report_of(plan, options_of(FinalTableOptions, args), fabric, precision)
+    report = None  # its inputs are read before the training
+    if plan.material.names:
+        report = TrainingReport(options_of(IdentityOptions, args, **table_flags(args)), people_of(plan), fabric, n_names=args.eval_names)
     model = options.files.load(fabric.device)
     weights = weights_to_train(options, model)  # in float32, as they are in the checkpoint
     set_precision(model, precision)
     result = plan.run(fabric, weights, logbook)
-    said = report(model, result)
+    if report:
+        said = report.write(model, options.files, result, precision=precision, arguments=plan.flags)
+    else:
+        said = attack_report(plan, fabric, model, result)
     if fabric.is_global_zero:
         print(f"{said}\n\nresult {result}, tables and images {args.out_dir}")
 

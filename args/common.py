@@ -33,6 +33,7 @@ TO_DO = {
 }
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 PRECISIONS = ("fp32", "bf16", "auto")
+PORTRAIT = "A close-up portrait of {name}"
 
 Options = TypeVar("Options")
 
@@ -143,7 +144,7 @@ def add_attribute_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_prompt_template_argument(group: argparse._ArgumentGroup, help: str) -> None:
     """--prompt_template; its old name --prompt, which is a run's name in train.py, is hidden and goes with version 0.2."""
-    group.add_argument("--prompt_template", metavar="TEXT", default="A close-up portrait of {name}", help=help)
+    group.add_argument("--prompt_template", metavar="TEXT", default=PORTRAIT, help=help)
     group.add_argument("--prompt", dest="prompt_template", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 

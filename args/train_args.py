@@ -3,8 +3,10 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from args.common import (
+    PORTRAIT,
     Input,
     Parser,
     add_attribute_arguments,
@@ -86,6 +88,12 @@ def check_apl(parser: Parser, args: argparse.Namespace) -> None:
 def train_inputs(args: argparse.Namespace) -> list[Input]:
     """Input files and folders of a training, with their flaws."""
     return inputs_of(build_parser(), args)
+
+
+def table_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the images in the final table, by the flags of test_id.py."""
+    return {"prompt_template": PORTRAIT, "n_samples": args.eval_samples, "ddim_steps": args.eval_ddim_steps, "seed": 0, "batch_size": 16,
+            "drift_prompts": args.prompts_file}
 
 
 def build_parser(method: str = APL[0]) -> Parser:

@@ -1,7 +1,8 @@
 """Reads and writes image files, and arranges images in a labelled grid."""
 
+import textwrap
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ldm.image_files import ImageSource, image_suffixes, is_hidden, natural_order, rgb_image
 from ldm.util import write_atomically
 
+LABEL = 90    # characters above a column of files
 WAITING = 64  # maximum number of images in the writer's queue
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
@@ -97,6 +99,16 @@ def image_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequen
                 x = int(left) + column * (cell + gap)
                 sheet.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
     return sheet
+
+
+def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[str], *, cell: int = 128) -> Image.Image:
+    """`image_grid` of image files by row label, with shortened column labels; None leaves a cell empty.
+
+    Raises:
+        UserError: a file cannot be decoded.
+    """
+    images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
+    return image_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:

@@ -19,14 +19,10 @@ def run_script(name: str, argv: list[str]) -> None:
 
 
 def main(name: str, *argv: str) -> None:
-    from tests.experiments.test_identity_images import FacesByPixels
-    from tests.scripts.test_test_id import PixelAnalyzer
+    from tests.scoring import PixelAnalyzer
 
-    class Faces(PixelAnalyzer, FacesByPixels):
-        """What both of them find."""
-
-    for module in ("ldm.evaluation.faces", "ldm.experiments.identity_table", "ldm.experiments.quality_table"):
-        importlib.import_module(module).FaceAnalyzer = Faces
+    for module in ("ldm.evaluation.faces", "ldm.experiments.identity_table"):
+        importlib.import_module(module).FaceAnalyzer = PixelAnalyzer
     importlib.import_module("ldm.experiments.quality").CHUNK = 3
     importlib.import_module(name).main(list(argv))
 

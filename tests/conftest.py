@@ -1,6 +1,5 @@
 """A Stable Diffusion v1 in miniature's miniature: 2 U-Net levels, 32 channels, text width 32, 32 px; random weights."""
 
-import csv
 import os
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
+from tests.scoring import write_people
 
 torch.set_num_threads(1)  # of these small models no thread has enough to do, and two wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
@@ -125,15 +125,10 @@ def fabric():
 def train_inputs(tmp_path_factory) -> Path:
     """A folder with people.csv, templates.txt, prompts.txt, gallery.npz, faces/, s_id/ and s_reg/."""
     people = {"Ada Stone": "train", "Ben Wood": "train", "Cleo Vance": "test"}
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in people.items())])
+    folder = write_people(tmp_path_factory.mktemp("inputs"), people)
     (folder / "templates.txt").write_text("{}\na photo of {}\n")
     (folder / "prompts.txt").write_text("a red car\ntwo blue boats\n")
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
     random = np.random.default_rng(0)
-    np.savez(folder / "gallery.npz", **{name: random.standard_normal(512).astype(np.float32) for name in people})
     for name in ("s_id/Ada Stone/1", "s_id/Ben Wood/1", "s_reg/1", "s_reg/2"):
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

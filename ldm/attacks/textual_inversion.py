@@ -4,7 +4,8 @@ As an attack (see arXiv 2308.01508), the token is learned with the anonymization
 Forget-Me-Not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,16 @@ from tqdm import tqdm
 
 from ldm.contents import digest, hashes_of
 from ldm.data.prompts import fill
-from ldm.finetuning.samples import ImageLatents, Work, dtype_of, noise_of, rng_of, timesteps_of
+from ldm.finetuning.samples import ImageLatents, noise_of, rng_of, timesteps_of
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.run_folder import safe_name
-from ldm.sharing import OneDevice, share
+from ldm.sharing import Devices, OneDevice, share
 
 NAME_TOKEN, NAME_VECTORS = "sks", 4  # of Forget-Me-Not's first stage
-NAME_OPTIMIZER: dict[str, Any] = {"batch_size": 1, "lr": 1e-3, "weight_decay": 0.1}
 
 
 class TokenVectors:
@@ -51,27 +51,19 @@ class TokenVectors:
                              step=step, metadata=metadata)
 
 
+@dataclass
 class TextualInversion:
-    """Textual inversion as a `ldm.finetuning.trainer.Method`. A training sample is a photo with noise added, and a template filled with
-    the token.
+    """Textual inversion as a `ldm.finetuning.trainer.Method`. A training sample is a photo and a template filled with the token."""
 
-    Args:
-        model: the frozen model.
-        vectors: the trained vectors.
-        photos: latents of the photos.
-        templates: prompt templates with {}.
-        phrase: text with the token that fills the templates.
-        prefixed: put the manager's first placeholder in front of every prompt.
-        seed: seed of the samples.
-    """
-
-    def __init__(self, model: LatentDiffusion, vectors: TokenVectors, photos: ImageLatents, *, templates: Sequence[str], phrase: str,
-                 prefixed: bool, seed: int):
-        self.model, self.trained, self.photos = model, vectors, photos
-        self.templates, self.phrase, self.prefixed, self.seed = templates, phrase, prefixed, seed
+    model: LatentDiffusion
+    trained: TokenVectors
+    photos: ImageLatents
+    templates: Sequence[str]  # with {}
+    phrase: str               # text with the token that fills the templates
+    prefixed: bool            # put the manager's first placeholder in front of every prompt
+    seed: int
 
     def loss(self, numbers: range) -> Tensor:
-        """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         latent = self.photos([rng.randrange(len(self.photos.sources)) for rng in rngs], rngs)
         prompts = [fill(rng.choice(self.templates), self.phrase) for rng in rngs]
@@ -82,24 +74,24 @@ class TextualInversion:
         return F.mse_loss(eps.float(), noise)
 
 
-def tokens_of_names(work: Work, images: ImageLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
-                    seed: int, model_hash: str, folder: Path) -> dict[str, EmbeddingManager]:
+def tokens_of_names(fabric: Devices, images: ImageLatents, of_name: Mapping[str, Sequence[int]], *, template: str, iterations: int,
+                    seed: int, model_hash: str, folder: Path, kept: Callable[[], None] = lambda: None) -> dict[str, EmbeddingManager]:
     """Vectors for each name, learned from its images by textual inversion. All devices share the names; files cache the vectors.
 
     Args:
-        work: devices, and a callback after each file.
-        images: latents of the images of all names.
+        images: images of all names.
         of_name: name -> indices of its images.
         template: prompt template of the images, with {}.
         iterations: optimizer steps per name.
         folder: folder of the cached files; those of the same settings are reused.
+        kept: called on rank 0 after each file.
     """
-    fabric, model = work.fabric, images.model
+    model = images.model
     taken = dict(of_name), hashes_of(images.sources, folder / "hashes.json")
-    key = digest(template, iterations, seed, model_hash, dtype_of(model), taken)
+    key = digest(template, iterations, seed, model_hash, str(model.model.diffusion_model.dtype), taken)
     files = {name: folder / f"tokens-{key}" / f"{safe_name(name)}.pt" for name in of_name}
     missing = share(fabric, lambda: [name for name, path in files.items() if not path.exists()])
-    settings = FinetuningSettings(iterations=iterations, **NAME_OPTIMIZER)
+    settings = FinetuningSettings(iterations, batch_size=1, lr=1e-3, weight_decay=0.1)
     for name in tqdm(missing, "textual inversion", unit="name", disable=not fabric.is_global_zero):
         photos = ImageLatents(model, [images.sources[number] for number in of_name[name]])
         method = TextualInversion(model, TokenVectors(manager_of_name(model, name, seed), NAME_TOKEN), photos, templates=[template],
@@ -109,7 +101,7 @@ def tokens_of_names(work: Work, images: ImageLatents, of_name: Mapping[str, Sequ
             training_step(OneDevice(), method, optimizer, settings, step)
         method.trained.save(files[name], step=iterations)
         if fabric.is_global_zero:
-            work.kept()
+            kept()
     fabric.barrier()
     managers = {name: manager_of_name(model, name, seed) for name in of_name}
     for name, manager in managers.items():

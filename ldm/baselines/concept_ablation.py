@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,33 +37,28 @@ def ablation_loss(eps_edited: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (error.sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * error.shape[1])).mean()
 
 
+@dataclass
 class ConceptAblation:
-    """Concept Ablation as a `ldm.finetuning.trainer.Method`. A training sample is a generated image of the anchor with noise added, and
-    its prompt with the anchor replaced by one of the names.
+    """Concept Ablation as a `ldm.finetuning.trainer.Method`.
 
-    Args:
-        weights: the trained parameters.
-        names: names to erase.
-        anchor: words in each prompt that the name replaces.
-        prompts, latents: prompts and latents of the anchor's images, N and (N, 4, h, w).
-        noise_based: variant noise-based instead of model-based.
-        anchor_weight: weight of the ordinary diffusion loss on the anchor's images with their own prompts; 0 omits it.
-        augment: scale the images randomly and describe the scale in the prompt.
+    A training sample is a generated image of the anchor, and its prompt with the anchor replaced by one of the names. The target is the
+    current prediction of the edited model, detached.
     """
 
-    def __init__(self, weights: Weights, names: Sequence[str], *, anchor: str, prompts: Sequence[str],
-                 latents: Tensor, noise_based: bool, anchor_weight: float, augment: bool, seed: int):
-        self.model, self.trained, self.names, self.seed = weights.model, weights, names, seed
-        self.place, self.prompts, self.latents = re.compile(rf"\b{re.escape(anchor)}\b"), prompts, latents
-        self.noise_based, self.anchor_weight, self.augment = noise_based, anchor_weight, augment
-        self.contexts = Contexts(self.model)
+    trained: Weights
+    names: Sequence[str]    # to erase
+    anchor: str             # words in each prompt that the name replaces
+    prompts: Sequence[str]  # of the anchor's images, N
+    latents: Tensor         # of these images, (N, 4, h, w)
+    noise_based: bool       # variant noise-based instead of model-based
+    anchor_weight: float    # weight of the ordinary diffusion loss on the anchor's images with their own prompts; 0 omits it
+    augment: bool           # scale the images randomly and describe the scale in the prompt
+    seed: int
 
-    def _renamed(self, prompt: str, name: str) -> str:
-        """The prompt with the name in place of the anchor."""
-        return self.place.sub(lambda _: name, prompt)
+    def __post_init__(self) -> None:
+        self.model, self.contexts = self.trained.model, Contexts(self.trained.model)
 
     def loss(self, numbers: range) -> Tensor:
-        """Loss as defined by `ldm.finetuning.trainer.Method`. The target is the current prediction of the edited model, detached."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         indices = [rng.randrange(len(self.prompts)) for rng in rngs]
@@ -71,7 +67,8 @@ class ConceptAblation:
         if self.augment:
             latent, mask, words = resized(self.model, latent, rngs)
         anchored = [self.prompts[number] for number in indices]
-        named = [word + self._renamed(prompt, name) for word, prompt, name in zip(words, anchored, names, strict=True)]
+        place = re.compile(rf"\b{re.escape(self.anchor)}\b")
+        named = [word + place.sub(name.replace("\\", r"\\"), prompt) for word, prompt, name in zip(words, anchored, names, strict=True)]
         noise = noise_of(self.model, rngs)
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         with begin_of_text_detached(self.model):
@@ -111,15 +108,11 @@ def resized(model: LatentDiffusion, latent: Tensor, rngs: Sequence[random.Random
         pixels = side if smaller and size >= LEFT_WHOLE else round(side * size)
         image = image.flip(-1) if rng.random() < 0.5 else image
         scaled = F.interpolate(image, size=(pixels, pixels), mode="bilinear", antialias=True)
-        top, left = (rng.randint(0, abs(side - pixels)) for _ in range(2))
-        mask = torch.ones_like(image[:, :1])
-        if pixels < side:
-            canvas, mask = torch.zeros_like(image), torch.zeros_like(mask)
-            canvas[..., top:top + pixels, left:left + pixels] = scaled
-            inner = min(BORDER, pixels // 4)
-            mask[..., top + inner:top + pixels - inner, left + inner:left + pixels - inner] = 1.0
-            scaled = canvas
-        changed.append(scaled[..., top:top + side, left:left + side] if pixels > side else scaled)
+        room = side - pixels
+        top, left = (rng.randint(0, abs(room)) * (1 if room > 0 else -1) for _ in range(2))
+        edges, inner = [left, room - left, top, room - top], min(BORDER, pixels // 4) if room > 0 else 0
+        changed.append(F.pad(scaled, edges))  # negative edges crop
+        mask = F.pad(torch.ones_like(scaled[:, :1, 2 * inner:, 2 * inner:]), [edge + inner for edge in edges])
         words.append(rng.choice(SMALL_WORDS) if pixels < side else rng.choice(LARGE_WORDS) if pixels > side else "")
         masks.append(F.interpolate(mask, size=latent.shape[-2:], mode="area").ceil())
     posterior = model.encode_first_stage(torch.cat(changed).clamp(-1, 1).to(next(model.first_stage_model.parameters()).dtype))

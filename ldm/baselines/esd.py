@@ -5,6 +5,7 @@ cross-attention), esd-full (all).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,31 +37,30 @@ def esd_loss(eps_edited: Tensor, eps_empty: Tensor, eps_name: Tensor, eta: float
     return F.mse_loss(eps_edited, esd_target(eps_empty, eps_name, eta))
 
 
+@dataclass
 class ESD:
-    """ESD as a `ldm.finetuning.trainer.Method`. A training sample is a name c, a part k of the schedule, and the latent z_t that the
-    edited model reaches when it samples for c down to that part.
+    """ESD as a `ldm.finetuning.trainer.Method`.
 
-    Args:
-        weights: the trained parameters.
-        names: names to erase, chosen uniformly.
-        eta: see `esd_target`.
-        start_guidance: guidance scale for sampling z_t.
-        bins: number of DDIM steps and of parts of the schedule.
-        photos: images and, per name, their indices; z_t is then the latent of an image of the name with noise added, which takes
-            a fiftieth of the time.
+    A training sample is a name c, a part k of the schedule, and the latent z_t that the edited model reaches when it samples for c down
+    to that part. With `photos`, z_t is the latent of an image of the name with noise added, which takes a fiftieth of the time.
     """
 
-    def __init__(self, weights: Weights, names: Sequence[str], *, eta: float, start_guidance: float, bins: int,
-                 seed: int, photos: tuple[ImageLatents, dict[str, list[int]]] | None = None):
-        self.model, self.trained, self.names, self.photos = weights.model, weights, names, photos
-        self.eta, self.start_guidance, self.bins, self.seed = eta, start_guidance, bins, seed
+    trained: Weights
+    names: Sequence[str]   # to erase, chosen uniformly
+    eta: float             # see `esd_target`
+    start_guidance: float  # guidance scale for sampling z_t
+    bins: int              # number of DDIM steps and of parts of the schedule
+    seed: int
+    photos: tuple[ImageLatents, dict[str, list[int]]] | None = None  # images and, per name, their indices
+
+    def __post_init__(self) -> None:
+        self.model = self.trained.model
         self.contexts, self.sampler = Contexts(self.model), DDIMSampler(self.model)
-        self.sampler.make_schedule(bins, verbose=False)
+        self.sampler.make_schedule(self.bins, verbose=False)
         with torch.no_grad():
             self.empty = self.model.get_negative_conditioning("")  # (1, 77, d)
 
     def loss(self, numbers: range) -> Tensor:
-        """Loss as defined by `ldm.finetuning.trainer.Method`; only the trained weights receive gradients."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [rng.choice(self.names) for rng in rngs]
         bins = [rng.randrange(self.bins) for rng in rngs]

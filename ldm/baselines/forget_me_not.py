@@ -3,9 +3,10 @@
 Variants: with-ti (tokens for each person, learned first by textual inversion) and without-ti (the tokens of the name).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from ldm.finetuning.samples import ImageLatents, noise_of, rng_of, timesteps_of
 from ldm.finetuning.weights import Weights, cross_attentions
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.attention import CrossAttention
 from ldm.modules.embedding_manager import EmbeddingManager
 
 PROMPT = "a photo of {}"
@@ -31,25 +31,21 @@ def attention_norm(probabilities: Sequence[Tensor], columns: Sequence[Sequence[i
     return torch.stack(squares).sqrt().mean()
 
 
+@dataclass
 class ForgetMeNot:
-    """Forget-Me-Not as a `ldm.finetuning.trainer.Method`. A training sample is an image of a person with noise added, and the prompt
-    "a photo of NAME".
+    """Forget-Me-Not as a `ldm.finetuning.trainer.Method`. A training sample is an image and the prompt "a photo of NAME"."""
 
-    Args:
-        weights: the trained parameters.
-        photos: latents of the images of all people.
-        of_name: name -> indices of its images.
-        tokens: name -> vectors from textual inversion that replace it; empty for without-ti.
-    """
+    trained: Weights
+    photos: ImageLatents                   # of all people
+    of_name: Mapping[str, Sequence[int]]   # name -> indices of its images
+    tokens: Mapping[str, EmbeddingManager]  # name -> vectors from textual inversion that replace it; empty for without-ti
+    seed: int
 
-    def __init__(self, weights: Weights, photos: ImageLatents, of_name: Mapping[str, Sequence[int]], *, seed: int,
-                 tokens: Mapping[str, EmbeddingManager]):
-        self.model, self.trained, self.photos, self.of_name = weights.model, weights, photos, of_name
-        self.names, self.seed, self.tokens = list(of_name), seed, tokens
+    def __post_init__(self) -> None:
+        self.model, self.names = self.trained.model, list(self.of_name)
         self._prompts: dict[str, tuple[Tensor, list[int]]] = {}
 
     def loss(self, numbers: range) -> Tensor:
-        """Loss as defined by `ldm.finetuning.trainer.Method`."""
         rngs = [rng_of(self.seed, number) for number in numbers]
         names = [self.names[number % len(self.names)] for number in numbers]
         latent = self.photos([rng.choice(self.of_name[name]) for name, rng in zip(names, rngs, strict=True)], rngs)
@@ -75,21 +71,17 @@ class ForgetMeNot:
 def attention_recorded(model: LatentDiffusion) -> Iterator[list[Tensor]]:
     """Temporarily record the attention probabilities (B, heads, n, 77) of every cross-attention; yields the list that collects them."""
     recorded: list[Tensor] = []
-
-    def record(layer: CrossAttention, found: dict[str, Tensor]) -> Any:
-        def hook(_module: Any, _inputs: Any, keys: Tensor) -> None:
-            recorded.append(attention_probabilities(found.pop("q"), keys, layer.heads))
-        return hook
-
     with ExitStack() as stack:
         for layer in cross_attentions(model).values():
-            found: dict[str, Tensor] = {}
-            stack.callback(layer.to_q.register_forward_hook(lambda _m, _i, out, found=found: found.__setitem__("q", out)).remove)
-            stack.callback(layer.to_k.register_forward_hook(record(layer, found)).remove)
+            def attend(q: Tensor, k: Tensor, v: Tensor, own: Callable[..., Tensor] = layer.attend) -> Tensor:
+                recorded.append(attention_probabilities(q, k))
+                return own(q, k, v)
+
+            layer.attend = attend  # type: ignore[method-assign]
+            stack.callback(delattr, layer, "attend")  # the method of the class is back
         yield recorded
 
 
-def attention_probabilities(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)), (B, heads, n, k) float32, of queries (B, n, heads d) and keys (B, k, heads d)."""
-    q, k = (tensor.float().unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, keys))
-    return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+def attention_probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)), (B, heads, n, k) float32, of queries (B, heads, n, d) and keys (B, heads, k, d)."""
+    return torch.softmax(q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)

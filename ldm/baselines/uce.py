@@ -4,8 +4,7 @@ Variants: last-token (uses the context of a phrase's last token, as the authors'
 from the last token to the end, and preserves the empty text, as the earlier code did).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,34 +13,28 @@ from ldm.finetuning.weights import Weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Closed-form solution for every matrix W, in float64: W' = (lamb W + W cross) right^-1.
+def edit_matrices(matrices: Mapping[str, Tensor], erased: Tensor, guides: Tensor, preserved: Tensor, *, erase_scale: float,
+                  preserve_scale: float, lamb: float) -> tuple[dict[str, Tensor], float]:
+    """Closed-form solution W' for every matrix W: close to W, it maps erased contexts to the values of their guides (UCE Eq. 7).
 
-    This is (lamb W + es sum v* c^T + ps sum (W c) c^T) (lamb I + es sum c c^T + ps sum c c^T)^-1 with v* = W g (UCE Eq. 7).
+    W' = (lamb W + es sum v* c^T + ps sum (W k) k^T) (lamb I + es sum c c^T + ps sum k k^T)^-1 with v* = W g, computed in float64.
+
+    Args:
+        matrices: W by key, (out, d).
+        erased, guides: contexts c of names and g of their guides, (n, d) each.
+        preserved: contexts k whose values W k are preserved, (k, d), where k may be 0.
+        erase_scale, preserve_scale, lamb: es, ps and lamb.
+
+    Returns:
+        W' by key, (out, d) float32, and the condition number of the inverted matrix.
     """
-
-    lamb: float
-    cross: Tensor  # es sum g c^T + ps sum c c^T, (d, d)
-    right: Tensor  # (d, d), symmetric
-
-    @classmethod
-    def of(cls, erased: Tensor, guides: Tensor, preserved: Tensor, *, erase_scale: float, preserve_scale: float, lamb: float) -> "Edit":
-        """Build the solution from contexts c of names and g of guides, (n, d) each, and preserved contexts, (k, d), where k may be 0."""
-        erased, guides, preserved = (tensor.double() for tensor in (erased, guides, preserved))
-        kept = preserve_scale * preserved.T @ preserved
-        own = lamb * torch.eye(erased.shape[1], dtype=torch.float64, device=erased.device)
-        return cls(lamb, erase_scale * guides.T @ erased + kept, own + erase_scale * erased.T @ erased + kept)
-
-    @property
-    def condition(self) -> float:
-        """Condition number of the inverted matrix."""
-        return torch.linalg.cond(self.right).item()
-
-    def of_matrix(self, weight: Tensor) -> Tensor:
-        """W', (out, d) float32: close to W, maps erased contexts to the values of their guides, and preserves the other contexts."""
-        weight = weight.double()
-        return torch.linalg.solve(self.right, self.lamb * weight + weight @ self.cross, left=False).float()
+    erased, guides, preserved = (tensor.double() for tensor in (erased, guides, preserved))
+    kept = preserve_scale * preserved.T @ preserved
+    cross = erase_scale * guides.T @ erased + kept  # (d, d)
+    right = lamb * torch.eye(erased.shape[1], dtype=torch.float64, device=erased.device) + erase_scale * erased.T @ erased + kept
+    edited = {key: torch.linalg.solve(right, lamb * weight.double() + weight.double() @ cross, left=False).float()
+              for key, weight in matrices.items()}
+    return edited, torch.linalg.cond(right).item()
 
 
 @torch.no_grad()
@@ -63,20 +56,16 @@ def edit(weights: Weights, names: Sequence[str], *, guide: str, preserve: Sequen
 
     Args:
         weights: key and value matrices of all cross-attentions.
-        names: names to erase.
         guide: phrase that replaces each name.
         preserve: phrases whose keys and values are preserved.
-        to_end: variant to-end instead of last-token.
-        erase_scale, preserve_scale, lamb: es, ps and lamb of `Edit`.
-
-    Returns:
-        Edited tensors by their keys in the checkpoint, and the condition number of the inverted matrix.
+        to_end: variant to-end instead of last-token; it also preserves the empty text.
+        erase_scale, preserve_scale, lamb: see `edit_matrices`, which also describes the result.
     """
-    named, preserved = (phrase_contexts(weights.model, phrases, to_end=to_end) for phrases in (names, preserve))
+    phrases = names, [*preserve, *[""] * to_end]
+    named, preserved = (phrase_contexts(weights.model, some, to_end=to_end) for some in phrases)
     guide_context, = phrase_contexts(weights.model, [guide], to_end=to_end)
     lengths = [min(len(one), len(guide_context)) for one in named]
     guides = torch.cat([guide_context[:length] for length in lengths])
     erased = torch.cat([one[:length] for one, length in zip(named, lengths, strict=True)])
-    solution = Edit.of(erased, guides, torch.cat(preserved) if preserved else erased[:0], erase_scale=erase_scale,
-                       preserve_scale=preserve_scale, lamb=lamb)
-    return {key: solution.of_matrix(weight) for key, weight in weights.tensors.items()}, solution.condition
+    return edit_matrices(weights.tensors, erased, guides, torch.cat(preserved) if preserved else erased[:0], erase_scale=erase_scale,
+                         preserve_scale=preserve_scale, lamb=lamb)

@@ -23,13 +23,12 @@ def drift_rows(fabric: Devices, model: LatentDiffusion, prompts: Sequence[str], 
                model_name: str, recognise: Recogniser | None = None, **sampling: Any) -> list[Row]:
     """Rows with model, prefix, prompts, mse and recognised, for the base model, the base model with other noise, and each variant.
 
+    The devices share the images; each rank returns all rows.
+
     Args:
-        fabric: devices that share the images; each rank returns all rows.
-        model: the frozen model.
         prompts: distinct prompts, one image each.
         variants: see `load_variants`; `BASE` is always included.
         name: name of the set of prompts in the rows.
-        model_name: name of the model in the rows.
         recognise: maps images and captions to the index of the best caption for each image; None leaves `recognised` empty.
         sampling: ddim_steps, scale, seed and batch_size for `generate_shared`.
 

@@ -7,16 +7,74 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ldm.apl.launch import set_precision
+from ldm.data.identities import Person
+from ldm.data.prompts import different_prompts
+from ldm.device import pick_precision
 from ldm.evaluation.attributes import attributes_kept
-from ldm.evaluation.id_acc import IdentityTable
+from ldm.evaluation.clip_score import ClipScorer, clip_model_of
+from ldm.evaluation.id_acc import IdentityTable, load_gallery
 from ldm.evaluation.quality import IdentityScorer
 from ldm.evaluation.tables import Row
+from ldm.experiments.drift import drift_rows
+from ldm.experiments.identity_table import IdentityOptions, identity_scorer
 from ldm.experiments.pipeline import Pipeline, Shot
-from ldm.experiments.variants import C2, Variant
+from ldm.experiments.variants import C2, ImageSettings, Variant, load_variants
 from ldm.generation import warn_of_cut_texts
+from ldm.loading import ModelFiles
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run_folder import RunFolder
+from ldm.sharing import Devices
 from ldm.util import UserError
+
+
+class IdentityEvaluation:
+    """Identity accuracy and drift of a model's variants. All inputs except the model are read here, so that errors are found early.
+
+    Args:
+        names: group -> names.
+        people: these people, with their attributes (c2).
+    """
+
+    def __init__(self, options: IdentityOptions, names: Mapping[str, Sequence[str]], people: Mapping[str, Person],
+                 device: torch.device) -> None:
+        self.options, self.names, self.scorer = options, names, None
+        self.attributes = {person.name: person.attributes for person in people.values()} if options.c2 else None
+        self.prompts = {path.stem: different_prompts(path) for path in options.drift_prompts or ()}
+        self.clip = ClipScorer(clip_model_of(options.clip, None), options.clip, device) if options.clip else None
+        if options.face_pack and options.gallery:
+            self.gallery = load_gallery(options.gallery, [name for own in names.values() for name in own])
+            features_of = (lambda images, faces: self.clip.image_features(images).numpy()) if self.clip else None
+            self.scorer = identity_scorer(options.analyzer(device), self.gallery, features_of)
+
+    def rows(self, fabric: Devices, model: LatentDiffusion, files: ModelFiles, variants: Sequence[Variant], precision: str,
+             arguments: Mapping[str, Any]) -> list[Row]:
+        """Rows of identity accuracy per group and variant, then rows of drift per set of prompts and variant, on every rank.
+
+        `arguments` of the command are written next to the images.
+        """
+        options, rows = self.options, []
+        if self.scorer:
+            pipeline = Pipeline(fabric, model, ImageSettings.of(files, options, precision), options.batch_size)
+            rows = identity_rows(pipeline, self.scorer, self.gallery, self.names, variants,
+                                 model_name=files.name, n_samples=options.n_samples, threshold=options.threshold, out_dir=options.out_dir,
+                                 resume=options.resume, arguments=arguments, attributes=self.attributes)
+        for name, prompts in self.prompts.items():
+            rows += drift_rows(fabric, model, prompts, variants, name=name, model_name=files.name,
+                               recognise=self.clip.recognise if self.clip else None, **options.sampling)
+        return rows
+
+
+def table_of_model(options: IdentityOptions, people: Mapping[str, Person], names: Mapping[str, Sequence[str]], files: ModelFiles,
+                   embedding: Sequence[Path], fabric: Devices, precision: str, arguments: Mapping[str, Any]) -> list[Row]:
+    """Rows of a model without a prefix and with each file of `embedding`; empty except on rank 0."""
+    evaluation = IdentityEvaluation(options, names, people, fabric.device)
+    model, precision = files.load(fabric.device), pick_precision(precision, fabric.device)
+    set_precision(model, precision)
+    rows = evaluation.rows(fabric, model, files, load_variants(model, embedding, files), precision, arguments)
+    return rows if fabric.is_global_zero else []
 
 
 def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[str, np.ndarray], people: Mapping[str, Sequence[str]],
@@ -25,16 +83,12 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
     """One row per group and variant; writes images, CSV files per image and per person, and an image grid to `out_dir`.
 
     Args:
-        pipeline: generates and scores the images.
         scorer: scorer without FID features; with `attributes` it adds attr_kept and attr_random (see `attributes_kept`) if there are at
             least two samples and two people.
         gallery: reference faces of everybody in `people`, and further people for rank-1.
         people: group ("train", "test") -> names.
-        variants: see `load_variants`.
-        model_name: name of the model in the rows.
         n_samples: images per name.
         threshold: minimum cosine at which a face counts as the person.
-        out_dir: output folder.
         resume: keep finished images of an earlier run with the same settings.
         arguments: arguments of the command, written next to the images.
         attributes: name -> c2; adds rows "c2" of the base model with attributes instead of the name.
@@ -58,10 +112,14 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
     base: dict[str, np.ndarray] = {}  # group -> attribute features of the first variant's images
     for variant in shown:
         for group, names in people.items():
-            described = {name: attributes[name] if variant.label == C2 else name for name in names}
-            shots = portrait_shots(folder, variant, described, template, n_samples)
-            scores = pipeline.scores(variant, shots, scorer, f"{model_name}, {group}, {variant.label}")
-            portraits = {name: [shot.path for shot in own] for name, own in itertools.groupby(shots, lambda shot: shot.text)}
+            shots: dict[tuple[str, int], Shot] = {}
+            for name, sample in itertools.product(names, range(n_samples)):
+                prompt = template.replace("{name}", attributes[name] if variant.label == C2 else name)
+                # people with equal attributes use further samples of the same prompt
+                number = next(number for number in itertools.count(sample) if (prompt, number) not in shots)
+                shots[prompt, number] = Shot(prompt, number, name, folder.image_path(variant.label, name, sample))
+            scores = pipeline.scores(variant, [*shots.values()], scorer, f"{model_name}, {group}, {variant.label}")
+            portraits = {name: [shot.path for shot in own] for name, own in itertools.groupby(shots.values(), lambda shot: shot.text)}
             table.add(portraits, scores.get("face", np.zeros(0)), model=model_name, prefix=variant.file, group=group)
             if scorer.attributes and n_samples > 1 and len(names) > 1:
                 features = scores["attributes"].reshape(len(names), n_samples, -1)
@@ -70,22 +128,3 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
     if fabric.is_global_zero:
         table.write_details()
     return table.rows
-
-
-def portrait_shots(folder: RunFolder, variant: Variant, described: Mapping[str, str], template: str, n_samples: int) -> list[Shot]:
-    """`n_samples` shots per person, grouped by person.
-
-    Args:
-        folder: folder of the images.
-        variant: variant of the model, for the paths.
-        described: name -> text that replaces {name} in the prompt: the name itself or the attributes.
-        template: prompt with {name}.
-        n_samples: images per person.
-    """
-    shots: dict[tuple[str, int], Shot] = {}
-    for name, words in described.items():
-        prompt = template.replace("{name}", words)
-        for sample in range(n_samples):  # people with equal attributes use further samples of the same prompt
-            number = next(number for number in itertools.count(sample) if (prompt, number) not in shots)
-            shots[prompt, number] = Shot(prompt, number, name, folder.image_path(variant.label, name, sample))
-    return list(shots.values())

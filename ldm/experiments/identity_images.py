@@ -49,52 +49,32 @@ class Recipe:
         return fill(random.Random(f"S_ID {self.seed} {name} {number}").choice(self.templates), name)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Counts of an S_ID run: images kept, further attempts, and the portraits without an image after all attempts."""
-
-    kept: int
-    retried: int
-    given_up: list[Portrait]
-
-    def __str__(self) -> str:
-        names = ", ".join(sorted({name for name, _ in self.given_up}))
-        return (f"{self.kept} images; {self.retried} others were generated again because not exactly one face was found in them"
-                + (f"; given up: {len(self.given_up)} images of {names}" if names else ""))
-
-
+@dataclass
 class IdentityImages:
     """Images of S_ID in a folder, and metadata.jsonl with name, prompt, seed and sample number of each.
 
     Rank 0 logs every attempt in `images/drawn.jsonl` after each round of batches, so that a resumed run continues with the same attempt.
-    A resumed run has the same batches, because the last bit of an image can depend on its batch.
-
-    Args:
-        fabric: devices that share the batches of each attempt.
-        model: the frozen model.
-        folder: run folder with the prefix "none".
-        names: people to generate.
-        recipe: settings of the images.
-        n_samples: images per name.
-        batch_size: images per batch.
-        count_faces: counts the faces in an image; None keeps every image.
-
-    Raises:
-        UserError: there are no names.
+    A resumed run has the same batches, because the last bit of an image can depend on its batch. Raises UserError without names.
     """
 
-    def __init__(self, fabric: Devices, model: LatentDiffusion, folder: RunFolder, names: Sequence[str], recipe: Recipe, *,
-                 n_samples: int, batch_size: int, count_faces: CountFaces | None = None) -> None:
-        if not names:
-            raise UserError("nobody in the list of people is of the group asked for; give another --group or --people")
-        self.fabric, self.model, self.folder, self.recipe = fabric, model, folder, recipe
-        self.batch_size, self.count_faces = batch_size, count_faces
-        self.portraits = [(name, number) for name in names for number in range(n_samples)]
-        self.log = folder.path / "images" / "drawn.jsonl"
-        self.attempts = fabric.broadcast(_read_log(self.log) if fabric.is_global_zero else None)
+    fabric: Devices  # share the batches of each attempt
+    model: LatentDiffusion
+    folder: RunFolder  # with the prefix "none"
+    names: Sequence[str]
+    recipe: Recipe
+    n_samples: int  # images per name
+    batch_size: int
+    count_faces: CountFaces | None = None  # None keeps every image
 
-    def generate(self, max_retries: int) -> Summary:
-        """Generate the missing images, each with up to `max_retries` further attempts; all ranks return together."""
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError("nobody in the list of people is of the group asked for; give another --group or --people")
+        self.portraits = [(name, number) for name in self.names for number in range(self.n_samples)]
+        self.log = self.folder.path / "images" / "drawn.jsonl"
+        self.attempts = self.fabric.broadcast(_read_log(self.log) if self.fabric.is_global_zero else None)
+
+    def generate(self, max_retries: int) -> str:
+        """Generate the missing images, each with up to `max_retries` further attempts; all ranks return together, with a summary."""
         bar = tqdm(total=len(self.portraits), desc="S_ID", unit="image", disable=not self.fabric.is_global_zero,
                    initial=sum(self._path(portrait).exists() for portrait in self.portraits))
         with bar, ImageWriter() as writer:
@@ -110,8 +90,10 @@ class IdentityImages:
         if self.fabric.is_global_zero:
             write_metadata(self.folder.path, ({"file_name": self._path(portrait).relative_to(self.folder.path).as_posix()} | entry
                                               for portrait, entry in kept.items()))
-        tries = sum(len(self.attempts[portrait]) for portrait in self.portraits)
-        return Summary(len(kept), tries - len(self.portraits), [portrait for portrait in self.portraits if portrait not in kept])
+        retried = sum(len(self.attempts[portrait]) for portrait in self.portraits) - len(self.portraits)
+        given_up = [name for name, number in self.portraits if (name, number) not in kept]
+        return (f"{len(kept)} images; {retried} others were generated again because not exactly one face was found in them"
+                + (f"; given up: {len(given_up)} images of {', '.join(sorted(set(given_up)))}" if given_up else ""))
 
     def _attempt(self, attempt: int, writer: ImageWriter) -> Iterator[dict[str, Any]]:
         """One attempt for every image that needs it; yields the log entries in order, on every rank."""

@@ -1,46 +1,125 @@
-"""Builds each method from the options of train.py, with the images and texts that it needs."""
+"""Builds each baseline and attack from the options of train.py, with the images and texts that it needs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from args.train_methods import ERASERS
 from ldm.attacks.dreambooth import DreamBooth
 from ldm.attacks.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
-from ldm.baselines import uce
 from ldm.baselines.concept_ablation import ConceptAblation
 from ldm.baselines.esd import ESD, PARAMETERS_OF
 from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
+from ldm.data.attribute_sentences import read_names
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import CAPTION_FIELDS, ImageSource
-from ldm.data.prompts import different_prompts, fill, read_templates
-from ldm.experiments.method_options import MethodOptions
-from ldm.finetuning.samples import ImageLatents, Work, generated_latents
+from ldm.data.prompts import fill, read_templates
+from ldm.finetuning.samples import ImageLatents, generated_latents
+from ldm.finetuning.trainer import Method
 from ldm.finetuning.weights import Weights, parameters_of
 from ldm.image_files import image_files
 from ldm.left_out import ELSEWHERE, Report, besides
+from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.context_map import context_map_for, is_map_file
 from ldm.modules.embedding_manager import EmbeddingManager, MappedManager
+from ldm.sharing import Devices
 from ldm.text_files import read_lines
 from ldm.util import UserError
 
 
 @dataclass(frozen=True)
-class Material:
-    """Training data of a method, read once."""
+class MethodOptions:
+    """Options of a baseline or an attack, named like the flags of train.py; those that the method does not read are None."""
 
-    names: list[str] = field(default_factory=list)             # names to erase
-    images: list[IdentityImage] = field(default_factory=list)  # images of these people
-    photos: list[ImageSource] = field(default_factory=list)    # photos of the person that an attack learns
+    files: ModelFiles  # of the frozen model
+    train_method: str
+    prompt: str        # name of the run and of its result files
+    out_dir: Path
+    resume: bool
+    devices: str
+    num_nodes: int
+    precision: str
+    seed: int
+    iterations: int | None  # of the optimizer, see ldm/finetuning/trainer.py
+    iters_per_concept: int | None
+    lr: float | None
+    batch_size: int | None
+    log_every: int | None
+    save_every: int | None
+    people: Path | None  # training data, and names for it
+    names_file: Path | None
+    identity_images: Path | None
+    photos: Path | None
+    templates: Path | None
+    token: str | None
+    class_word: str | None
+    placeholder: str | None
+    embedding: Path | None
+    variant: str | None  # settings of the methods, as published
+    parameters: str | None
+    negative_guidance: float | None
+    start_guidance: float | None
+    z_t: str | None
+    ddim_steps: int | None
+    anchor: str | None
+    anchor_prompts: Path | None
+    augment: bool | None
+    preserve_prompts: Sequence[Path] | None
+    erase_scale: float | None
+    preserve_scale: float | None
+    lamb: float | None
+    ti_iterations: int | None
+    num_vectors: int | None
+    train_text_encoder: bool | None
+    n_prior_images: int | None  # images that the frozen model generates: of the prior, and at the end
+    prior_weight: float | None
+    scale: float
+    eval_ddim_steps: int
+
+    @property
+    def phrase(self) -> str:
+        """Phrase for the person in an attacker's prompts: the token and the class word."""
+        return f"{self.token} {self.class_word}".strip()
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training data of a method, read once.
+
+    Raises:
+        UserError: a list cannot be read, a name is listed twice or has no image, or there are no names and no photos.
+    """
+
+    names: list[str]             # names to erase
+    images: list[IdentityImage]  # images of these people
+    photos: list[ImageSource]    # photos of the person that an attack learns
+
+    @classmethod
+    def read(cls, options: MethodOptions, report: Report) -> "Material":
+        """Read the data that the options name."""
+        names = _names_to_erase(options) if options.train_method in ERASERS else []
+        images = identity_images(options.identity_images, read_people(options.people), report) if options.identity_images else []
+        erased = set(names)
+        images = [image for image in images if image.name in erased]
+        if options.identity_images and (without := sorted(erased - {image.name for image in images})):
+            raise UserError(f"{options.identity_images} has no image of {', '.join(without[:3])}, to be erased; add some, or leave the "
+                            "name out")
+        return cls(names, images, _photos_in(options.photos, report) if options.photos else [])
 
     @property
     def sources(self) -> list[ImageSource]:
         """Training images: the photos of an attack, or the images of the names."""
         return self.photos or [image.source for image in self.images]
+
+    def latents(self, model: LatentDiffusion) -> tuple[ImageLatents, dict[str, list[int]]]:
+        """Images of the names, and per name their indices."""
+        of_name = {name: [number for number, image in enumerate(self.images) if image.name == name] for name in self.names}
+        return ImageLatents(model, self.sources), of_name
 
 
 def weights_to_train(options: MethodOptions, model: LatentDiffusion) -> Weights:
@@ -50,63 +129,50 @@ def weights_to_train(options: MethodOptions, model: LatentDiffusion) -> Weights:
     return Weights(model, parameters_of(model, group, text_encoder=bool(options.train_text_encoder)) if group else [])
 
 
-def build_esd(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> ESD:
-    """ESD of --variant.
+def build_method(options: MethodOptions, material: Material, weights: Weights, fabric: Devices, kept: Callable[[], None]) -> Method:
+    """The method of --train_method, with the images and texts that it needs; not for uce, a closed form without training.
+
+    All devices share the work of this preparation; `kept` is called on rank 0 after each part of it that is saved.
 
     Raises:
-        UserError: --ddim_steps does not divide the number of training timesteps.
+        UserError: --ddim_steps does not divide the number of training timesteps, or a prompt lacks the anchor.
     """
-    if weights.model.num_timesteps % options.ddim_steps:
-        raise UserError(f"--ddim_steps {options.ddim_steps} does not divide the {weights.model.num_timesteps} timesteps of training; give "
-                        "a number that does, such as 50")
-    photos = latents_of_names(material, weights.model) if options.z_t == "noised" else None
-    return ESD(weights, material.names, eta=options.negative_guidance, start_guidance=options.start_guidance, bins=options.ddim_steps,
-               seed=options.seed, photos=photos)
+    model, seed, phrase = weights.model, options.seed, options.phrase
+    templates = read_templates(options.templates) if options.templates else [PROMPT]
+    saved: dict[str, Any] = {"folder": options.out_dir, "model_hash": options.files.hash(), "seed": seed, "kept": kept}
 
+    def prior_latents(jobs: list[tuple[str, int]]) -> Tensor:
+        """Latents (N, 4, h, w) that the frozen model generates for the prompts of the anchor or of the class."""
+        return generated_latents(fabric, model, jobs, scale=options.scale, **saved)
 
-def build_concept_ablation(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ConceptAblation:
-    """Concept Ablation, with generated images of the anchor."""
-    prompts = anchor_prompts(options)
-    jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(options.n_prior_images)]
-    return ConceptAblation(weights, material.names, anchor=options.anchor, prompts=[prompt for prompt, _ in jobs],
-                           latents=prior_latents(options, weights.model, jobs, work), noise_based=options.variant == "noise-based",
-                           anchor_weight=options.prior_weight, augment=options.augment, seed=options.seed)
-
-
-def build_forget_me_not(options: MethodOptions, material: Material, weights: Weights, work: Work) -> ForgetMeNot:
-    """Forget-Me-Not; the variant with-ti runs its textual inversion stage here."""
-    photos, of_name = latents_of_names(material, weights.model)
-    tokens = {}
-    if options.variant == "with-ti":
-        tokens = tokens_of_names(work, photos, of_name, template=PROMPT, iterations=options.ti_iterations, seed=options.seed,
-                                 model_hash=options.files.hash(), folder=options.out_dir)
-    return ForgetMeNot(weights, photos, of_name, seed=options.seed, tokens=tokens)
-
-
-def build_dreambooth(options: MethodOptions, material: Material, weights: Weights, work: Work) -> DreamBooth:
-    """DreamBooth, with generated images of the class."""
-    class_prompt = f"a photo of a {options.class_word}"
-    jobs = [(class_prompt, number) for number in range(options.n_prior_images if options.prior_weight else 0)]
-    return DreamBooth(weights, ImageLatents(weights.model, material.photos), prompt=f"a photo of {options.phrase}",
-                      class_prompt=class_prompt, class_latents=prior_latents(options, weights.model, jobs, work),
-                      prior_weight=options.prior_weight, seed=options.seed)
-
-
-def build_textual_inversion(options: MethodOptions, material: Material, weights: Weights, _work: Work) -> TextualInversion:
-    """Textual inversion, with the prefix of --embedding in front of the prompts if given."""
-    model = weights.model
-    vectors = TokenVectors(token_manager(options, model), options.token)
-    prefixed = options.embedding is not None and not isinstance(vectors.manager, MappedManager)
-    return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates=templates_of(options),
-                            phrase=options.phrase, prefixed=prefixed, seed=options.seed)
-
-
-def edit_by_uce(options: MethodOptions, names: list[str], weights: Weights) -> tuple[dict[str, Tensor], float]:
-    """Edited tensors of --train_method uce, and the condition number of the inverted matrix."""
-    preserve = [text for path in options.preserve_prompts or () for text in different_prompts(path)]
-    to_end = options.variant == "to-end"
-    return uce.edit(weights, names, guide=options.anchor, preserve=[*preserve, *[""] * to_end], to_end=to_end,
-                    erase_scale=options.erase_scale, preserve_scale=options.preserve_scale, lamb=options.lamb)
+    match options.train_method:
+        case "esd":
+            if model.num_timesteps % options.ddim_steps:
+                raise UserError(f"--ddim_steps {options.ddim_steps} does not divide the {model.num_timesteps} timesteps of training; give "
+                                "a number that does, such as 50")
+            return ESD(weights, material.names, options.negative_guidance, options.start_guidance, bins=options.ddim_steps, seed=seed,
+                       photos=material.latents(model) if options.z_t == "noised" else None)
+        case "concept_ablation":
+            prompts = anchor_prompts(options, templates)
+            jobs = [(prompts[number % len(prompts)], number // len(prompts)) for number in range(options.n_prior_images)]
+            return ConceptAblation(weights, material.names, options.anchor, [prompt for prompt, _ in jobs], prior_latents(jobs),
+                                   noise_based=options.variant == "noise-based", anchor_weight=options.prior_weight,
+                                   augment=options.augment, seed=seed)
+        case "forget_me_not":
+            photos, of_name = material.latents(model)
+            tokens = {} if options.variant != "with-ti" else tokens_of_names(
+                fabric, photos, of_name, template=PROMPT, iterations=options.ti_iterations, **saved)
+            return ForgetMeNot(weights, photos, of_name, tokens, seed)
+        case "dreambooth":
+            class_prompt = f"a photo of a {options.class_word}"
+            jobs = [(class_prompt, number) for number in range(options.n_prior_images if options.prior_weight else 0)]
+            return DreamBooth(weights, ImageLatents(model, material.photos), f"a photo of {phrase}", class_prompt, prior_latents(jobs),
+                              options.prior_weight, seed)
+        case "textual_inversion":
+            vectors = TokenVectors(token_manager(options, model), options.token)
+            prefixed = options.embedding is not None and not isinstance(vectors.manager, MappedManager)
+            return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates, phrase, prefixed, seed)
+    raise AssertionError(options.train_method)
 
 
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
@@ -125,14 +191,10 @@ def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingMa
     return manager
 
 
-def anchor_prompts(options: MethodOptions) -> list[str]:
-    """Prompts that contain the anchor.
-
-    Raises:
-        UserError: a prompt does not contain it, or there is no prompt.
-    """
+def anchor_prompts(options: MethodOptions, templates: Sequence[str]) -> list[str]:
+    """Prompts of --anchor_prompts, or else the templates, with the anchor."""
     if not options.anchor_prompts:
-        return [fill(template, options.anchor) for template in dict.fromkeys(templates_of(options))]
+        return [fill(template, options.anchor) for template in dict.fromkeys(templates)]
     prompts = read_lines(options.anchor_prompts, CAPTION_FIELDS)
     wrong = [f"the prompt '{prompt}' without the anchor '{options.anchor}'" for prompt in prompts if options.anchor not in prompt]
     if wrong or not prompts:
@@ -141,57 +203,24 @@ def anchor_prompts(options: MethodOptions) -> list[str]:
     return prompts
 
 
-def templates_of(options: MethodOptions) -> list[str]:
-    """Templates of --templates, or else "a photo of {}"."""
-    return read_templates(options.templates) if options.templates else [PROMPT]
+def _names_to_erase(options: MethodOptions) -> list[str]:
+    """Names of --names_file, or else those of S_ID in --people."""
+    names, repeated = read_names(options.names_file) if options.names_file else (
+        [person.name for person in read_people(options.people).values() if person.group == "train"], 0)
+    if repeated or not names:
+        what = f"has {repeated} names twice" if repeated else "has nobody of the group train"
+        raise UserError(f"{options.names_file or options.people} {what}; give names to erase, each once")
+    return names
 
 
-def prior_latents(options: MethodOptions, model: LatentDiffusion, jobs: list[tuple[str, int]], work: Work) -> Tensor:
-    """Latents (N, 4, h, w) that the frozen model generates for the prompts of the anchor or of the class."""
-    return generated_latents(work, model, jobs, options.out_dir, model_hash=options.files.hash(), scale=options.scale, seed=options.seed)
-
-
-def latents_of_names(material: Material, model: LatentDiffusion) -> tuple[ImageLatents, dict[str, list[int]]]:
-    """Images of the names, and per name their indices."""
-    of_name: dict[str, list[int]] = {name: [] for name in material.names}
-    for number, image in enumerate(material.images):
-        of_name[image.name].append(number)
-    return ImageLatents(model, material.sources), of_name
-
-
-def images_of(options: MethodOptions, names: list[str], report: Report) -> list[IdentityImage]:
-    """Images of --identity_images that show the names.
-
-    Raises:
-        UserError: a name has no image.
-    """
-    erased = set(names)
-    images = [image for image in identity_images(options.identity_images, read_people(options.people), report) if image.name in erased]
-    without = sorted(erased - {image.name for image in images})
-    if without:
-        raise UserError(f"{options.identity_images} has no image of {', '.join(without[:3])}, to be erased; add some, or leave the name "
-                        "out")
-    return images
-
-
-def photos_of(folder: Path, report: Report) -> list[ImageSource]:
-    """Photos of one person.
-
-    Raises:
-        UserError: the folder holds photos of several people, or none.
-    """
+def _photos_in(folder: Path, report: Report) -> list[ImageSource]:
+    """Photos of one person directly in a folder; other image files below it are reported."""
     files = image_files(folder, report)
     photos, people = [path for path in files if path.parent == folder], list(dict.fromkeys(path.parent for path in files))
-    if photos:
-        for path in (path for path in files if path.parent != folder):
-            report(ELSEWHERE, f"{path} is not in {folder} itself, which has photos of its own; move it there or remove it")
-        return [ImageSource(path) for path in photos]
-    if people:
+    if not photos and people:
         raise UserError(f"{folder} holds photos of {len(people)} people, one folder each; give the folder of one, such as {people[0]}")
-    raise UserError(f"{folder} holds no photos{besides(report)}; give a folder with a few photos of one person")
-
-
-# --train_method -> function (flags, material, weights, work) -> method; uce is a closed form without training.
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "esd": build_esd, "concept_ablation": build_concept_ablation, "forget_me_not": build_forget_me_not,
-    "dreambooth": build_dreambooth, "textual_inversion": build_textual_inversion}
+    if not photos:
+        raise UserError(f"{folder} holds no photos{besides(report)}; give a folder with a few photos of one person")
+    for path in (path for path in files if path.parent != folder):
+        report(ELSEWHERE, f"{path} is not in {folder} itself, which has photos of its own; move it there or remove it")
+    return [ImageSource(path) for path in photos]

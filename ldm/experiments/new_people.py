@@ -4,12 +4,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ldm.contents import digest, hashes_of
-from ldm.evaluation.faces import FaceAnalyzer
-from ldm.evaluation.gallery import make_gallery, person_folders
-from ldm.evaluation.id_acc import load_gallery
+from ldm.evaluation.gallery import person_folders
 from ldm.image_files import ImageSource
 from ldm.images import images_in
 from ldm.left_out import LeftOut
@@ -59,13 +55,3 @@ def read_new_people(photos: Path, n_people: int, n_photos: int, seed: int = 0) -
                             "or a smaller --n_photos")
         people[name] = NewPerson(folder, files[:n_photos], files[n_photos:])
     return people
-
-
-def reference_face(name: str, person: NewPerson, analyzer: FaceAnalyzer, out_dir: Path) -> dict[str, np.ndarray]:
-    """Name -> mean embedding of the held-out photos, (512,) of unit length; writes the files of `make_gallery` to `out_dir`.
-
-    Raises:
-        UserError: no face is detected in these photos.
-    """
-    make_gallery({name: person.folder}, analyzer, out_dir, first_photo=len(person.learned))
-    return load_gallery(out_dir / "gallery.npz", [name])

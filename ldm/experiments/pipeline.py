@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ldm.evaluation.quality import Scorer, Scores, joined
 from ldm.experiments.variants import ImageSettings, Variant
-from ldm.generation import Job, batches_of, generate
+from ldm.generation import batches_of, generate
 from ldm.images import ImageWriter, read_image
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sharing import Devices, gather, share
@@ -26,33 +26,19 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shot:
-    """An image to generate.
+    """An image to generate."""
 
-    Args:
-        prompt: prompt without the placeholder.
-        sample: sample number, see `image_noise`.
-        text: name or prompt with which the image is scored.
-        path: image file.
-    """
-
-    prompt: str
-    sample: int
-    text: str
+    prompt: str  # without the placeholder
+    sample: int  # sample number, see `image_noise`
+    text: str    # name or prompt with which the image is scored
     path: Path
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Generates and scores images of one model.
+    """Generates and scores images of one frozen model."""
 
-    Args:
-        fabric: devices that share the work of `scores`; the other methods work on this rank only.
-        model: the frozen model.
-        settings: settings of the images.
-        batch_size: images per batch.
-    """
-
-    fabric: Devices
+    fabric: Devices  # share the work of `scores`; the other methods work on this rank only
     model: LatentDiffusion
     settings: ImageSettings
     batch_size: int
@@ -77,11 +63,11 @@ class Pipeline:
         """Generate and write the missing images. The caller applies edited weights, see `Variant.in_place`."""
         batches = unfinished_batches(shots, lambda shot: shot.path.exists(), self.batch_size)
         missing = [shot for batch in batches for shot in batch]
-        jobs: list[Job] = [(shot.prompt, shot.sample) for shot in missing]
-        if not jobs:
+        if not missing:
             return
-        images = generate(self.model, jobs, embedding_manager=variant.manager, ddim_steps=self.settings.ddim_steps,
-                          scale=self.settings.scale, seed=self.settings.seed, batch_size=self.batch_size)
+        images = generate(self.model, [(shot.prompt, shot.sample) for shot in missing], embedding_manager=variant.manager,
+                          ddim_steps=self.settings.ddim_steps, scale=self.settings.scale, seed=self.settings.seed,
+                          batch_size=self.batch_size)
         for shot, (_, image) in zip(missing, images, strict=True):
             if not shot.path.exists():
                 writer.write(shot.path, image)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ldm.data.captions import no_caption
@@ -18,14 +17,13 @@ from ldm.data.images import caption_of, read_collection
 from ldm.data.prompts import read_benchmark
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
-from ldm.evaluation.faces import FaceAnalyzer
 from ldm.evaluation.gallery import portraits_in
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.inception import InceptionFeatures
-from ldm.evaluation.quality import IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
+from ldm.evaluation.quality import FeaturesOf, IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
 from ldm.evaluation.tables import Row
-from ldm.experiments.identity_table import people_asked_for
-from ldm.experiments.quality import Half, HalfFolder
+from ldm.experiments.identity_table import PortraitOptions, people_asked_for
+from ldm.experiments.quality import HalfFolder
 from ldm.experiments.variants import ImageSettings, Variant
 from ldm.left_out import ARCHIVE, NO_CAPTION, NO_FID, LeftOut, Report
 from ldm.loading import ModelFiles, file_hash
@@ -37,51 +35,30 @@ from ldm.util import UserError
 COLUMNS = ("model", "prefix", "half", "fid", "kid", "clip", "attr_acc", "id_acc_mean", "n_images", "fid_protocol")  # of every row
 IN_PAPERS_TABLE = {"id": {"fid": "FID (id)", "id_acc_mean": "ID-ACC", "attr_acc": "Attr-ACC", "n_images": "N (id)"},
                    "non_id": {"fid": "FID (non-id)", "clip": "CLIP", "clip_x100": "CLIP x100", "n_images": "N (non-id)"}}
-
 CAPTIONED = "N (CLIP)"  # column of the paper's table if some images have no caption
 
 
 @dataclass(frozen=True)
-class QualityOptions:
+class QualityOptions(PortraitOptions):
     """Settings of the images and their scores, named like the flags of test_fid_clip_score.py."""
 
     half: Sequence[str]  # of "id" and "non_id"
     benchmark: Sequence[Path] | None
     n_prompts: int
-    prompt_template: str
     group: str
     n_names: int | None
-    n_samples: int
-    ddim_steps: int
-    scale: float
-    seed: int
-    batch_size: int
     fid_protocol: str
     inception_weights: Path | None
-    clip: Path | None
     clip_model: str | None
     apl_compat: bool
     count_faces: bool
     attribute_features: str
     farl_weights: Path | None
     people: Path | None
-    gallery: Path | None
-    face_pack: Path | None
-    det_size: Sequence[int]
-    det_thresh: float
-    threshold: float
 
 
 class QualityTable:
-    """Scorers and rows of Table 2.
-
-    Args:
-        options: settings.
-        device: device of the scorers.
-
-    Raises:
-        UserError: an input file is missing or invalid.
-    """
+    """Scorers and rows of Table 2; raises UserError if an input file is missing or invalid."""
 
     def __init__(self, options: QualityOptions, device: torch.device) -> None:
         self.options = options
@@ -94,65 +71,66 @@ class QualityTable:
                       "non_id": read_benchmark(options.benchmark, options.n_prompts) if options.benchmark else []}
         self.gallery = load_gallery(options.gallery, self.names) if "id" in options.half else {}
         self.clip = ClipScorer(clip_model_of(options.clip, options.clip_model), options.clip, device) if options.clip else None
-        self.features_of = self._clip_features
-        if options.fid_protocol != "clip":
-            self.features_of = InceptionFeatures(options.inception_weights, options.fid_protocol, device)
+        features_of: FeaturesOf = ((lambda images: self.clip.encode(images).numpy()) if options.fid_protocol == "clip" else
+                                   InceptionFeatures(options.inception_weights, options.fid_protocol, device))
         self.scorers: dict[str, PromptScorer | IdentityScorer] = {}
-        analyzer = FaceAnalyzer(options.face_pack, options.det_size, options.det_thresh, device=str(device)) if options.face_pack else None
+        analyzer = options.analyzer(device) if options.face_pack else None
         if "non_id" in options.half:
-            self.scorers["non_id"] = PromptScorer(self.features_of, self.clip, analyzer if options.count_faces else None,
+            self.scorers["non_id"] = PromptScorer(features_of, self.clip, analyzer if options.count_faces else None,
                                                   apl_compat=options.apl_compat)
         if "id" in options.half:
-            self.scorers["id"] = IdentityScorer(self.features_of, analyzer, self._attribute_encoder(device),
-                                                width=len(next(iter(self.gallery.values()))))
+            attributes = None
+            if options.attribute_features == "farl":
+                attributes = AttributeEncoder(FaRL(options.farl_weights, device), on_face=True)
+            elif options.attribute_features == "clip":
+                attributes = AttributeEncoder(self.clip, on_face=False)
+            self.scorers["id"] = IdentityScorer(features_of, analyzer, attributes, width=len(next(iter(self.gallery.values()))))
 
     def generated(self, fabric: Devices, model: LatentDiffusion, files: ModelFiles, variants: Sequence[Variant], precision: str,
                   out_dir: Path, arguments: Mapping[str, Any], *, keep_images: int | None = None, resume: bool = True) -> list[Row]:
         """One row per half and variant, from images generated to `out_dir`; empty except on rank 0.
 
         Args:
-            fabric: devices that share the work.
-            model: the frozen model.
-            files: its files.
             variants: see `load_variants`; the first is the base model.
-            precision: precision of the U-Net.
-            out_dir: output folder.
             arguments: arguments of the command, written next to the images.
             keep_images, resume: see `HalfFolder`.
         """
         rows = []
         if fabric.is_global_zero:
             write_json(out_dir / "arguments.json", {"arguments": arguments, "versions": versions()})
-        for name in self.options.half:
-            half = self.half(name, self.texts[name], files, precision)
-            folder = HalfFolder(fabric, half, variants, out_dir, keep_images=keep_images, resume=resume)
+        for half in self.options.half:
+            folder = self.folder(fabric, half, self.texts[half], files, precision, variants, out_dir, keep_images, resume)
             folder.generate_and_score(model, self.options.batch_size)
             if fabric.is_global_zero:
-                base = folder.scores_of(variants[0])
+                base: Scores | None = None
                 for variant in variants:
-                    scores = base if variant is variants[0] else folder.scores_of(variant)
-                    rows.append(self.row(name, scores, None if scores is base else base, [text for text, _ in self.texts[name]],
-                                         model=files.name, prefix=variant.file))
+                    scores = folder.scores_of(variant)
+                    rows.append(self.row(half, scores, base, [text for text, _ in folder.texts], model=files.name, prefix=variant.file))
+                    base = base or scores
                 folder.write_pairs()
         return rows
 
-    def half(self, half: str, texts: Sequence[tuple[str, int]], files: ModelFiles, precision: str) -> Half:
-        """A half with these texts and the settings of the options."""
-        options, prompt = self.options, self.options.prompt_template if half == "id" else "{name}"
-        settings = ImageSettings.of(files, prompt=prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
-                                    precision=precision)
-        return Half(half, texts, settings, self.scorers[half], self._scored_with(half))
+    def folder(self, fabric: Devices, half: str, texts: Sequence[tuple[str, int]], files: ModelFiles, precision: str,
+               variants: Sequence[Variant], out_dir: Path, keep_images: int | None = None, resume: bool = True) -> HalfFolder:
+        """Folder of a half with these texts and the settings of the options; see `HalfFolder`."""
+        options, paths = self.options, {"inception": self.options.inception_weights, "clip": self.options.clip}
+        settings = ImageSettings.of(files, options, precision, options.prompt_template if half == "id" else "{name}")
+        paths["farl"] = options.farl_weights if half == "id" else None
+        scored_with: dict[str, Any] = {name: path and file_hash(path) for name, path in paths.items()}
+        scored_with |= {"fid_protocol": options.fid_protocol, "clip_model": self.clip and self.clip.name}
+        scored_with |= {"attribute_features": options.attribute_features} if half == "id" else {"apl_compat": options.apl_compat}
+        if half == "id" or options.count_faces:
+            scored_with["faces_by"] = self.scorers[half].analyzer.fingerprint()
+        return HalfFolder(fabric, half, texts, settings, self.scorers[half], scored_with, variants, out_dir, keep_images, resume)
 
     def existing(self, base_folder: Path, folder: Path, out_dir: Path, arguments: Mapping[str, Any]) -> list[Row]:
         """One row for each of two folders of existing images, with distances to the first.
 
-        Raises:
-            UserError: `out_dir` holds images that this program generated, or a folder has no images to score.
+        Raises UserError if `out_dir` holds images that this program generated, or a folder has no images to score.
         """
         half, = self.options.half
         if any((out_dir / generated / "manifest.json").exists() for generated in IN_PAPERS_TABLE):
-            raise UserError(f"{out_dir} holds a run with generated images, whose results would be overwritten; "
-                            "use another --out_dir")
+            raise UserError(f"{out_dir} holds a run with generated images, whose results would be overwritten; use another --out_dir")
         left_out, folders = LeftOut(strict=True), (base_folder, folder)
         found: Sequence[tuple[Sequence[Path], Sequence[Any]]] = (
             self._people_in(*folders, report=left_out) if half == "id" else
@@ -187,25 +165,6 @@ class QualityTable:
         counts = {name: min(len(portraits[name]) for portraits in found) for name in both}
         names = [name for name in both for _ in range(counts[name])]
         return [([path for name in both for path in portraits[name][:counts[name]]], names) for portraits in found]
-
-    def _clip_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return self.clip.encode(images).numpy()
-
-    def _attribute_encoder(self, device: torch.device) -> AttributeEncoder | None:
-        if self.options.attribute_features == "farl":
-            return AttributeEncoder(FaRL(self.options.farl_weights, device), on_face=True)
-        return AttributeEncoder(self.clip, on_face=False) if self.options.attribute_features == "clip" else None
-
-    def _scored_with(self, half: str) -> Mapping[str, Any]:
-        """Settings that determine the scores of a half, besides the images."""
-        options = self.options
-        files = {"inception": options.inception_weights, "clip": options.clip, "farl": options.farl_weights if half == "id" else None}
-        settings = {"fid_protocol": options.fid_protocol, "clip_model": self.clip and self.clip.name,
-                    **{name: file_hash(path) if path else None for name, path in files.items()}}
-        if half == "non_id":
-            faces = {"faces_by": self.scorers["non_id"].analyzer.fingerprint()} if options.count_faces else {}
-            return settings | {"apl_compat": options.apl_compat} | faces
-        return settings | {"attribute_features": options.attribute_features, "faces_by": self.scorers["id"].analyzer.fingerprint()}
 
 
 def portraits_of(names: Sequence[str], n_samples: int) -> list[tuple[str, int]]:

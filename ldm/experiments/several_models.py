@@ -11,8 +11,9 @@ from PIL import Image
 from ldm.data.identities import GROUPS, Person
 from ldm.edited_weights import is_edited_weights
 from ldm.evaluation.tables import Row, write_results
-from ldm.experiments.identity_table import IdentityOptions, table_of_model
-from ldm.experiments.sheet import sheet_of_files
+from ldm.experiments.identity import table_of_model
+from ldm.experiments.identity_table import IdentityOptions
+from ldm.images import sheet_of_files
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
@@ -29,16 +30,15 @@ def table_of_models(options: IdentityOptions, people: Mapping[str, Person], name
                     arguments: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
     """Rows of `table_of_model` for all models, and the same in the layout of Table 1; empty except on rank 0.
 
-    Each model has its own folder in --out_dir, next to table1.json, .csv and .md and figure3.png.
-
-    Raises:
-        UserError: two models have the same name, a prefix fits none of them, or a model cannot be used.
+    Each model has its own folder in --out_dir, next to table1.json, .csv and .md and figure3.png. Raises UserError if two models have the
+    same name, a prefix fits none of them, or a model cannot be used.
     """
     by_name, fitting = prefixes_that_fit(models, embedding)
     rows = []
     for name, files in by_name.items():
         if embedding and not fitting[name] and fabric.is_global_zero:
-            warn(f"none of the prefixes given is for {ENCODERS[encoders_of(files)]}, which {name} has; it runs without a prefix")
+            encoders = ENCODERS[1 + has_two_encoders(files.config_path)]
+            warn(f"none of the prefixes given is for {encoders}, which {name} has; it runs without a prefix")
         own = replace(options, out_dir=options.out_dir / name)
         rows += table_of_model(own, people, names, files, fitting[name], fabric, precision,
                                {**arguments, **asdict(files), "embedding": fitting[name], "out_dir": own.out_dir, "models": None})
@@ -47,8 +47,8 @@ def table_of_models(options: IdentityOptions, people: Mapping[str, Person], name
     table = table1_layout(rows)
     write_results(table, options.out_dir, name="table1")
     write_json(options.out_dir / "arguments.json", arguments)
-    figure = figure3([(name, [None, *fitting[name]]) for name in by_name], names, options.out_dir)
-    write_atomically(options.out_dir / "figure3.png", figure.save)
+    variants = {name: ["none", *(path.stem for path in fitting[name])] for name in by_name}
+    write_atomically(options.out_dir / "figure3.png", figure3(variants, names, options.out_dir).save)
     return rows, table
 
 
@@ -62,18 +62,12 @@ def prefixes_that_fit(models: Sequence[ModelFiles], embedding: Sequence[Path]) -
         raise UserError(f"{changed} holds edited weights, which fit only the checkpoint that they were made for, and --models compares "
                         "several models; leave out --models, or name there a YAML file with the lines 'like: PRESET' and "
                         "'edited_weights: FILE'")
-    encoders = {name: encoders_of(files) for name, files in by_name.items()}
-    # number of text encoders
+    encoders = {name: 1 + has_two_encoders(files.config_path) for name, files in by_name.items()}
     made_for = {path: 1 if is_map_file(path) or read_embedding_file(path).pair is None else 2 for path in embedding}
     for path, count in made_for.items():
         if count not in encoders.values():
             raise UserError(f"the prefix {path} is for {ENCODERS[count]}, and none of the models asked for has as many; leave it out")
     return by_name, {name: [path for path in embedding if made_for[path] == count] for name, count in encoders.items()}
-
-
-def encoders_of(files: ModelFiles) -> int:
-    """Number of text encoders of a model."""
-    return 2 if has_two_encoders(files.config_path) else 1
 
 
 def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -84,36 +78,30 @@ def table1_layout(rows: Sequence[Row]) -> list[dict[str, Any]]:
             Rows without a group are ignored.
     """
     rows = [row for row in rows if "group" in row]
-    by_key: Mapping[tuple, Row] = {(row["model"], row["prefix"], row["group"]): row for row in rows}
+    by_key = {(row["model"], row["prefix"], row["group"]): row for row in rows}
     table = []
-    used: dict[str, dict[str, None]] = {row["model"]: {} for row in rows}  # prefixes of each model, in order
-    for row in rows:
-        if row["prefix"] not in ("none", "c2"):
-            used[row["model"]][row["prefix"]] = None
-    for model, prefix in ((model, prefix) for model, prefixes in used.items() for prefix in prefixes or [None]):
-        cells: dict[str, Any] = {"model": model, "prefix": prefix or "none"}
-        for group in GROUPS:
-            for label, source in (("base", "none"), ("+ APL", prefix)):
+    for model in dict.fromkeys(row["model"] for row in rows):
+        prefixes = dict.fromkeys(row["prefix"] for row in rows if row["model"] == model and row["prefix"] not in ("none", "c2"))
+        for prefix in prefixes or [None]:
+            cells: dict[str, Any] = {"model": model, "prefix": prefix or "none"}
+            for group, (label, source) in itertools.product(GROUPS, (("base", "none"), ("+ APL", prefix))):
                 row = by_key.get((model, source, group), {})
                 cells |= {f"{group} {label}": row.get("id_acc_mean"), f"{group} {label} max": row.get("id_acc_max")}
-        table.append(cells)
+            table.append(cells)
     return [{key: value for key, value in cells.items() if any(row[key] is not None for row in table)} for cells in table]
 
 
-def figure3(models: Sequence[tuple[str, Sequence[Path | None]]], people: Mapping[str, Sequence[str]], out_dir: Path) -> Image.Image:
+def figure3(models: Mapping[str, Sequence[str]], people: Mapping[str, Sequence[str]], out_dir: Path) -> Image.Image:
     """Image grid with the first sample of two people: one column per person and model, the base model above, each prefix below.
 
     Args:
-        models: name of each model, with None for the base model followed by its prefixes.
+        models: name of each model, with a sub-folder in `out_dir` -> labels of its variants, with "none" first.
         people: group -> names; one person per group if there are several groups.
-        out_dir: folder with one sub-folder per model.
     """
     names = [name for group in people.values() for name in group[:max(1, PEOPLE_SHOWN // len(people))]][:PEOPLE_SHOWN]
-    depth = max(len(prefixes) for _, prefixes in models)
-    labels = ["base", *[f"+ APL {number}" if depth > 2 else "+ APL" for number in range(1, depth)]]
-    rows: dict[str, list[Path | None]] = {label: [] for label in labels}
-    for number, label in enumerate(labels):
-        for name, (model, prefixes) in itertools.product(names, models):
-            folder = "none" if number == 0 else prefixes[number].stem if number < len(prefixes) else None
-            rows[label].append(None if folder is None else image_path(out_dir / model, folder, name, 0))
-    return sheet_of_files(rows, [f"{name}, {model}" for name in names for model, _ in models])
+    depth = max(map(len, models.values()))
+    titles = ["base", *[f"+ APL {number}" if depth > 2 else "+ APL" for number in range(1, depth)]]
+    columns = list(itertools.product(names, models))
+    rows = {title: [image_path(out_dir / model, models[model][number], name, 0) if number < len(models[model]) else None
+                    for name, model in columns] for number, title in enumerate(titles)}
+    return sheet_of_files(rows, [f"{name}, {model}" for name, model in columns])

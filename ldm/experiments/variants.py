@@ -9,11 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.edited_weights import edited, is_edited_weights
+from ldm.experiments.identity_table import PortraitOptions
 from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import Manager, manager_of_file
+from ldm.modules.embedding_manager import EmbeddingManager, Manager, manager_of_file
 from ldm.util import UserError
 
+TOKEN_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 C2 = "c2"  # label of images whose prompt has the attributes instead of the name
 
 
@@ -30,9 +32,10 @@ class ImageSettings:
     precision: str    # of the U-Net, "fp32" or "bf16"
 
     @classmethod
-    def of(cls, files: ModelFiles, *, prompt: str, seed: int, scale: float, ddim_steps: int, precision: str) -> "ImageSettings":
-        """Settings for images of the model with these files."""
-        return cls(files.hash(), file_hash(files.config_path), prompt, seed, scale, ddim_steps, precision)
+    def of(cls, files: ModelFiles, options: PortraitOptions, precision: str, prompt: str | None = None) -> "ImageSettings":
+        """Settings for images of the model with these files; None is the prompt of the options."""
+        return cls(files.hash(), file_hash(files.config_path), prompt or options.prompt_template, options.seed, options.scale,
+                   options.ddim_steps, precision)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
     """`BASE`, then the variant of each file. Prefixes are loaded on the model's device; edited weights are checked and released.
 
     Args:
-        model: the frozen model.
         paths: files of prefixes or edited weights.
         files: files of the model.
         labels: labels of the variants and of their image folders; None uses the stems of the files.
@@ -68,21 +70,27 @@ def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
     variants = [BASE]
     for path, label in zip(paths, labels or [path.stem for path in paths], strict=True):
         if label in (C2, *(variant.label for variant in variants)):
-            raise UserError(f"{path} has the name of another row, '{label}', and their images would share a "
-                            "folder; rename one of the files")
+            raise UserError(f"{path} has the name of another row, '{label}', and their images would share a folder; rename one of the "
+                            "files")
         if is_edited_weights(path):
-            variants.append(Variant(label, str(path), file_hash(path), read_weights=_edited_weights(path, model, files)))
+            read = partial(read_edited_weights, path, shapes_of(model), files.ckpt_path)
+            read()  # to check that they fit the model
+            if files.edited_weights and safetensors_metadata(path).get("beneath") != file_hash(files.edited_weights):
+                raise UserError(f"{path} holds edited weights that were not made on top of --edited_weights {files.edited_weights}; leave "
+                                "out one of them")
+            variants.append(Variant(label, str(path), file_hash(path), read_weights=read))
         else:
             manager = manager_of_file(model.cond_stage_model, path)
             variants.append(Variant(label, str(path), file_hash(path), manager.requires_grad_(False)))
     return variants
 
 
-def _edited_weights(path: Path, model: LatentDiffusion, files: ModelFiles) -> Callable[[], Mapping[str, Tensor]]:
-    """Function that reads the edited weights; reads them once to check that they fit the model."""
-    read = partial(read_edited_weights, path, shapes_of(model), files.ckpt_path)
-    read()
-    if files.edited_weights and safetensors_metadata(path).get("beneath") != file_hash(files.edited_weights):
-        raise UserError(f"{path} holds edited weights that were not made on top of --edited_weights "
-                        f"{files.edited_weights}; leave out one of them")
-    return read
+def checkpoint_weights(model: LatentDiffusion, checkpoint: Path, token: str, ckpt_path: Path) -> Mapping[str, Tensor]:
+    """Tensors that an attack's checkpoint changes: its edited weights, or the token table with the token's learned row."""
+    if is_edited_weights(checkpoint):
+        return read_edited_weights(checkpoint, shapes_of(model), ckpt_path)
+    manager = EmbeddingManager(model.cond_stage_model, [token], num_vectors_per_token=1)
+    manager.load(checkpoint)
+    table = model.get_parameter(TOKEN_TABLE).clone()
+    table[manager.string_to_token_dict[token]] = manager.string_to_param_dict[token].detach()[0].to(table)
+    return {TOKEN_TABLE: table}

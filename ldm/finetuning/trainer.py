@@ -33,7 +33,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class FinetuningSettings:
-    """Settings of a training, named like the flags of train.py, and the published optimizer settings of the method."""
+    """Settings of a training: flags of train.py, and the published weight decay and gradient norm of the method."""
 
     iterations: int
     batch_size: int  # total over all devices

@@ -1,7 +1,7 @@
 """Parameter groups that the methods train, and their trainable float32 copies. The frozen model itself never changes."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -26,16 +26,13 @@ PARAMETERS = {
 
 def parameters_of(model: LatentDiffusion, group: str, *, text_encoder: bool = False) -> list[str]:
     """Names of the U-Net parameters in a group of `PARAMETERS`, and with `text_encoder` those of the text encoder."""
-    unet = [key for key, _ in model.named_parameters() if key.startswith(UNET) and PARAMETERS[group](key)]
-    return unet + [key for key, _ in model.named_parameters() if text_encoder and key.startswith(f"{model.text_encoder}.")]
+    keys = [key for key, _ in model.named_parameters()]
+    return ([key for key in keys if key.startswith(UNET) and PARAMETERS[group](key)]
+            + [key for key in keys if text_encoder and key.startswith(f"{model.text_encoder}.")])
 
 
 class Weights:
-    """Trainable float32 copies of some parameters of a model.
-
-    Args:
-        keys: names of the parameters.
-    """
+    """Trainable float32 copies of the parameters of a model with these names."""
 
     def __init__(self, model: LatentDiffusion, keys: list[str]):
         self.model = model
@@ -53,11 +50,9 @@ class Weights:
         for key, value in self.tensors.items():
             value.copy_(state[key])
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """Temporarily replace the model's parameters by the copies; restore them on exit."""
-        with edited(self.model, self.tensors):
-            yield
+        return edited(self.model, self.tensors)
 
     def eps(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """eps_theta(z_t, tau(c), t) of the edited model, (B, 4, h, w) float32; gradients flow to the copies."""
@@ -66,11 +61,7 @@ class Weights:
 
 
 def cross_attentions(model: LatentDiffusion) -> dict[str, CrossAttention]:
-    """Cross-attention layers between image features and text, by name.
-
-    Raises:
-        UserError: the model has none.
-    """
+    """Cross-attention layers between image features and text, by name; raises UserError if the model has none."""
     found = {name: module for name, module in model.named_modules() if f"{name}.".endswith(CROSS_ATTENTION)}
     if not found:
         raise UserError("this model has no cross-attention to the text, which the method edits; give another")

@@ -3,7 +3,6 @@
 import torch
 
 from ldm.attacks.textual_inversion import NAME_TOKEN, manager_of_name, tokens_of_names
-from ldm.finetuning.samples import Work
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.sharing import OneDevice
 from tests.baselines import test_baselines
@@ -38,8 +37,8 @@ def test_a_names_vectors_start_as_its_tokens(tiny_model):
 
 def test_vectors_of_names_are_learned_once(tiny_model, photos, tmp_path, monkeypatch):
     flags = {"template": "a photo of {}", "iterations": 2, "seed": 0, "model_hash": "abc", "folder": tmp_path}
-    first = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
+    first = tokens_of_names(OneDevice(), photos, OF_NAME, **flags)
     monkeypatch.setattr("ldm.attacks.textual_inversion.training_step", None)
-    again = tokens_of_names(Work(OneDevice()), photos, OF_NAME, **flags)
+    again = tokens_of_names(OneDevice(), photos, OF_NAME, **flags)
     assert all(torch.equal(first[name].string_to_param_dict[NAME_TOKEN], again[name].string_to_param_dict[NAME_TOKEN]) for name in NAMES)
     assert not torch.equal(first[NAMES[0]].string_to_param_dict[NAME_TOKEN], first[NAMES[1]].string_to_param_dict[NAME_TOKEN])

@@ -80,9 +80,10 @@ def test_attention_probabilities_are_those_of_the_layer(tiny_model):
     """softmax(q k^T / sqrt d) v, from the recorded probabilities, is what the layer puts out."""
     layer = next(iter(cross_attentions(tiny_model).values()))
     x, context = torch.randn(2, 3, layer.to_q.in_features), torch.randn(2, 77, layer.to_k.in_features)
-    probabilities = attention_probabilities(layer.to_q(x), layer.to_k(context), layer.heads)
+    projected = layer.to_q(x), layer.to_k(context), layer.to_v(context)
+    q, k, v = (tensor.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for tensor in projected)
+    probabilities = attention_probabilities(q, k)
     assert probabilities.shape == (2, layer.heads, 3, 77) and torch.allclose(probabilities.sum(-1), torch.ones(1))
-    v = layer.to_v(context).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
     assert torch.allclose(layer.to_out((probabilities @ v).transpose(1, 2).flatten(2)), layer(x, context), atol=1e-5)
 
 

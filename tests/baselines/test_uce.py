@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from ldm.baselines.uce import Edit, edit, phrase_contexts
+from ldm.baselines.uce import edit, edit_matrices, phrase_contexts
 from ldm.finetuning.weights import Weights, parameters_of
 
 SCALES = {"erase_scale": 2.0, "preserve_scale": 3.0, "lamb": 0.5}
 
 
 def edited_matrix(weight: torch.Tensor, *contexts: torch.Tensor, **scales: float) -> tuple[torch.Tensor, float]:
-    solution = Edit.of(*contexts, **scales)
-    return solution.of_matrix(weight), solution.condition
+    edited, condition = edit_matrices({"W": weight}, *contexts, **scales)
+    return edited["W"], condition
 
 
 @pytest.fixture

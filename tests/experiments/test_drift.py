@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ldm.apl.prefix import build_prefix
-from ldm.experiments.before_after import BeforeAfter
 from ldm.experiments.drift import drift_rows, pixel_mse, recognised
+from ldm.experiments.training_report import BeforeAfter
 from ldm.experiments.variants import Variant
 from ldm.sharing import OneDevice
 

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
+from PIL import Image
 
 import test_id
 from ldm.apl.prefix import build_prefix
 from ldm.edited_weights import is_edited_weights, write_edited_weights
 from ldm.experiments.drift import drift_rows
-from ldm.experiments.quality import pairs_sheet
-from ldm.experiments.variants import BASE, Variant, load_variants
+from ldm.experiments.quality import HalfFolder
+from ldm.experiments.variants import BASE, ImageSettings, Variant, load_variants
 from ldm.loading import ModelFiles, file_hash, load_frozen_model
 from ldm.modules.embedding_file import write_safetensors_file
 from ldm.sharing import OneDevice
+from tests import scoring
 from tests.refusals import refusal
 from tests.scripts import test_test_id
 
@@ -23,14 +24,14 @@ KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.we
 
 
 def pictures(folder: Path, label: str) -> dict[str, bytes]:
-    return test_test_id.bytes_below(folder / "images" / label)
+    return scoring.bytes_below(folder / "images" / label)
 
 
 def test_edited_weights_are_a_row_and_leave_no_trace_in_the_others(finished, command, inputs, tiny_edited, tmp_path):
     test_id.main(command(tmp_path, "--embedding", tiny_edited, inputs / "apl.pt"))
-    rows = test_test_id.rows_in(tmp_path)
+    rows = scoring.rows_in(tmp_path)
     assert [(row["prefix"], row["group"]) for row in rows[2:4]] == [(str(tiny_edited), "train"), (str(tiny_edited), "test")]
-    assert rows[:2] + rows[4:] == test_test_id.rows_in(finished)
+    assert rows[:2] + rows[4:] == scoring.rows_in(finished)
     for label in ("none", "apl"):
         assert pictures(tmp_path, label) == pictures(finished, label)
     base, changed = (pictures(tmp_path, label) for label in ("none", "esd-4"))
@@ -41,7 +42,7 @@ def test_the_row_is_the_model_that_is_loaded_with_these_weights(command, tiny_ed
     test_id.main(command(tmp_path / "row", "--embedding", tiny_edited, "--drift_prompts", drift_prompts(tmp_path)))
     test_id.main([*without_prefix(command(tmp_path / "model")), "--edited_weights", str(tiny_edited)])
     assert pictures(tmp_path / "row", "esd-4") == pictures(tmp_path / "model", "none")
-    drift = [row for row in test_test_id.rows_in(tmp_path / "row") if "mse" in row]
+    drift = [row for row in scoring.rows_in(tmp_path / "row") if "mse" in row]
     assert [row["prefix"] for row in drift] == ["none", "none, other noise", str(tiny_edited)] and drift[2]["mse"] > 0
 
 
@@ -67,10 +68,12 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_row(tiny_files, tiny_edite
     assert all(after[key] is same and torch.equal(same, value) for key, (same, value) in before.items())
 
 
-def test_rows_of_pairs_say_what_they_were_drawn_with(tiny_edited, monkeypatch):
+def test_rows_of_pairs_say_what_they_were_drawn_with(tmp_path, monkeypatch):
     labels = []
-    monkeypatch.setattr("ldm.experiments.quality.image_grid", lambda pictures, rows, columns, cell: labels.extend(rows))
-    pairs_sheet([[np.zeros((4, 4, 3), np.uint8)]] * 2, [BASE, Variant("esd-4", "esd-4.safetensors", "hash", None, dict)], ["a car"])
+    monkeypatch.setattr("ldm.experiments.quality.sheet_of_files", lambda rows, columns, cell: labels.extend(rows) or Image.new("L", (1, 1)))
+    variants = [BASE, Variant("esd-4", "esd-4.safetensors", "hash", None, dict)]
+    settings = ImageSettings("hash", "config", "{name}", 0, 2.0, 2, "fp32")
+    HalfFolder(OneDevice(), "id", [("a car", 0)], settings, None, {}, variants, tmp_path).write_pairs()
     assert labels == ["no prefix", "with esd-4"]
 
 

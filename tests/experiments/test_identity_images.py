@@ -1,6 +1,5 @@
 """S_ID's pictures: drawn by name, kept with one face, the same after a kill, readable by training."""
 
-import csv
 import json
 import shutil
 
@@ -16,49 +15,29 @@ from ldm.images import read_image
 from ldm.loading import file_hash
 from tests.as_script import run_script
 from tests.refusals import refusal
+from tests.scoring import PixelAnalyzer, bytes_below, flags_for, write_people
 
 PEOPLE = {"Ada Stone": "train", "Zoë / Z.": "train", "Ben Wood": "test"}
 
 
-class FacesByPixels:
-    """Stands for FaceAnalyzer: a third of all pictures has no face, a third one, a third two."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def fingerprint(self):
-        return "pixels"
-
-    def count(self, image):
-        return int(image.astype(int).sum()) % 3
-
-
 @pytest.fixture(autouse=True)
 def faces_by_pixels(monkeypatch):
-    monkeypatch.setattr(ldm.evaluation.faces, "FaceAnalyzer", FacesByPixels)
+    monkeypatch.setattr(ldm.evaluation.faces, "FaceAnalyzer", PixelAnalyzer)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A folder with people.csv, templates.txt and a face pack."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
+    folder = write_people(tmp_path_factory.mktemp("inputs"), PEOPLE)
     (folder / "templates.txt").write_text("a photo of {}\n{}, portrait\n")
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
     return folder
 
 
 @pytest.fixture(scope="module")
 def flags(inputs, tiny_files):
     """Flags for the tiny model: flags(out_dir, *more)."""
-    def given(out_dir, *more):
-        values = {"config_path": tiny_files[0], "ckpt_path": tiny_files[1], "people": inputs / "people.csv", "face_pack": inputs / "faces",
-                 "templates": inputs / "templates.txt", "out_dir": out_dir, "ddim_steps": 2, "scale": 2, "n_samples": 3, "batch_size": 2,
-                 "devices": "cpu"}
-        return ["faces", *(f"--{flag}={value}" for flag, value in values.items()), *map(str, more)]
-    return given
+    return lambda out_dir, *more: ["faces", *flags_for(tiny_files, inputs, out_dir, "--templates", inputs / "templates.txt",
+                                                       "--n_samples", 3, "--batch_size", 2, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +51,13 @@ def finished(command, tmp_path_factory):
     """The output folder of one whole run; read only."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ldm.evaluation.faces, "FaceAnalyzer", FacesByPixels)
+        patch.setattr(ldm.evaluation.faces, "FaceAnalyzer", PixelAnalyzer)
         command(folder)
     return folder
 
 
 def rows_in(folder):
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def bytes_below(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
 def sentence(capsys, command, *flags):
@@ -95,7 +70,7 @@ def test_training_reads_the_pictures_of_its_people(finished, inputs):
 
 
 def test_every_picture_that_is_kept_has_exactly_one_face(finished):
-    assert [FacesByPixels().count(read_image(finished / row["file_name"])) for row in rows_in(finished)] == [1] * 6
+    assert [PixelAnalyzer().count(read_image(finished / row["file_name"])) for row in rows_in(finished)] == [1] * 6
 
 
 def test_the_manifest_says_how_each_picture_was_made(finished, tiny_files):
@@ -116,7 +91,7 @@ def test_what_was_drawn_again_is_counted(finished, tmp_path, command, capsys):
 
 def test_after_the_last_attempt_a_picture_is_given_up_and_named(tmp_path, command, capsys, monkeypatch):
     counts = iter([1, 0, 2, 1, 0, 1])
-    monkeypatch.setattr(FacesByPixels, "count", lambda *_: next(counts))
+    monkeypatch.setattr(PixelAnalyzer, "count", lambda *_: next(counts))
     command(tmp_path, "--max_redraws", 0)
     assert len(rows_in(tmp_path)) == 3 and "3 images; 0 others" in (said := capsys.readouterr().out)
     assert "given up: 3 images of " in said

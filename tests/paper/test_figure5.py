@@ -34,6 +34,7 @@ from ldm.paper.runner.processes import Tools
 from ldm.paper.runner.queue import make_all, whole
 from ldm.paper.runner.trainings import Training
 from ldm.util import UserError
+from tests.scoring import ColorAnalyzer
 
 CONFIG = CONFIGS / "figure5.yaml"
 RED, GREEN, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 0)
@@ -43,20 +44,6 @@ PLAN = AttackPlan(title="Learned later", section="4.4", remark="", n_people=2, n
                   attacks={"dreambooth": {"train": {"train_method": "dreambooth"}, "published": {"without": 0.53, "with": 0.43}},
                            "textual_inversion": {"train": {"train_method": "textual_inversion"}, "learned_through_prefix": True}})
 BOTH = {"dreambooth": ["without", "with"], "textual_inversion": ["without"], "textual_inversion-through-prefix": ["with"]}
-
-
-class ColorAnalyzer:
-    """Stands for FaceAnalyzer: black has no face."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def fingerprint(self):
-        return "colours"
-
-    def analyze(self, image):
-        color = image.reshape(-1, 3).mean(axis=0)
-        return SimpleNamespace(embedding=(color / np.linalg.norm(color)).astype(np.float32), n_faces=1) if color.any() else None
 
 
 class Trainer:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import ldm.images
 from args.paper_args import TABLES, parse_paper_args
 from args.train_args import parse_train_args
 from ldm.evaluation.tables import markdown_table
-from ldm.experiments import sheet
 from ldm.images import read_image, write_image
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.paper import __main__ as paper
@@ -25,8 +23,8 @@ from ldm.paper.results.tables import MeasuredTable, in_words
 from ldm.paper.runner import trainings
 from ldm.util import UserError
 from tests.refusals import refusal
+from tests.scoring import PixelAnalyzer
 from tests.scripts import test_test_fid_clip_score
-from tests.scripts.test_test_id import PixelAnalyzer
 
 inputs, stand_ins = test_test_fid_clip_score.inputs, test_test_fid_clip_score.stand_ins  # fixtures
 BASE = {"name": "base", "x": 0, "published": {"CLIP": 0.3}}
@@ -95,7 +93,7 @@ def whole(command, own, tmp_path_factory) -> tuple[Path, list[int]]:
     """The output folder of a whole run of the table and the curve, and the seeds of its trainings; read only."""
     folder, asked = tmp_path_factory.mktemp("whole") / "out", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["ldm.experiments.quality_table"], "FaceAnalyzer", PixelAnalyzer)
+        patch.setattr("ldm.experiments.identity_table.FaceAnalyzer", PixelAnalyzer)
         patch.setattr(ldm.experiments.quality, "CHUNK", 3)
         patch.setattr(trainings, "run_script", made_up(asked))
         paper.main(command(folder, own, CURVE))
@@ -184,8 +182,8 @@ def test_what_was_asked_and_what_it_has_cost_is_noted(whole):
 
 
 def test_the_picture_has_a_row_a_shown_row_and_columns_of_each_part(finished, command, own, asked, monkeypatch):
-    grids, grid = [], sheet.image_grid
-    monkeypatch.setattr(sheet, "image_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
+    grids, grid = [], ldm.images.image_grid
+    monkeypatch.setattr(ldm.images, "image_grid", lambda *given, **more: grids.append(given) or grid(*given, **more))
     paper.main(command(finished, own))
     [(pictures, rows, columns)] = grids
     assert rows == ["base", "other noise", "half", "ours"]

@@ -1,6 +1,5 @@
 """test_fid_clip_score.py from its command line, on tiny models with random weights and a recogniser that looks at pixels."""
 
-import csv
 import json
 import shutil
 import sys
@@ -20,14 +19,16 @@ import test_fid_clip_score
 from args.common import parse_with_preset
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.evaluation.quality import PromptScorer
-from ldm.experiments.quality import Half, HalfFolder
+from ldm.experiments import identity_table
+from ldm.experiments.quality import HalfFolder
 from ldm.experiments.quality_table import papers_table
 from ldm.experiments.variants import BASE, ImageSettings, Variant
 from ldm.images import read_image, write_image
 from ldm.modules.embedding_manager import EmbeddingManager
+from tests import scoring
 from tests.as_script import run_script
 from tests.refusals import refusal
-from tests.scripts.test_test_id import PixelAnalyzer
+from tests.scoring import PixelAnalyzer, flags_for, rows_in, write_people
 
 PEOPLE = {"Ada Stone": "train", "Ben O'Neil": "test", "Zoë / Z.": "test"}
 PROMPTS = ["a red boat", "a boat / a house: 50%", "a red boat", "two cats"]
@@ -39,13 +40,7 @@ CLIP = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": 1, "width": 6
 @pytest.fixture(scope="module")
 def inputs(tiny_model, tmp_path_factory) -> Path:
     """A folder with people.csv, gallery.npz, apl.pt, faces/, prompts.txt, tiny-clip.json and its weights."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
-    noise = np.random.default_rng(0).standard_normal((len(PEOPLE), 512)).astype(np.float32)
-    np.savez(folder / "gallery.npz", **dict(zip(PEOPLE, noise, strict=True)))
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
+    folder = write_people(tmp_path_factory.mktemp("inputs"), PEOPLE)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     EmbeddingManager(tiny_model.cond_stage_model, num_vectors_per_token=3).save(folder / "apl.pt")
     (folder / "tiny-clip.json").write_text(json.dumps(CLIP))
@@ -59,18 +54,14 @@ def inputs(tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def command(inputs, tiny_files):
     """Flags for the tiny models: command(out_dir, *more)."""
-    def flags(out_dir: Path, *more: object) -> list[str]:
-        return [str(flag) for flag in (
-            "--preset", "mini", "--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--people", inputs / "people.csv",
-            "--gallery", inputs / "gallery.npz", "--face_pack", inputs / "faces", "--embedding", inputs / "apl.pt",
-            "--benchmark", inputs / "prompts.txt", "--clip", inputs / "tiny-clip.safetensors", "--out_dir", out_dir,
-            "--ddim_steps", 2, "--scale", 2, "--n_samples", 2, "--batch_size", 3, "--devices", "cpu", *more)]
-    return flags
+    return lambda out_dir, *more: flags_for(
+        tiny_files, inputs, out_dir, "--preset", "mini", "--gallery", inputs / "gallery.npz", "--embedding", inputs / "apl.pt",
+        "--benchmark", inputs / "prompts.txt", "--clip", inputs / "tiny-clip.safetensors", *more)
 
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    monkeypatch.setattr(sys.modules["ldm.experiments.quality_table"], "FaceAnalyzer", PixelAnalyzer)
+    monkeypatch.setattr(identity_table, "FaceAnalyzer", PixelAnalyzer)
     monkeypatch.setattr(ldm.experiments.quality, "CHUNK", 3)
 
 
@@ -79,7 +70,7 @@ def finished(command, tmp_path_factory) -> Path:
     """The output folder of one whole run; read only."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["ldm.experiments.quality_table"], "FaceAnalyzer", PixelAnalyzer)
+        patch.setattr(identity_table, "FaceAnalyzer", PixelAnalyzer)
         patch.setattr(ldm.experiments.quality, "CHUNK", 3)
         test_fid_clip_score.main(command(folder))
     return folder
@@ -90,12 +81,9 @@ def copied(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
-def rows_in(folder: Path) -> list[dict]:
-    return json.loads((folder / "results.json").read_text())
-
-
 def bytes_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("[0-9]*.png"))}
+    """Content of the generated images, without pairs.png."""
+    return scoring.bytes_below(folder, "[0-9]*.png")
 
 
 def sentence(capsys, *argv: str) -> str:
@@ -277,9 +265,9 @@ class Device:
 def test_two_devices_draw_each_chunk_once_and_the_scores_are_those_of_one(tiny_model, tmp_path):
     drawing = ImageSettings("hash", "config", "{name}", 0, 2.0, 2, "fp32")
     texts = [(f"{number} red boats", 0) for number in range(8)]  # chunks of 3, 3 and 2
-    half = Half("non_id", texts, drawing, PromptScorer(lambda images: np.stack([image.mean((0, 1)) for image in images])), {})
+    scorer = PromptScorer(lambda images: np.stack([image.mean((0, 1)) for image in images]))
     told: list = []
-    folders = [HalfFolder(Device(rank, told), half, [BASE], tmp_path) for rank in (0, 1)]
+    folders = [HalfFolder(Device(rank, told), "non_id", texts, drawing, scorer, {}, [BASE], tmp_path) for rank in (0, 1)]
     folders[0].generate_and_score(tiny_model, 3)
     assert told[1:] == [[0, 3, 6]] and len(bytes_below(tmp_path)) == 5  # the first and the third chunk
     folders[1].generate_and_score(tiny_model, 3)
@@ -298,11 +286,15 @@ def test_two_processes_end_with_the_pictures_and_rows_of_one(command, finished, 
 def test_scores_of_deleted_pictures_count_for_no_others(tiny_model, tmp_path, seed, prefix):
     scored: list = []
     drawing = ImageSettings("hash", "config", "{name}", 0, 2.0, 2, "fp32")
-    half = Half("non_id", [("a boat", 0)], drawing, lambda images, _: scored.append(images) or {"fid": np.zeros((1, 3))}, {})
-    HalfFolder(Device(0, []), half, [BASE], tmp_path).generate_and_score(tiny_model, 1)
+
+    def generate_and_score(settings, variant):
+        HalfFolder(Device(0, []), "non_id", [("a boat", 0)], settings, lambda images, _: scored.append(images) or {"fid": np.zeros((1, 3))},
+                   {}, [variant], tmp_path).generate_and_score(tiny_model, 1)
+
+    generate_and_score(drawing, BASE)
     shutil.rmtree(tmp_path / "non_id" / "images")
     (tmp_path / "non_id" / "manifest.json").unlink()
-    HalfFolder(Device(0, []), replace(half, settings=replace(drawing, seed=seed)), [prefix], tmp_path).generate_and_score(tiny_model, 1)
+    generate_and_score(replace(drawing, seed=seed), prefix)
     assert len(scored) == 2
 
 

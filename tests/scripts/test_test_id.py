@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,26 +26,12 @@ from ldm.modules.embedding_file import write_embedding_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from tests.as_script import run_script
 from tests.refusals import refusal
+from tests.scoring import PixelAnalyzer, bytes_below, flags_for, rows_in, write_people
 
 MINI = Path(test_id.__file__).parent / "data" / "mini"
 PEOPLE = {"Ada Lovelace": "train", "Ben O'Neil": "train", "Zoë / Z.": "test"}
 PUBLIC = ["model", "prefix", "group", "id_acc_mean", "id_acc_max", "detection_rate", "rank1", "n_identities",
           "n_images"]
-
-
-class PixelAnalyzer:
-    """Stands for FaceAnalyzer: a picture is its own embedding; a picture of one colour has no face."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def fingerprint(self) -> str:
-        return "pixels"
-
-    def analyze(self, image: np.ndarray) -> SimpleNamespace | None:
-        pixels = np.resize(image.astype(np.float32), (32, 32, 3))[::2, ::2].reshape(-1)[:512]
-        pixels = pixels - pixels.mean()
-        return SimpleNamespace(embedding=pixels / np.linalg.norm(pixels)) if pixels.any() else None
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +42,7 @@ def pixel_analyzer(monkeypatch):
 @pytest.fixture(scope="module")
 def inputs(tiny_model, tiny_files, tmp_path_factory) -> Path:
     """A folder with people.csv, gallery.npz, apl.pt and faces/."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with (folder / "people.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["name", "group", "attributes"], *([*row, "A person"] for row in PEOPLE.items())])
-    noise = np.random.default_rng(0).standard_normal((len(PEOPLE), 512)).astype(np.float32)
-    np.savez(folder / "gallery.npz", **dict(zip(PEOPLE, noise, strict=True)))
-    (folder / "faces").mkdir()
-    (folder / "faces" / "fake.onnx").touch()
+    folder = write_people(tmp_path_factory.mktemp("inputs"), PEOPLE)
     EmbeddingManager(tiny_model.cond_stage_model, num_vectors_per_token=3).save(folder / "apl.pt")
     return folder
 
@@ -71,13 +50,8 @@ def inputs(tiny_model, tiny_files, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def command(inputs, tiny_files):
     """Flags of test_id.py for the tiny model: command(out_dir, *more)."""
-    def flags(out_dir: Path, *more: object) -> list[str]:
-        return [str(flag) for flag in (
-            "--config_path", tiny_files[0], "--ckpt_path", tiny_files[1], "--people", inputs / "people.csv",
-            "--gallery", inputs / "gallery.npz", "--face_pack", inputs / "faces", "--embedding", inputs / "apl.pt",
-            "--out_dir", out_dir, "--ddim_steps", 2, "--scale", 2, "--n_samples", 2, "--batch_size", 3,
-            "--devices", "cpu", "--precision", "fp32", *more)]
-    return flags
+    return lambda out_dir, *more: flags_for(tiny_files, inputs, out_dir, "--gallery", inputs / "gallery.npz", "--embedding",
+                                            inputs / "apl.pt", "--precision", "fp32", *more)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +68,6 @@ def finished(command, tmp_path_factory) -> Path:
 def copied(finished, tmp_path) -> Path:
     """A copy of the finished folder that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
-
-
-def rows_in(folder: Path) -> list[dict]:
-    return json.loads((folder / "results.json").read_text())
-
-
-def bytes_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
 def sentence(capsys, *argv: str) -> str:

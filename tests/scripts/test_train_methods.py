@@ -13,13 +13,12 @@ from args.common import options_of
 from args.train_args import parse_train_args
 from args.train_methods import PUBLISHED, READ_BY
 from ldm.edited_weights import write_edited_weights
-from ldm.experiments.method_builders import token_manager
-from ldm.experiments.method_options import MethodOptions
+from ldm.experiments.method_builders import MethodOptions, token_manager
 from ldm.experiments.methods import MethodPlan
 from ldm.loading import ModelFiles, file_hash, load_frozen_model, safetensors_metadata
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.refusals import refusal
-from tests.scripts.test_test_id import PixelAnalyzer
+from tests.scoring import PixelAnalyzer
 
 FEW = {  # flags that make each method short
     "esd": ("--iterations", 4, "--ddim_steps", 2, "--save_every", 2), "uce": (),

@@ -22,7 +22,7 @@ from ldm.modules.context_map import read_map_file
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.as_script import run_script
 from tests.refusals import refusal
-from tests.scripts.test_test_id import PixelAnalyzer
+from tests.scoring import PixelAnalyzer
 
 ROOT = Path(__file__).resolve().parents[2]
 

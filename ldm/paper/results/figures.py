@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.experiments.sheet import sheet_of_files
+from ldm.images import sheet_of_files
 from ldm.paper.config import PARTS
 from ldm.paper.results.cells import Cell
 from ldm.paper.runner.evaluations import Part

@@ -21,13 +21,15 @@ from args.common import options_of
 from args.figure5_flags import portrait_arguments
 from args.train_args import parse_train_args
 from ldm.contents import digest_of
-from ldm.evaluation.id_acc import image_scores
+from ldm.edited_weights import edited
+from ldm.evaluation.gallery import make_gallery
+from ldm.evaluation.id_acc import image_scores, load_gallery
 from ldm.evaluation.quality import score_files
-from ldm.experiments.attack_images import generate_from_checkpoint
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
-from ldm.experiments.new_people import NewPerson, read_new_people, reference_face
+from ldm.experiments.new_people import NewPerson, read_new_people
 from ldm.experiments.pipeline import Pipeline, Shot
-from ldm.experiments.variants import ImageSettings, load_variants
+from ldm.experiments.variants import ImageSettings, checkpoint_weights, load_variants
+from ldm.images import ImageWriter
 from ldm.loading import ModelFiles, has_two_encoders
 from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
@@ -133,7 +135,8 @@ class Attack:
         began = time.monotonic()
         prefix = file_of(self.attacked)
         analyzer = self.portraits.analyzer(tools.device)
-        gallery = reference_face(self.name, self.person, analyzer, self.folder)
+        make_gallery({self.name: self.person.folder}, analyzer, self.folder, first_photo=len(self.person.learned))  # of held-out photos
+        gallery = load_gallery(self.folder / "gallery.npz", [self.name])
         scorer = identity_scorer(analyzer, gallery)
         for attack, settings in self.plan.attacks.items():
             if settings.get("learned_through_prefix"):
@@ -191,18 +194,20 @@ class Attack:
         """Generate the missing images of the iterations `missing`."""
         files, precision, options = self.files, tools.precision(self.precision), self.portraits
         model = tools.model(files, precision)
-        settings = ImageSettings.of(files, prompt=self.plan.prompt, seed=options.seed, scale=options.scale, ddim_steps=options.ddim_steps,
-                                    precision=precision)
-        pipeline = Pipeline(OneDevice(), model, settings, options.batch_size)
+        pipeline = Pipeline(OneDevice(), model, ImageSettings.of(files, options, precision, self.plan.prompt), options.batch_size)
         variants = dict(zip((WITHOUT, WITH), load_variants(model, [prefix], files, [WITH]), strict=True))
         for iteration in missing:
             checkpoint = _checkpoint(folder, attack, iteration)
             if iteration and checkpoint is None:  # None would mean the model before the attack
                 raise UserError(f"{folder} has no checkpoint of iteration {iteration}; delete the folder, and the same command trains it "
                                 "again")
-            shots = [(variants[label], [Shot(self.plan.subject, sample, self.name, path)
-                                        for sample, path in enumerate(self._paths(attack, label, iteration))]) for label in labels]
-            generate_from_checkpoint(pipeline, checkpoint, shots, token=self.plan.token, ckpt_path=files.ckpt_path)
+            weights = checkpoint_weights(model, checkpoint, self.plan.token, files.ckpt_path) if checkpoint else {}
+            with edited(model, weights), ImageWriter() as writer:
+                for label in labels:
+                    paths = self._paths(attack, label, iteration)
+                    shots = [Shot(self.plan.subject, sample, self.name, path) for sample, path in enumerate(paths)]
+                    for _ in pipeline.generate(variants[label], shots, writer):
+                        pass
 
     def _paths(self, attack: str, label: str, iteration: int) -> list[Path]:
         folder = self.folder / "pictures" / f"{attack}, {label}" / str(iteration)

@@ -112,8 +112,9 @@ class Part:
         return image_path(self.folder / self.half, "none" if self.result is None else "result", text, sample)
 
     def _half_folder(self, tools: Tools, variant: Variant) -> HalfFolder:
-        half = tools.quality(self.flags.options).half(self.half, self.texts, self.flags.files, tools.precision(self.flags.precision))
-        return HalfFolder(OneDevice(), half, [variant], self.folder, keep_images=self.flags.keep_images)
+        flags, precision = self.flags, tools.precision(self.flags.precision)
+        return tools.quality(flags.options).folder(OneDevice(), self.half, self.texts, flags.files, precision, [variant], self.folder,
+                                                   flags.keep_images)
 
 
 def part_flags(preset: str, score: Mapping[str, object], source: str) -> PartFlags:
