@@ -4,12 +4,12 @@ import torch
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.context_map import ContextMap, context_width, text_encoder_hash
-from ldm.modules.embedding_manager import INITIALIZATIONS, Prefix, manager_for
+from ldm.modules.embedding_manager import INITIALIZATIONS, EmbeddingManager, manager_for
 from ldm.util import UserError
 
 
 def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vectors: int = 10, init: str = "uniform01",
-                 initializer_words: str | None = None, seed: int = 0) -> Prefix:
+                 initializer_words: str | None = None, seed: int = 0) -> EmbeddingManager:
     """Build the prefix, (m, d) vectors for each text encoder, and freeze the model: only the vectors require gradients.
 
     Args:

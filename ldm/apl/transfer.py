@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from ldm.apl.transfer_files import anchor_tokens, check_place, read_prefix, read_token_tables
     from ldm.apl.transfer_routes import code_metrics
     from ldm.loading import file_hash
-    from ldm.modules.embedding_file import carried_metadata, write_sdxl_file
+    from ldm.modules.embedding_file import SDXL_KEYS, carried_metadata, write_safetensors_file
 
     prefix, file = read_prefix(args.source)
     carried = carried_metadata(args.source, file)
@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     metrics |= code_metrics(prefix, vectors, *tables, centred=args.centred)
     settings = {"route": args.route, "centred": args.centred, "anchors": args.anchors and [file_hash(path) for path in args.anchors]}
     settings |= {flag: getattr(args, flag) for flag in USED[args.route]}
-    write_sdxl_file(args.target, prefix, vectors, step=carried["step"], metadata=settings | {
+    pair = dict(zip(SDXL_KEYS, (prefix, vectors), strict=True))
+    write_safetensors_file(args.target, pair, step=carried["step"], metadata=settings | {
         "figures": metrics, "source": file_hash(args.source), "target": file_hash(args.ckpt_path), "learned_from": carried["metadata"]})
     print(report(settings, metrics, prefix, vectors, args.target))
 

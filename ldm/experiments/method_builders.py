@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ldm.left_out import ELSEWHERE, Report, besides
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.context_map import context_map_for, is_map_file
-from ldm.modules.embedding_manager import EmbeddingManager, MappedManager
+from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.sharing import Devices
 from ldm.text_files import read_lines
 from ldm.util import UserError
@@ -170,21 +169,22 @@ def build_method(options: MethodOptions, material: Material, weights: Weights, f
                               options.prior_weight, seed)
         case "textual_inversion":
             vectors = TokenVectors(token_manager(options, model), options.token)
-            prefixed = options.embedding is not None and not isinstance(vectors.manager, MappedManager)
+            prefixed = options.embedding is not None and vectors.manager.finish is None
             return TextualInversion(model, vectors, ImageLatents(model, material.photos), templates, phrase, prefixed, seed)
     raise AssertionError(options.train_method)
 
 
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
     """Manager with the prefix or context map of --embedding, if any, and a new token initialized with the vectors of the class word."""
-    def manager_of(*placeholders: str, kind: Callable[..., EmbeddingManager] = EmbeddingManager) -> EmbeddingManager:
+    def manager_of(*placeholders: str) -> EmbeddingManager:
         words = [options.class_word or "person"] * len(placeholders)
-        return kind(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
+        return EmbeddingManager(model.cond_stage_model, placeholders, initializer_words=words, num_vectors_per_token=1)
 
-    if not options.embedding:
-        return manager_of(options.token)
-    if is_map_file(options.embedding):
-        return manager_of(options.token, kind=partial(MappedManager, context_map_for(model.cond_stage_model, options.embedding)))
+    if not options.embedding or is_map_file(options.embedding):
+        manager = manager_of(options.token)
+        if options.embedding:
+            manager.finish = context_map_for(model.cond_stage_model, options.embedding).finish
+        return manager
     prefix, manager = manager_of(options.placeholder), manager_of(options.placeholder, options.token)
     prefix.load(options.embedding)  # alone: a manager with one placeholder accepts a file with any placeholder
     manager.string_to_param_dict[options.placeholder] = next(prefix.embedding_parameters())

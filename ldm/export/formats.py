@@ -5,12 +5,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.modules.embedding_file import (
+    SDXL_KEYS,
     EmbeddingFile,
     carried_metadata,
     read_embedding_file,
     write_embedding_file,
     write_safetensors_file,
-    write_sdxl_file,
 )
 from ldm.util import UserError
 
@@ -33,7 +33,7 @@ def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz"
     file = read_embedding_file(source)
     carried = carried_metadata(source, file)
     if format == "sdxl":
-        write_sdxl_file(target, *_pair(source, file), **carried)
+        write_safetensors_file(target, dict(zip(SDXL_KEYS, _pair(source, file), strict=True)), **carried)
         return
     vectors = _matrix(source, file, format, part)
     match format:

@@ -30,19 +30,15 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over latents (B, embed_dim, H/8, W/8) of an image (B, 3, H, W) in [-1, 1]."""
-        return DiagonalGaussianDistribution(torch.cat([self.quant_conv(self.encoder(part)) for part in image.split(_at_once(image))]))
+        parts = image.split(max(1, PIXELS_AT_ONCE // image.shape[-2:].numel()))
+        return DiagonalGaussianDistribution(torch.cat([self.quant_conv(self.encoder(part)) for part in parts]))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image (B, 3, 8h, 8w), about [-1, 1] but not clamped, of an unscaled latent (B, embed_dim, h, w)."""
-        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in latent.split(_at_once(latent, factor=8))])
+        parts = latent.split(max(1, PIXELS_AT_ONCE // (64 * latent.shape[-2:].numel())))  # 8 x 8 pixels per element of a channel
+        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in parts])
 
     def forward(self, image: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruction of the image, and its posterior."""
         posterior = self.encode(image)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
-
-
-def _at_once(batch: Tensor, factor: int = 1) -> int:
-    """Number of samples of a batch (B, C, h, w) to process together; `factor` is the side of an image over h."""
-    height, width = batch.shape[-2:]
-    return max(1, PIXELS_AT_ONCE // (factor**2 * height * width))

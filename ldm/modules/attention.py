@@ -1,12 +1,13 @@
 """Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the text, gated feed-forward."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, zero_module
+from ldm.modules.diffusionmodules.util import Groups, normalization, zero_module
 
 
 class CrossAttention(nn.Module):
@@ -15,11 +16,10 @@ class CrossAttention(nn.Module):
     def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64):
         super().__init__()
         inner_dim = heads * dim_head
-        context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
         self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
-        self.to_k = nn.Linear(context_dim, inner_dim, bias=False)
-        self.to_v = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(context_dim or query_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(context_dim or query_dim, inner_dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -45,23 +45,14 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, mult: int = 4):
-        super().__init__()
-        # The identity takes the place of a dropout in the public model, so that the last layer is named `net.2`.
-        self.net = nn.Sequential(GEGLU(dim, mult * dim), nn.Identity(), nn.Linear(mult * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each after a layer norm and with a residual connection."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int):
         super().__init__()
         self.attn1 = CrossAttention(dim, heads=heads, dim_head=dim_head)
-        self.ff = FeedForward(dim)
+        # The identity replaces a dropout of the public model, so that the last layer is named `ff.net.2`.
+        self.ff = nn.Sequential(OrderedDict(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))))
         self.attn2 = CrossAttention(dim, context_dim, heads=heads, dim_head=dim_head)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
@@ -79,8 +70,7 @@ class SpatialTransformer(nn.Module):
         linear: store proj_in and proj_out as linear layers (SDXL) instead of 1 x 1 convolutions (v1).
     """
 
-    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, linear: bool = False,
-                 num_groups: Groups = NUM_GROUPS):
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int, linear: bool, num_groups: Groups):
         super().__init__()
         projection: Callable[[int, int], nn.Conv2d | nn.Linear] = nn.Linear if linear else partial(nn.Conv2d, kernel_size=1)
         self.norm = normalization(channels, num_groups, eps=1e-6)

@@ -1,6 +1,7 @@
-"""The context map: a linear map of the text encoder's finished output, learned in place of the prefix (`--train_method apl-map`).
+"""The context map: a linear map of the text encoder's output, learned in place of the prefix (`--train_method apl-map`).
 
-This parametrisation is ours and not the paper's. It takes the place of tau_AP(c) in Eq. 5 to 7, at each of the 77 positions alike:
+This parametrisation is ours and not the paper's. It takes the place of tau_AP(c) in Eq. 5 to 7, with the same map at each of the 77
+positions:
 
     tau_map(c) = tau(c) + tau(c) W^T + b
 
@@ -8,30 +9,30 @@ W is (d, d), or a product U V^T of rank r with U and V (d, r). W (or U) and b st
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from args.paths import found
-from ldm.containers import SAFETENSORS, container_of, damaged
-from ldm.finite import check_finite, is_finite
-from ldm.modules.embedding_file import NOT_WRITTEN, OWN_KEY, with_own
+from ldm.containers import SAFETENSORS, container_of
+from ldm.finite import is_finite
+from ldm.modules.embedding_file import with_own, write_safetensors_file
 from ldm.modules.file_kinds import CONTEXT_MAP, describe
-from ldm.util import UserError, warn, write_atomically
+from ldm.util import UserError, warn
+
+TO_DO = "give a .safetensors file that train.py --train_method apl-map has written"
 
 
 class ContextMap(nn.Module):
     """EmbeddingHook of FrozenCLIPEmbedder that leaves the token embeddings unchanged and maps the context.
 
-    It has the methods of EmbeddingManager that training and generation use. There is no placeholder and no vector in front, so prompts
-    stay as they are and keep all their tokens.
+    It has the methods of EmbeddingManager that training and generation use. There is no placeholder, so prompts keep all their tokens.
     """
 
     string_to_token_dict: dict[str, int] = {}
@@ -59,7 +60,9 @@ class ContextMap(nn.Module):
             generator = generator or torch.Generator().manual_seed(0)
             self.map_down = nn.Parameter(torch.randn(rank, width, generator=generator) / width ** 0.5)  # V^T
         self.bias = nn.Parameter(torch.zeros(width))
+        self.width, self.rank = width, rank
         self.text_encoder: str | None = None  # `text_encoder_hash` of the encoder that it was learned with
+        self.metadata: dict[str, Any] = {}  # of the file that it was read from
 
     def forward(self, token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
         """The token embeddings, unchanged."""
@@ -67,13 +70,9 @@ class ContextMap(nn.Module):
 
     def finish(self, context: Tensor) -> Tensor:
         """tau_map(c) of contexts tau(c), (..., d), on their device and in their dtype; computed in float32."""
-        own = {name: value.to(context.device) for name, value in self.named_parameters()}
-        inner, matrix = context.float(), own.get("map")
-        if matrix is None:
-            change = F.linear(F.linear(inner, own["map_down"]), own["map_up"], own["bias"])
-        else:
-            change = F.linear(inner, matrix, own["bias"])
-        return (inner + change).to(context.dtype)
+        x, device = context.float(), context.device
+        inner, outer = (F.linear(x, self.map_down.to(device)), self.map_up) if self.rank else (x, self.map)
+        return (x + F.linear(inner, outer.to(device), self.bias.to(device))).to(context.dtype)
 
     def extra_length(self, token_ids: Tensor) -> Tensor:
         """No additional positions; for shapes see EmbeddingManager."""
@@ -82,16 +81,6 @@ class ContextMap(nn.Module):
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """W and b, or U, V^T and b, for an optimizer."""
         return self.parameters()
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return len(self.bias)
-
-    @property
-    def rank(self) -> int:
-        """r; 0 for a full matrix."""
-        return 0 if "map" in self._parameters else len(self.map_down)
 
     @property
     def matrix(self) -> Tensor:
@@ -104,26 +93,38 @@ class ContextMap(nn.Module):
                               "bias": torch.lerp(self.bias.detach(), other.bias.detach(), weight)})
 
     def save(self, path: str | Path, *, step: int | None = None, **metadata: Any) -> None:
-        """Write the tensors as .safetensors, with `metadata` (JSON values) in the header; equal arguments give equal bytes.
-
-        Raises:
-            UserError: a number is not finite.
-        """
-        tensors = {name: value.detach().float().cpu().contiguous() for name, value in self.named_parameters()}
-        check_finite(tensors, f"the context map for {path}", NOT_WRITTEN)
-        header = {OWN_KEY: json.dumps({"step": step, "text_encoder": self.text_encoder} | metadata, sort_keys=True)}
-        write_atomically(Path(path), lambda temporary: temporary.write_bytes(save(tensors, metadata=header)))
+        """Write the tensors and `metadata` (JSON values), see `write_safetensors_file`."""
+        write_safetensors_file(path, dict(self.named_parameters()), step=step, metadata={"text_encoder": self.text_encoder} | metadata,
+                               what="context map")
 
     @classmethod
     def of_file(cls, path: str | Path) -> "ContextMap":
-        """The map of a file.
+        """The map of a file, on the CPU; never runs code from the file.
 
         Raises:
-            UserError: the file cannot be read or holds no context map.
+            UserError: no such file, no context map, shapes that do not fit each other, or a number that is not finite.
         """
-        tensors, metadata = read_map_file(path)
+        path = found(path)
+        container_of(path, "context map", TO_DO)
+        if not is_map_file(path):
+            raise UserError(f"{path} holds no context map; {TO_DO}")
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, with_own(dict(file.metadata() or {}))
+        match shapes := {key: tuple(value.shape) for key, value in tensors.items()}:
+            case {"map": (rows, columns), "bias": (width,)} if rows == columns == width > 0:
+                pass
+            case {"map_up": (rows, rank), "map_down": (inner, columns), "bias": (width,)} if rows == columns == width >= rank == inner > 0:
+                pass
+            case _:
+                raise UserError(f"{path} holds a context map of shapes {', '.join(f'{key} {shape}' for key, shape in shapes.items())}, "
+                                f"which do not fit each other; {TO_DO}")
+        for key, value in tensors.items():
+            if not value.is_floating_point():
+                raise UserError(f"{path} holds '{key}' of type {value.dtype} instead of floating-point numbers; {TO_DO}")
+            if not is_finite(value):
+                raise UserError(f"'{key}' of the context map {path} holds NaN or infinity; take the file of an earlier step")
         own = cls.of(tensors)
-        own.text_encoder = metadata.get("text_encoder")
+        own.text_encoder, own.metadata = metadata.get("text_encoder"), metadata
         return own
 
     @classmethod
@@ -135,7 +136,7 @@ class ContextMap(nn.Module):
 
 
 def context_map_for(embedder: Any, path: str | Path) -> ContextMap:
-    """The map of a file for a model's `cond_stage_model`, on its device; warns where it was learned with another text encoder.
+    """The map of a file for a model's `cond_stage_model`, on its device; warns if it was learned with another text encoder.
 
     Raises:
         UserError: the file cannot be read, or is for a text encoder of another width, or the model has two text encoders.
@@ -158,7 +159,7 @@ def context_width(embedder: Any) -> int:
 
 
 def text_encoder_hash(embedder: Any) -> str:
-    """16 hexadecimal digits that stand for the weights of a text encoder; those of a float32 and of a float16 checkpoint agree."""
+    """Hash of the weights of a text encoder, 16 hexadecimal digits, the same for a float32 and a float16 checkpoint."""
     digest = hashlib.sha256()
     for name, value in sorted(embedder.named_parameters()):
         digest.update(name.encode() + value.detach().half().cpu().contiguous().numpy().tobytes())
@@ -167,46 +168,9 @@ def text_encoder_hash(embedder: Any) -> str:
 
 def is_map_file(path: str | Path) -> bool:
     """Whether a file holds a context map, by the names of its tensors; False for a file that cannot be read."""
-    try:
-        path = found(Path(path))
-        if container_of(path, "context map", "") != SAFETENSORS:
-            return False
-        with safetensors.safe_open(path, framework="pt") as file:
-            return describe(dict.fromkeys(file.keys())) == CONTEXT_MAP
-    except (UserError, OSError, safetensors.SafetensorError):
-        return False
-
-
-def read_map_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a context map by name, float32 on the CPU, and what the file says of itself; never runs code from the file.
-
-    Raises:
-        UserError: no such file, no context map, damaged, shapes that do not fit each other, or a number that is not finite.
-    """
-    path = found(Path(path))
-    to_do = "give a .safetensors file that train.py --train_method apl-map has written"
-    if container_of(path, "context map", to_do) != SAFETENSORS or not is_map_file(path):
-        raise UserError(f"{path} holds no context map; {to_do}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-            if not _fit(shapes):
-                raise UserError(f"{path} holds a context map of shapes {', '.join(f'{key} {shape}' for key, shape in shapes.items())}, "
-                                "which do not fit each other; " + to_do)
-            tensors, metadata = {key: file.get_tensor(key) for key in shapes}, with_own(dict(file.metadata() or {}))
-    except safetensors.SafetensorError as error:
-        raise damaged(path, "context map") from error
-    for key, value in tensors.items():
-        if not value.is_floating_point():
-            raise UserError(f"{path} holds '{key}' of type {value.dtype} instead of floating-point numbers; {to_do}")
-        if not is_finite(value):
-            raise UserError(f"'{key}' of the context map {path} holds NaN or infinity; take the file of an earlier step")
-    return {key: value.to(torch.float32) for key, value in tensors.items()}, metadata
-
-
-def _fit(shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether these are the shapes of a full map, or of one of rank 1 to d."""
-    width = shapes["bias"][0] if len(shapes["bias"]) == 1 else 0
-    rank = shapes["map_down"][0] if len(shapes.get("map_down", ())) == 2 else 0
-    full, low = {"map": (width, width)}, {"map_up": (width, rank), "map_down": (rank, width)}
-    return width > 0 and (shapes == full | {"bias": (width,)} or 1 <= rank <= width and shapes == low | {"bias": (width,)})
+    with suppress(UserError, OSError, safetensors.SafetensorError):
+        path = found(path)
+        if container_of(path, "context map", "") == SAFETENSORS:
+            with safetensors.safe_open(path, framework="pt") as file:
+                return describe(dict.fromkeys(file.keys())) == CONTEXT_MAP
+    return False

@@ -1,8 +1,8 @@
-"""Files of learned vectors: every form in use is read, one form that every client reads is written.
+"""Reads files of learned vectors in every form in use, and writes one form that every client reads.
 
-Read: textual inversion's .pt (ParameterDict or dict, zip or legacy container, fp32 or fp16), AUTOMATIC1111's,
-diffusers' .bin, and .safetensors with emb_params, clip_l / clip_g or the token as key. No file can run code here.
-Written: the form of DESIGN.md, a plain dict in the legacy container; .safetensors for SDXL's two text encoders and for exports.
+Read: textual inversion's .pt (ParameterDict or dict, zip or legacy container, fp32 or fp16), AUTOMATIC1111's, diffusers' .bin, and
+.safetensors with emb_params, clip_l / clip_g or the token as key. No file can run code. Written: a plain dict in the legacy container;
+.safetensors for SDXL's two text encoders and for exports.
 """
 
 import json
@@ -25,7 +25,7 @@ from ldm.modules.file_kinds import CONTEXT_MAP, PREFIX, describe
 from ldm.modules.legacy_pickle import read_legacy, write_legacy
 from ldm.util import UserError, first_line, write_atomically
 
-OWN_KEY = "apl"  # our metadata in the file; other clients pass over it
+OWN_KEY = "apl"  # our metadata in the file; other clients ignore it
 NOT_WRITTEN = "it was not written; give a smaller learning rate"
 SDXL_KEYS = ("clip_l", "clip_g")  # the vectors of SDXL's first and second text encoder, as every client calls them
 
@@ -35,18 +35,17 @@ class EmbeddingFile:
     """Content of a file of learned vectors."""
 
     vectors: dict[str, Tensor]  # key in the file ("*", "alz", "<alz>", "emb_params", ...) -> (m, d) float32, CPU
-    token_ids: dict[str, int] = field(default_factory=dict)  # key -> CLIP token that calls the vectors, where given
-    metadata: dict[str, Any] = field(default_factory=dict)  # what the writer said: name, step, seed, arguments, ...
+    token_ids: dict[str, int] = field(default_factory=dict)  # key -> CLIP token that stands for the vectors, if the file gives it
+    metadata: dict[str, Any] = field(default_factory=dict)  # of the writer: name, step, seed, arguments, ...
 
     @property
     def pair(self) -> tuple[Tensor, Tensor] | None:
         """The vectors of SDXL's first and second text encoder, (m, d_l) and (m, d_g); None in a file for one encoder."""
-        first, second = SDXL_KEYS
-        return (self.vectors[first], self.vectors[second]) if set(self.vectors) == set(SDXL_KEYS) else None
+        return (self.vectors["clip_l"], self.vectors["clip_g"]) if set(self.vectors) == set(SDXL_KEYS) else None
 
 
 def read_embedding_file(path: str | Path) -> EmbeddingFile:
-    """Learned vectors of any form in use; never runs code from the file.
+    """Learned vectors in any form in use; never runs code from the file.
 
     Raises:
         UserError: no such file, not an embedding, damaged, or a pickle that asks for more than tensors.
@@ -54,8 +53,16 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
     path = found(path)
     container = container_of(path, "embedding file", "give a .pt, .bin or .safetensors file of learned vectors")
     try:
-        content, metadata = _read_safetensors(path) if container == SAFETENSORS else (_read_pickle(path, container), {})
-        return _parse(path, content, metadata)
+        if container == SAFETENSORS:
+            with safetensors.safe_open(path, framework="pt") as file:
+                _refuse_other_kinds(path, dict.fromkeys(file.keys()))  # before gigabytes of a checkpoint are read
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                return _parse(path, tensors, with_own(dict(file.metadata() or {})))
+        if container != ZIP:
+            return _parse(path, read_legacy(path), {})
+        with torch.serialization.safe_globals([nn.ParameterDict]), named_by_content(path, container) as file:
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # mmap: a checkpoint is refused before it is read
+        return _parse(path, content, {})
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
@@ -68,14 +75,14 @@ def read_embedding_file(path: str | Path) -> EmbeddingFile:
         raise damaged(path, "embedding file") from error
 
 
-def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids: dict[str, int], *,
-                         step: int | None = None, metadata: dict[str, Any] | None = None) -> None:
-    """Writes (m, d) `vectors` by placeholder, with the token that calls each; equal arguments give equal bytes.
+def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids: dict[str, int], *, step: int | None = None,
+                         metadata: dict[str, Any] | None = None) -> None:
+    """Write (m, d) `vectors` by placeholder, with the token of each; equal arguments give equal bytes.
 
     Args:
         vectors: a single placeholder is stored under the key "*", as clients expect; several under their own names.
         step: number of training steps.
-        metadata: whatever JSON can hold; TypeError otherwise.
+        metadata: JSON values; TypeError otherwise.
 
     Raises:
         UserError: a vector is not finite.
@@ -84,45 +91,34 @@ def write_embedding_file(path: str | Path, vectors: dict[str, Tensor], token_ids
     keys = {name: name if len(vectors) > 1 else "*" for name in vectors}
     content = {
         "string_to_token": {key: int(token_ids[name]) for name, key in keys.items()},
-        "string_to_param": {key: vectors[name].float() for name, key in keys.items()},
-        "name": f"<{next(iter(keys))}>", "step": step, "sd_checkpoint": None, "sd_checkpoint_name": None,
+        "string_to_param": {key: vectors[name].float() for name, key in keys.items()}, "name": f"<{next(iter(keys))}>",
+        "step": step, "sd_checkpoint": None, "sd_checkpoint_name": None,
         OWN_KEY: json.loads(json.dumps(metadata or {})),  # fresh objects: pickle writes shared ones differently
     }
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            write_legacy(content, file)
-
-    write_atomically(path, write)
-
-
-def write_sdxl_file(path: str | Path, clip_l: Tensor, clip_g: Tensor, *, step: int | None = None,
-                    metadata: dict[str, Any] | None = None) -> None:
-    """Writes the vectors of SDXL's two text encoders, (m, d_l) and (m, d_g), as `write_safetensors_file` does."""
-    write_safetensors_file(path, dict(zip(SDXL_KEYS, (clip_l, clip_g), strict=True)), step=step, metadata=metadata)
+    write_atomically(path, lambda temporary: write_legacy(content, temporary))
 
 
 def write_safetensors_file(path: str | Path, vectors: dict[str, Tensor], *, step: int | None = None,
-                           metadata: dict[str, Any] | None = None) -> None:
-    """Writes (m, d) `vectors` by key as .safetensors, with `step` and `metadata` in its header.
+                           metadata: dict[str, Any] | None = None, what: str = "prefix") -> None:
+    """Write (m, d) `vectors` by key as .safetensors, with `step` and `metadata` in its header; equal arguments give equal bytes.
 
-    Tensors alone, for AUTOMATIC1111 takes everything else in such a file for a tensor too; equal arguments give equal bytes.
+    The file holds only tensors, because AUTOMATIC1111 reads every entry as a tensor. `what` is for the message.
 
     Raises:
         UserError: a vector is not finite.
     """
-    check_finite(vectors, f"the prefix for {path}", NOT_WRITTEN)
+    check_finite(vectors, f"the {what} for {path}", NOT_WRITTEN)
     header = {OWN_KEY: json.dumps({"step": step} | (metadata or {}), sort_keys=True)}
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in vectors.items()}
-    # Not save_file, whose files no other user, such as that of a web UI, can read.
+    # Not save_file, whose files are not readable by other users, such as that of a web UI.
     write_atomically(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=header)))
 
 
 def carried_metadata(path: Path, file: EmbeddingFile) -> dict[str, Any]:
-    """What the file `path` says of itself, as `step` and `metadata` of the writers here; what JSON has no form for becomes text.
+    """Metadata of the file `path`, as arguments `step` and `metadata` of the writers here; values unknown to JSON become text.
 
     Raises:
-        UserError: it cannot be written, for a hostile file can hold a dict that holds itself.
+        UserError: it cannot be written, because a hostile file can hold a dict that contains itself.
     """
     try:
         metadata = json.loads(json.dumps(file.metadata, default=str, skipkeys=True))
@@ -133,26 +129,12 @@ def carried_metadata(path: Path, file: EmbeddingFile) -> dict[str, Any]:
 
 
 def with_own(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of a .safetensors header, with our own entries among the rest."""
+    """Metadata of a .safetensors header, with our own entries added to the others."""
     try:
         own = json.loads(metadata.pop(OWN_KEY, "{}"))
-    except (ValueError, RecursionError):  # somebody else's, of the same name
+    except (ValueError, RecursionError):  # an entry of another program with the same name
         own = {}
     return metadata | (own if isinstance(own, dict) else {})
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-        _refuse_other_kinds(path, dict.fromkeys(file.keys()))  # before gigabytes of a checkpoint are read
-        return {key: file.get_tensor(key) for key in file.keys()}, with_own(metadata)
-
-
-def _read_pickle(path: Path, container: str) -> object:
-    if container != ZIP:
-        return read_legacy(path)
-    with torch.serialization.safe_globals([nn.ParameterDict]), named_by_content(path, container) as file:
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # a checkpoint is refused before it is read
 
 
 def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFile:
@@ -167,12 +149,11 @@ def _parse(path: Path, content: object, metadata: dict[str, Any]) -> EmbeddingFi
                      for key, value in content.get("string_to_token", {}).items()}
         metadata = {key: content[key] for key in ("name", "step") if content.get(key) is not None}
         metadata |= content.get(OWN_KEY) or {}
-    if isinstance(vectors, nn.ParameterDict):
-        vectors = vectors._parameters  # also where an older torch pickled it, without its newer attributes
+    vectors = getattr(vectors, "_parameters", vectors)  # of an nn.ParameterDict, even of an older torch, without newer attributes
     if not isinstance(vectors, dict) or {str} != {type(key) for key in vectors} or \
             not all(isinstance(value, Tensor) for value in vectors.values()):
-        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f"{path} holds {found} instead of learned vectors; give a textual-inversion file")
+        given = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {given} instead of learned vectors; give a textual-inversion file")
     return EmbeddingFile({key: _matrix(path, key, value) for key, value in vectors.items()}, token_ids, metadata)
 
 

@@ -1,4 +1,4 @@
-"""What a file of tensors is, by its keys: for the sentence about a file that was given in another's place."""
+"""Determines the content of a file of tensors from its keys, for the message about a file given in another's place."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,13 @@ CONTEXT_MAP = "a context map (train.py --train_method apl-map)"
 OF_CONTEXT_MAP = ({"map", "bias"}, {"map_up", "map_down", "bias"})  # names of its tensors, full or of low rank
 V1, SDXL = "a Stable Diffusion v1 checkpoint", "an SDXL checkpoint"
 PARTS_OF_FOLDER = ("the U-Net from a diffusers folder", "the autoencoder from a diffusers folder", "a text encoder alone")
-# What files look like: the beginning of a key that only they have, and what they are. The first that fits is named.
+# The beginning of a key that only these files have, and what they are. The first that fits is named.
 KINDS = (
     ("conditioner.embedders.0.model.", "an SDXL refiner"),
     ("conditioner.embedders.", SDXL),
     ("cond_stage_model.model.transformer.", "a Stable Diffusion 2 checkpoint"),
-    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
-    ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
-    ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
-    ("double_blocks.", "a Flux checkpoint"),
+    (("model.diffusion_model.joint_blocks.", "joint_blocks."), "a Stable Diffusion 3 checkpoint"),
+    (("model.diffusion_model.double_blocks.", "double_blocks."), "a Flux checkpoint"),
     ("control_model.", "a ControlNet"),
     ("lora_", "a LoRA"),
     ("string_to_param", PREFIX),
@@ -33,7 +31,7 @@ LORA = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.", ".lora_lin
 
 
 def describe(content: Mapping[str, object]) -> str | None:
-    """What a file with these entries probably is, such as "a LoRA"; None if nothing known looks like it."""
+    """Probable content of a file with these entries, such as "a LoRA"; None if unknown."""
     if set(content) in OF_CONTEXT_MAP:
         return CONTEXT_MAP
     if 0 < len(content) <= 2 and all(isinstance(value, Tensor) and value.dim() <= 2 and value.is_floating_point()

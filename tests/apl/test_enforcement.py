@@ -31,7 +31,7 @@ from ldm.apl.enforcement import _EncoderFront
 from ldm.apl.front_hook import FrontHook
 from ldm.generation import generate
 from ldm.modules.context_map import ContextMap
-from ldm.modules.embedding_file import write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_file import write_embedding_file, write_safetensors_file
 from ldm.modules.embedding_manager import EmbeddingManager, manager_for
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer
 from ldm.util import UserError
@@ -431,7 +431,7 @@ def test_room_is_made_once_for_each_text():
 
 def test_every_form_of_file_is_read(tmp_path, sd, sdxl):
     write_embedding_file(tmp_path / "one.pt", {"alz": VECTORS}, {"alz": 41128})
-    write_sdxl_file(tmp_path / "pair.safetensors", VECTORS, WIDE)
+    write_safetensors_file(tmp_path / "pair.safetensors", {"clip_l": VECTORS, "clip_g": WIDE})
     one, pair = AnonymizationPrompt.load(tmp_path / "one.pt"), AnonymizationPrompt.load(tmp_path / "pair.safetensors")
     assert equal(one.vectors, [VECTORS]) and equal(pair.vectors, [VECTORS, WIDE])
     expected = encode(one.attach(sd) and sd, NAME)

@@ -35,7 +35,7 @@ from ldm.apl.transfer_routes import (
     standardised,
 )
 from ldm.loading import file_hash
-from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_safetensors_file
 from ldm.util import UserError
 from tests.refusals import refusal
 
@@ -396,7 +396,7 @@ def test_another_checkpoint_is_refused_and_named(files, capsys, make, message):
 
 
 def test_a_pair_and_a_file_of_several_prefixes_are_refused(files, capsys):
-    write_sdxl_file("pair.safetensors", torch.zeros(2, D), torch.zeros(2, WIDE))
+    write_safetensors_file("pair.safetensors", {"clip_l": torch.zeros(2, D), "clip_g": torch.zeros(2, WIDE)})
     write_embedding_file("two.pt", {"alz": torch.zeros(2, D), "sks": torch.zeros(2, D)}, {"alz": 1, "sks": 2})
     for name, message in (("pair.safetensors", "has the parts of both encoders already"), ("two.pt", "holds vectors for alz, sks")):
         assert message in refusal(capsys, main, [name, "out.safetensors", "--to", "xl"])

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from args.export_args import FORMATS
 from ldm.export.__main__ import main
 from ldm.export.clients import READ_BY
-from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_safetensors_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer
 from tests.modules.test_embedding_file import D, RunsCode, compvis, save_legacy, save_zip, write_sample
@@ -40,7 +40,7 @@ def prefix(tmp_path):
 
 @pytest.fixture
 def sdxl_prefix(tmp_path):
-    write_sdxl_file(tmp_path / "apl-sdxl.safetensors", *PAIR.values(), step=7, metadata=METADATA)
+    write_safetensors_file(tmp_path / "apl-sdxl.safetensors", PAIR, step=7, metadata=METADATA)
     return tmp_path / "apl-sdxl.safetensors"
 
 
@@ -293,7 +293,7 @@ def test_one_text_encoder_is_not_enough_for_sdxl(prefix, capsys):
 
 
 def test_a_pair_of_different_lengths_is_refused(tmp_path, capsys):
-    write_sdxl_file(tmp_path / "a.safetensors", VECTORS, PAIR["clip_g"])
+    write_safetensors_file(tmp_path / "a.safetensors", PAIR | {"clip_l": VECTORS})
     said = refusal(capsys, main, [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--format", "sdxl"])
     assert "10 vectors for clip_l but 3 for clip_g" in said
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddim import DDIMSampler, guided_eps, sampling_timesteps
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.models.diffusion.sampler import guided_eps, sampling_timesteps
 from ldm.util import UserError
 
 SPREAD = 0.5  # standard deviation of the latents of `GaussianModel`

@@ -9,7 +9,7 @@ from ldm.benchmark.diffusers_twin import diffusers_pipeline, open_clip_state
 from ldm.generation import generate
 from ldm.loading import load_frozen_model, read_config
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.modules.embedding_file import write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_file import SDXL_KEYS, write_embedding_file, write_safetensors_file
 from ldm.modules.embedding_manager import DualEmbeddingManager, manager_for
 from ldm.util import UserError, instantiate_from_config
 from tests.compvis_to_diffusers import relative_error
@@ -135,7 +135,7 @@ def test_prefixes_for_other_encoders_are_refused_by_name(model, tmp_path):
         manager.load(tmp_path / "v1.pt")
     for counts, widths, message in (((2, 2), (FIRST, 1024), r"1024 wide \(OpenCLIP ViT-H/14, of .* 2\) but"),
                                     ((2, 3), (FIRST, SECOND), "holds 2 vectors for the first text encoder and 3")):
-        write_sdxl_file(tmp_path / "other.safetensors", *(torch.ones(m, d) for m, d in zip(counts, widths, strict=True)))
+        write_safetensors_file(tmp_path / "other.safetensors", dict(zip(SDXL_KEYS, map(torch.ones, counts, widths), strict=True)))
         before = [vectors.detach().clone() for vectors in manager.embedding_parameters()]
         with pytest.raises(UserError, match=message):
             manager.load(tmp_path / "other.safetensors")

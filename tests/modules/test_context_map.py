@@ -13,7 +13,7 @@ from ldm.export.formats import export_prefix
 from ldm.generation import with_prefix
 from ldm.modules.context_map import ContextMap, context_map_for, is_map_file, text_encoder_hash
 from ldm.modules.embedding_file import read_embedding_file
-from ldm.modules.embedding_manager import EmbeddingManager, MappedManager, manager_of_file
+from ldm.modules.embedding_manager import EmbeddingManager, manager_of_file
 from ldm.util import UserError
 from tests.apl.test_step import TEMPLATES, definition
 
@@ -100,7 +100,8 @@ def test_another_text_encoder_is_warned_of(tiny_model, tmp_path, capsys):
 def test_a_token_is_learned_behind_a_map(tiny_model):
     context_map, embedder = drawn_map(4), tiny_model.cond_stage_model
     alone = EmbeddingManager(embedder, ["sks"], num_vectors_per_token=1)
-    behind = MappedManager(context_map, embedder, ["sks"], num_vectors_per_token=1)
+    behind = EmbeddingManager(embedder, ["sks"], num_vectors_per_token=1)
+    behind.finish = context_map.finish
     assert torch.equal(embedder(["a sks"], behind), context_map.finish(embedder(["a sks"], alone)))
     assert len(list(behind.embedding_parameters())) == 1
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_sdxl_file
+from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_safetensors_file
 from ldm.util import UserError
 
 M, D = 10, 16
@@ -154,6 +154,13 @@ def test_a_truncated_file_is_refused(name, kept, tmp_path):
         read_embedding_file(path)
 
 
+def test_a_file_without_the_numbers_of_its_vectors_is_refused(tmp_path):
+    write_embedding_file(tmp_path / "a.pt", {"alz": VECTORS}, {"alz": 41128})
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes().replace(pickle.dumps(["0"], 2), pickle.dumps([], 2)))
+    with pytest.raises(UserError, match="damaged or no embedding"):
+        read_embedding_file(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("content", [
     {"state_dict": {"w": VECTORS}}, {"a": 1}, [VECTORS], VECTORS, {}, {"string_to_param": {}},
     {"alz": VECTORS.long()}, {"alz": VECTORS[None]}, {"alz": VECTORS / 0}])
@@ -215,7 +222,7 @@ def test_the_bytes_are_those_of_torch_save_but_for_the_storage_key(tmp_path):
 def test_vectors_of_sdxl_come_back_with_their_metadata_and_the_same_bytes(tmp_path):
     clip_l, clip_g = torch.randn(3, 4), torch.randn(3, 6)
     for name in ("a.safetensors", "b.safetensors"):
-        write_sdxl_file(tmp_path / name, clip_l, clip_g, step=7, metadata={"seed": 1})
+        write_safetensors_file(tmp_path / name, {"clip_l": clip_l, "clip_g": clip_g}, step=7, metadata={"seed": 1})
     file = read_embedding_file(tmp_path / "a.safetensors")
     assert torch.equal(file.vectors["clip_l"], clip_l) and torch.equal(file.vectors["clip_g"], clip_g)
     assert file.metadata == {"step": 7, "seed": 1}

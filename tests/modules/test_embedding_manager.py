@@ -23,7 +23,7 @@ def embedder():
 
 
 def look_up(embedder, token_ids):
-    return embedder.transformer.get_input_embeddings()(token_ids)
+    return embedder.get_input_embeddings()(token_ids)
 
 
 def by_token(manager):
@@ -61,7 +61,7 @@ def test_the_context_is_bit_for_bit_that_of_plain_concatenation(embedder, conten
     text = f"alz {words(content - 1)}"
     rows = torch.stack([by_hand(embedder, by_token(manager), one) for one in (text, "a dog")])
     context = embedder([text, "a dog"], embedding_manager=manager)
-    assert torch.equal(context, embedder.transformer(embedder.tokenize(["", ""]), lambda _ids, _embeddings: rows))
+    assert torch.equal(context, embedder.context(embedder.tokenize(["", ""]), lambda _ids, _embeddings: rows))
 
 
 @pytest.mark.parametrize("text", ["alz a man", "a man alz", "a alz man", "alz alz", "alz Alz of ALZ", "a alz man alz , alz", "a man", ""])

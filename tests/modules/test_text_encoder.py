@@ -67,7 +67,7 @@ def test_hook_gets_ids_and_embeddings_and_replaces_them(embedder):
     replaced = embedder(["a person", "a house"], hook)
     token_ids, token_embeddings = seen[0]
     assert torch.equal(token_ids, embedder.tokenize(["a person", "a house"]))
-    assert torch.equal(token_embeddings, embedder.transformer.get_input_embeddings()(token_ids))
+    assert torch.equal(token_embeddings, embedder.get_input_embeddings()(token_ids))
     assert torch.equal(replaced[0], replaced[1]) and not torch.equal(*embedder(["a person", "a house"]))
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import train
 from args.train_args import parse_train_args
 from ldm.apl.training_run import of_first_people, prepare_run
-from ldm.modules.context_map import read_map_file
+from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.as_script import run_script
 from tests.refusals import refusal
@@ -87,9 +87,9 @@ def test_a_context_map_has_a_file_a_table_and_a_description_of_its_own(command, 
     train.main(flags[:at] + flags[at + 2:])
     assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == ["apl-map-2.safetensors", "apl-map-4.safetensors",
                                                                                 "apl-map.json"]
-    learned, metadata = read_map_file(tmp_path / "embeddings" / "apl-map-4.safetensors")
-    assert learned["map_down"].shape == (3, 32) and metadata["step"] == 4 and metadata["map_rank"] == 3
-    assert {"seed", "base_model", "text_encoder", "train_method"} <= set(metadata)
+    learned = ContextMap.of_file(tmp_path / "embeddings" / "apl-map-4.safetensors")
+    assert learned.map_down.shape == (3, 32) and learned.metadata["step"] == 4 and learned.metadata["map_rank"] == 3
+    assert {"seed", "base_model", "text_encoder", "train_method"} <= set(learned.metadata)
     rows = json.loads((tmp_path / "runs" / "apl-map" / "results.json").read_text())
     assert {row["prefix"] for row in rows if "group" in row} == {"none", "embeddings/apl-map-4.safetensors"}
     printed = capsys.readouterr().out

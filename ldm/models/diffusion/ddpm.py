@@ -1,7 +1,7 @@
 """Latent diffusion: text encoder, autoencoder and U-Net with the noise schedule between them (paper section 3.2)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,14 @@ def is_ignored(key: str) -> bool:
 
 
 class DiffusionWrapper(nn.Module):
-    """Holds the U-Net under the name that public checkpoints have for it, `model.diffusion_model`."""
+    """Holds the U-Net under its name in public checkpoints, `model.diffusion_model`."""
 
     def __init__(self, unet_config: Mapping[str, Any]):
         super().__init__()
         self.diffusion_model = instantiate_from_config(unet_config)
 
-    def forward(self, noisy_latent: Tensor, timestep: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.diffusion_model(noisy_latent, timestep, context=context, y=y)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.diffusion_model(*inputs)
 
 
 class LatentDiffusion(nn.Module):
@@ -60,10 +60,9 @@ class LatentDiffusion(nn.Module):
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
 
-    def __init__(self, *, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any],
-                 cond_stage_config: Mapping[str, Any], linear_start: float, linear_end: float, timesteps: int = 1000,
-                 image_size: int = 64, channels: int = 4, scale_factor: float = 1.0,
-                 personalization_config: Mapping[str, Any] | None = None, **other):
+    def __init__(self, *, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any], cond_stage_config: Mapping[str, Any],
+                 linear_start: float, linear_end: float, timesteps: int = 1000, image_size: int = 64, channels: int = 4,
+                 scale_factor: float = 1.0, personalization_config: Mapping[str, Any] | None = None, **other):
         super().__init__()
         refuse_other_architectures("LatentDiffusion", other)
         if not isinstance(cond_stage_config, Mapping):
@@ -131,10 +130,9 @@ class LatentDiffusion(nn.Module):
             cond = torch.cat(cond["c_crossattn"], dim=1)
         return self.model(x_noisy, t, cond)
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Public name; does nothing, because there are no separate averaged weights here (`context` is a label)."""
-        yield
+        return nullcontext()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """As in torch, but ignores the keys of public checkpoints that are no weights, see `is_ignored`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.sampler import guided_eps
+from ldm.models.diffusion.ddim import guided_eps
 from ldm.util import UserError
 
 
@@ -21,22 +21,23 @@ class DPMSolverSampler:
     @torch.no_grad()
     def sample(self, S: int, batch_size: int, shape: Sequence[int], conditioning: Tensor, callback: Callable | None = None,
                img_callback: Callable | None = None, eta: float = 0.0, mask: Tensor | None = None, verbose: bool = True,
-               x_T: Tensor | None = None, unconditional_guidance_scale: float = 1.0,
-               unconditional_conditioning: Tensor | None = None, generator: torch.Generator | None = None,
-               **without_effect: Any) -> tuple[Tensor, None]:
-        """Generate latents (batch_size, *shape) for the contexts; arguments as in DDIMSampler.sample.
-
-        The other arguments of DDIMSampler.sample are taken and, as in the public code, have no effect.
+               x_T: Tensor | None = None, unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None,
+               generator: torch.Generator | None = None, **without_effect: Any) -> tuple[Tensor, None]:
+        """Generate latents (batch_size, *shape) for the contexts; arguments as in DDIMSampler.sample, whose others have no effect.
 
         Raises:
-            UserError: eta or mask is given, which this solver cannot serve.
+            UserError: eta or mask is given, which this solver does not support; the number of steps is out of range.
         """
         if eta != 0 or mask is not None:
             raise UserError("DPM-Solver was asked for eta > 0 or a mask but is deterministic and has none; use DDIM")
-        x = x_T
-        if x is None:
-            x = torch.randn(batch_size, *shape, generator=generator, device=self.model.device)
-        timesteps, alpha, sigma = self._grid(S)
+        total = self.model.num_timesteps
+        if not 1 <= S <= total:
+            raise UserError(f"{S} sampling steps were asked for; give 1 to {total}")
+        timesteps = np.linspace(total - 1, 0, S + 1)  # in equal distances, not whole numbers
+        log_alphas = 0.5 * np.log(self.model.alphas_cumprod.double().cpu().numpy())
+        alpha = np.exp(np.interp(timesteps, np.arange(total), log_alphas))
+        sigma = np.sqrt(1 - alpha**2)
+        x = torch.randn(batch_size, *shape, generator=generator, device=self.model.device) if x_T is None else x_T
         log_snr = np.log(alpha / sigma)  # lambda in the paper
         previous, previous_step = None, None
         for i in tqdm(range(S), desc="sampling", disable=not verbose):
@@ -55,13 +56,3 @@ class DPMSolverSampler:
             if img_callback is not None:
                 img_callback(pred_x0, i)
         return x, None
-
-    def _grid(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Timesteps T - 1 .. 0 in equal distances, not whole numbers, with alpha and sigma there; (steps + 1,) each."""
-        total = self.model.num_timesteps
-        if not 1 <= steps <= total:
-            raise UserError(f"{steps} sampling steps were asked for; give 1 to {total}")
-        timesteps = np.linspace(total - 1, 0, steps + 1)
-        log_alphas = 0.5 * np.log(self.model.alphas_cumprod.double().cpu().numpy())
-        alpha = np.exp(np.interp(timesteps, np.arange(total), log_alphas))
-        return timesteps, alpha, np.sqrt(1 - alpha**2)

@@ -16,12 +16,9 @@ SIZE_CHANNELS = 256  # sinusoids of each of the six sizes
 
 
 class DiffusionEngine(LatentDiffusion):
-    """SDXL's base model under the public checkpoint's names; used like LatentDiffusion.
+    """SDXL's base model under the public checkpoint's names; used like LatentDiffusion, with the config of a GeneralConditioner.
 
-    A context, (B, 78, 2048), holds the pooled text in its last row, see GeneralConditioner. Further arguments: LatentDiffusion's.
-
-    Args:
-        conditioner_config: of a GeneralConditioner.
+    A context, (B, 78, 2048), holds the pooled text in its last row, see GeneralConditioner.
     """
 
     text_encoder = "conditioner"

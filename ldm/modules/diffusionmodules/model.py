@@ -1,16 +1,18 @@
 """Encoder and decoder of the autoencoder: image (B, 3, H, W) in [-1, 1] <-> feature map with 1/8 of the side."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization
+from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups, normalization, upsample
 from ldm.util import refuse_other_architectures
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions beside a residual path: (B, in_channels, h, w) -> (B, out_channels, h, w)."""
+    """Two convolutions with a residual connection: (B, in_channels, h, w) -> (B, out_channels, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: Groups):
         super().__init__()
@@ -33,10 +35,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, num_groups: Groups):
         super().__init__()
         self.norm = normalization(channels, num_groups, eps=1e-6)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -45,53 +44,21 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(out.unflatten(-1, x.shape[-2:]))
 
 
-class Downsample(nn.Module):
-    """Halves the side; pads right and bottom only, as the public weights were trained."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+def downsample(channels: int) -> nn.Sequential:
+    """Halve the side; pads right and bottom only, as the public weights were trained."""
+    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2)))
 
 
-class Upsample(nn.Module):
-    """Doubles the side by repeating pixels, then smooths with a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def middle(channels: int, num_groups: Groups) -> nn.Sequential:
+    """The lowest resolution of both halves: block, attention over all pixels, block."""
+    return nn.Sequential(OrderedDict(block_1=ResnetBlock(channels, channels, num_groups), attn_1=AttnBlock(channels, num_groups),
+                                     block_2=ResnetBlock(channels, channels, num_groups)))
 
 
-class Middle(nn.Module):
-    """The lowest resolution of either half: block, attention over all pixels, block."""
-
-    def __init__(self, channels: int, num_groups: Groups):
-        super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, num_groups)
-        self.attn_1 = AttnBlock(channels, num_groups)
-        self.block_2 = ResnetBlock(channels, channels, num_groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Stage(nn.Module):
-    """Residual blocks of one resolution, then `downsample` or `upsample`, which one stage of each half does not have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.ModuleList()
-
-    def forward(self, h: Tensor) -> Tensor:
-        for block in self.block:
-            h = block(h)
-        resample = getattr(self, "downsample", None) or getattr(self, "upsample", None)
-        return h if resample is None else resample(h)
+def stage(in_channels: int, out_channels: int, num_blocks: int, num_groups: Groups) -> nn.Sequential:
+    """Residual blocks of one resolution; `downsample` or `upsample` is added after them, except in one stage of each half."""
+    widths = [in_channels, *[out_channels] * num_blocks]
+    return nn.Sequential(OrderedDict(block=nn.Sequential(*(ResnetBlock(*pair, num_groups) for pair in pairwise(widths)))))
 
 
 class Encoder(nn.Module):
@@ -102,25 +69,19 @@ class Encoder(nn.Module):
         super().__init__()
         refuse_other_architectures("Encoder", other)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down = nn.Sequential()
         channels = ch
         for level, mult in enumerate(ch_mult):
-            stage = Stage()
-            for _ in range(num_res_blocks):
-                stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
-                channels = ch * mult
+            self.down.append(stage(channels, ch * mult, num_res_blocks, norm_num_groups))
+            channels = ch * mult
             if level < len(ch_mult) - 1:
-                stage.downsample = Downsample(channels)
-            self.down.append(stage)
-        self.mid = Middle(channels, norm_num_groups)
+                self.down[level].downsample = downsample(channels)
+        self.mid = middle(channels, norm_num_groups)
         self.norm_out = normalization(channels, norm_num_groups, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, 2 * z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        h = self.conv_in(image)
-        for stage in self.down:
-            h = stage(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(self.down(self.conv_in(image))))))
 
 
 class Decoder(nn.Module):
@@ -132,22 +93,18 @@ class Decoder(nn.Module):
         refuse_other_architectures("Decoder", other)
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = Middle(channels, norm_num_groups)
-        stages: list[Stage] = []
+        self.mid = middle(channels, norm_num_groups)
+        self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
-            stage = Stage()
-            for _ in range(num_res_blocks + 1):
-                stage.block.append(ResnetBlock(channels, ch * mult, norm_num_groups))
-                channels = ch * mult
+            self.up.insert(0, stage(channels, ch * mult, num_res_blocks + 1, norm_num_groups))
+            channels = ch * mult
             if level > 0:
-                stage.upsample = Upsample(channels)
-            stages.insert(0, stage)
-        self.up = nn.ModuleList(stages)
+                self.up[0].upsample = upsample(channels)
         self.norm_out = normalization(channels, norm_num_groups, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         h = self.mid(self.conv_in(latent))
-        for stage in reversed(self.up):
-            h = stage(h)
+        for level in reversed(self.up):
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))

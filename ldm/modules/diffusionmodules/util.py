@@ -1,6 +1,7 @@
-"""Small pieces that U-Net, autoencoder and samplers share."""
+"""Small parts that the U-Net, the autoencoder and the size condition of SDXL share."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,11 @@ def normalization(channels: int, num_groups: Groups = NUM_GROUPS, eps: float = 1
         raise UserError(f"norm_num_groups={num_groups} gives no number of groups that divides a layer of {channels} channels; set it in "
                         "the config to a divisor of every level's width, or to a count for each width, {64: 16, 128: 32}")
     return nn.GroupNorm(count, channels, eps=eps)
+
+
+def upsample(channels: int) -> nn.Sequential:
+    """Double the side by repeating pixels, then smooth with a convolution."""
+    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 def zero_module(module: nn.Module) -> nn.Module:

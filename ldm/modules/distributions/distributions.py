@@ -10,14 +10,7 @@ class DiagonalGaussianDistribution:
     def __init__(self, moments: Tensor):
         self.mean, logvar = moments.chunk(2, dim=1)  # (B, c, h, w) each
         self.logvar = logvar.clamp(-30.0, 20.0)
-
-    @property
-    def std(self) -> Tensor:
-        return torch.exp(0.5 * self.logvar)
-
-    @property
-    def var(self) -> Tensor:
-        return torch.exp(self.logvar)
+        self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Reparametrised sample, (B, c, h, w); gradients reach the moments."""

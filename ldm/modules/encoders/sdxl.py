@@ -1,18 +1,17 @@
 """SDXL's two text encoders (arXiv 2307.01952, section 2.1), CLIP-L and OpenCLIP bigG: prompts -> context and pooled text.
 
-The names of the public checkpoint: `conditioner.embedders.0` and `.1`. The size conditioning has no weights and is in
+Their names in the public checkpoint are `conditioner.embedders.0` and `.1`. The size conditioning has no weights and is in
 ldm/models/diffusion/sdxl.py. Each encoder has its own hook for a learned prefix.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
 
-from ldm.modules.encoders.modules import EmbeddingHook, FrozenCLIPEmbedder, clip_tokenizer, hooked
+from ldm.modules.encoders.modules import EmbeddingHook, FrozenCLIPEmbedder, TextEncoder, clip_tokenizer
 from ldm.util import instantiate_from_config, refuse_other_architectures
 
 
@@ -37,13 +36,14 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         """Penultimate hidden states (B, 77, width), and the projected state at the first end-of-text token (B, embed_dim).
 
         Args:
-            token_ids: (B, 77); whatever follows the first end-of-text token is read as 0, as OpenCLIP pads.
+            token_ids: (B, 77); the tokens after the first end-of-text token are read as 0, OpenCLIP's padding.
             embedding_hook: see FrozenCLIPEmbedder; it may move the end of the text.
         """
         model, table = self.model, self.get_input_embeddings()
         token_ids = token_ids.masked_fill((token_ids == self.tokenizer.eos_token_id).cumsum(1) > 1, 0)
-        with hooked(table, token_ids, embedding_hook):
-            tokens = table(token_ids)                                                      # (B, 77, width)
+        tokens = table(token_ids)                                                          # (B, 77, width)
+        if embedding_hook is not None:
+            tokens = embedding_hook(token_ids, tokens)
         end = (tokens == table.weight[self.tokenizer.eos_token_id]).all(-1).int().argmax(1)  # (B,) its position after the hook
         hidden = tokens + model.positional_embedding
         for block in model.transformer.resblocks[:-1]:
@@ -52,19 +52,17 @@ class FrozenOpenCLIPEmbedder2(nn.Module):
         return hidden, last[torch.arange(len(end), device=end.device), end] @ model.text_projection
 
 
-class GeneralConditioner(nn.Module):
-    """SDXL's encoders side by side, with the interface of FrozenCLIPEmbedder.
+class GeneralConditioner(TextEncoder):
+    """Both text encoders of SDXL, from the configs of a FrozenCLIPEmbedder and a FrozenOpenCLIPEmbedder2, with the former's interface.
 
     A context has one row more than there are tokens: 77 rows of both encoders' states, and the pooled text, padded with zeros, so that
     samplers and caches handle SDXL's contexts like any others.
-
-    Args:
-        emb_models: configs of a FrozenCLIPEmbedder and a FrozenOpenCLIPEmbedder2.
     """
 
     def __init__(self, *, emb_models: Sequence[Mapping[str, Any]]):
         super().__init__()
         self.embedders = nn.ModuleList(instantiate_from_config(config) for config in emb_models)
+        self.tokenizer, self.max_length = self.first.tokenizer, self.first.max_length  # both encoders share the vocabulary
 
     @property
     def first(self) -> FrozenCLIPEmbedder:
@@ -75,30 +73,13 @@ class GeneralConditioner(nn.Module):
         return cast(FrozenOpenCLIPEmbedder2, self.embedders[1])
 
     @property
-    def tokenizer(self) -> CLIPTokenizer:
-        return self.first.tokenizer
-
-    @property
-    def max_length(self) -> int:
-        return self.first.max_length
-
-    @property
     def context_shape(self) -> tuple[int, int]:
         """Rows and width of a context, (78, 2048) for SDXL."""
         return self.max_length + 1, sum(encoder.get_input_embeddings().embedding_dim for encoder in (self.first, self.second))
 
-    def tokenize(self, texts: str | Sequence[str], extra_length: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """See FrozenCLIPEmbedder.tokenize; both encoders share the vocabulary."""
-        return self.first.tokenize(texts, extra_length)
-
-    def forward(self, texts: str | Sequence[str], embedding_manager: Any = None) -> Tensor:
-        """Context, (B, 78, 2048); `embedding_manager` has a pair `hooks`, one for each encoder, and maybe `extra_length`."""
-        token_ids = self.tokenize(texts, getattr(embedding_manager, "extra_length", None))
-        return self.context(token_ids.to(next(self.parameters()).device), embedding_manager)
-
-    def context(self, token_ids: Tensor, embedding_manager: Any = None) -> Tensor:
-        """Context, (B, 78, 2048), of token ids (B, 77) that are padded with the end-of-text token."""
-        first_hook, second_hook = (None, None) if embedding_manager is None else embedding_manager.hooks
+    def context(self, token_ids: Tensor, embedding_hook: Any = None) -> Tensor:
+        """Context, (B, 78, 2048), of token ids (B, 77) padded with the end-of-text token; `embedding_hook` has a pair `hooks`."""
+        first_hook, second_hook = (None, None) if embedding_hook is None else embedding_hook.hooks
         states, pooled = self.second.context(token_ids, second_hook)
         states = torch.cat([self.first.context(token_ids, first_hook), states], dim=2)     # (B, 77, 2048)
         return torch.cat([states, F.pad(pooled, (0, states.shape[2] - pooled.shape[1]))[:, None]], dim=1)
