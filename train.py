@@ -24,20 +24,15 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_train_args(argv)
     if args.dry_run:
-        show_plan(args)
+        from ldm.apl.dry_run import show_plan
+        from ldm.apl.training_run import TrainingOptions
+        from ldm.loading import ModelFiles
+
+        show_plan(options_of(TrainingOptions, args, files=ModelFiles.of(args)), train_inputs(args))
     elif args.train_method in APL:
         train(args)
     else:
         train_another(args)
-
-
-def show_plan(args: argparse.Namespace) -> None:
-    """Print one page with the inputs and the cost of the training; status 2 if an input is missing."""
-    from ldm.apl.dry_run import missing_inputs, page
-
-    inputs = train_inputs(args)
-    print(page(args, inputs))
-    missing_inputs(inputs)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -47,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.apl.prefix import build_context_map, build_prefix
     from ldm.apl.trainer import train_prefix
-    from ldm.apl.training_run import arguments_of, describe, look_ahead, prefix_path, prepare_run, write_arguments
+    from ldm.apl.training_run import TrainingOptions, arguments_of, describe, look_ahead, prepare_run
     from ldm.device import pick_precision
     from ldm.experiments.identity_table import IdentityOptions
     from ldm.experiments.training_report import TrainingReport
@@ -55,21 +50,23 @@ def train(args: argparse.Namespace) -> None:
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
     from ldm.modules.embedding_manager import Manager
+    from ldm.run_folder import versions, write_json
 
+    options = options_of(TrainingOptions, args, files=ModelFiles.of(args))
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
-    run = prepare_run(args)
+    run = prepare_run(options)
     if fabric.is_global_zero:
-        print(describe(args, run), flush=True)
+        print(describe(options, run), flush=True)
     precision = pick_precision(args.precision, fabric.device)
-    arguments = arguments_of(args, run, precision, args.out_dir / "hashes.json")
+    arguments = arguments_of(options, run, precision, args.out_dir / "hashes.json")
     logbook = Logbook(args.out_dir, arguments, resume=args.resume)
     report = TrainingReport(options_of(IdentityOptions, args, **table_flags(args)), run.people, fabric, n_names=args.eval_names)
     if fabric.is_global_zero:
-        write_arguments(args, arguments)
+        for path in (args.embeddings_dir / f"{args.prompt}.json", args.out_dir / "arguments.json"):
+            write_json(path, {"arguments": vars(args), "learned_from": arguments, "versions": versions()})
         run.left_out.announce(args.out_dir)
 
-    files = ModelFiles.of(args)
-    model = files.load(fabric.device)
+    model = options.files.load(fabric.device)
     set_precision(model, precision)
     if args.train_method == MAP:
         prefix: Manager = build_context_map(model, rank=args.map_rank, seed=args.seed)
@@ -78,16 +75,16 @@ def train(args: argparse.Namespace) -> None:
                               initializer_words=args.initializer_words, seed=args.seed)
     recorded = accelerate(model, checkpointing=args.checkpointing, compile=args.compile, cuda_graphs=args.cuda_graphs,
                           batch_size=args.batch_size // fabric.world_size, world_size=fabric.world_size)
-    batches = look_ahead(args, run, arguments, fabric, model, prefix, logbook)
+    batches = look_ahead(options, run, arguments, fabric, model, prefix, logbook)
     before_after = report.before_after(model)
-    train_prefix(fabric, model, prefix, batches, settings=run.settings, logbook=logbook,
-                 save=lambda step: prefix.save(prefix_path(args, step), step=step, **arguments),
-                 draw=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded)
+    train_prefix(fabric, model, prefix, batches, settings=options, logbook=logbook,
+                 save=lambda step: prefix.save(options.prefix_path(step), step=step, **arguments),
+                 grid=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded)
 
-    final = prefix_path(args, args.iterations)
+    final = options.prefix_path(args.iterations)
     if fabric.is_global_zero:
         logbook.write_cost(final)
-    said = report.write(model, files, final, precision=precision, arguments=vars(args), before_after=before_after)
+    said = report.write(model, options.files, final, precision=precision, arguments=vars(args), before_after=before_after)
     if fabric.is_global_zero:
         print(f"{said}\n\n{'map' if args.train_method == MAP else 'prefix'} {final}, tables and images {args.out_dir}")
 

@@ -6,8 +6,8 @@ Read `step.py` first: the training step as the paper defines it. Then, in this o
     losses.py            L_ID and L_Reg (Eq. 5 to 7)
     fast_step.py         the same step in less time
     trainer.py           the training loop (section 3.5)
-    look_ahead.py        batches with frozen predictions, from examples.py (S_ID and S_Reg) or target_cache.py
-    training_run.py      from the flags of train.py to data, settings and batches; launch.py, workers.py and acceleration.py run it
+    look_ahead.py        batches with frozen predictions, from examples.py (S_ID and S_Reg) or from disk
+    training_run.py      from the options of train.py to data and batches; launch.py, workers.py and acceleration.py run it
     transfer_routes.py   transfer to SDXL (section 4.2); transfer.py is its command
     enforcement.py       the prefix in a service
 """

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,27 +21,19 @@ SMALL_BATCH = 4      # samples; from 8 on the device takes longer per step than 
 
 def accelerate(model: LatentDiffusion, *, checkpointing: bool, compile: bool, cuda_graphs: bool, batch_size: int,
                world_size: int) -> Callable[[Step, torch.optim.Optimizer], Step] | None:
-    """Prepare the model according to the flags; return RecordedStep if steps are to be recorded, else None.
-
-    Args:
-        batch_size: samples per step on this device.
-    """
+    """Prepare the model for steps of `batch_size` samples on this device; return RecordedStep if they are to be recorded, else None."""
     model.model.diffusion_model.checkpointing = checkpointing
     if compile:
         compile_blocks(model)
-    possible = cuda_graphs and graphs_are_possible(model.device, batch_size=batch_size, world_size=world_size)
-    return RecordedStep if possible else None
+    return RecordedStep if cuda_graphs and graphs_are_possible(model.device, batch_size=batch_size, world_size=world_size) else None
 
 
 def compile_blocks(model: LatentDiffusion) -> None:
-    """Compile residual and transformer blocks one by one, for fixed shapes: minutes, where the whole U-Net would take an hour.
-
-    Without a working compiler, leave the model unchanged and warn in one line.
-    """
+    """Compile the residual and transformer blocks for fixed shapes, in minutes; warn if there is no working compiler."""
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.zeros(2, device=model.device))
     except Exception as error:  # the compiler's tool chain may raise anything
-        return warn(f"--compile has no effect, for torch.compile fails here ({first_line(error)})")
+        return warn(f"--compile has no effect, because torch.compile fails here ({first_line(error)})")
     torch._dynamo.config.suppress_errors = True  # blocks that cannot be compiled run eagerly
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     for module in model.model.modules():
@@ -49,17 +42,15 @@ def compile_blocks(model: LatentDiffusion) -> None:
 
 
 def graphs_are_possible(device: torch.device, *, batch_size: int, world_size: int) -> bool:
-    """Whether a step of `batch_size` samples on this device can and should be one CUDA graph; warns in one line if not."""
-    if device.type != "cuda":
-        reason = "a CUDA graph needs a GPU"
-    elif world_size > 1:
-        reason = "several devices exchange their gradients outside of it"
-    elif batch_size > SMALL_BATCH:
-        reason = f"it is for batches of up to {SMALL_BATCH} samples"
-    else:
-        return True
-    warn(f"--cuda_graphs has no effect: {reason}")
-    return False
+    """Whether a step of `batch_size` samples on this device can and should be one CUDA graph; warns if not."""
+    obstacles = {"a CUDA graph needs a GPU": device.type != "cuda",
+                 "several devices exchange their gradients outside of it": world_size > 1,
+                 f"it is for batches of up to {SMALL_BATCH} samples": batch_size > SMALL_BATCH}
+    for reason, is_met in obstacles.items():
+        if is_met:
+            warn(f"--cuda_graphs has no effect: {reason}")
+            return False
+    return True
 
 
 def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -84,7 +75,7 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 class RecordedStep:
     """An optimizer step that is recorded on the first batch and replayed on every batch; all batches have the same shapes.
 
-    If the step cannot be recorded, it runs as it is, and one line of warning says so.
+    A step that cannot be recorded runs without it, after a warning.
 
     Args:
         step: must not synchronize host and device.
@@ -99,28 +90,23 @@ class RecordedStep:
     def __call__(self, batch: Batch) -> Tensor:
         if self._batch is None:
             self._batch = Batch(*(tensor.clone() for tensor in vars(batch).values()))
-            self._replay = self._recorded(self._batch)
+            self._replay = self._recorded(partial(self.step, self._batch))
         for place, tensor in zip(vars(self._batch).values(), vars(batch).values(), strict=True):
             place.copy_(tensor)
         return self._replay()
 
-    def _recorded(self, batch: Batch) -> Callable[[], Tensor]:
-        """The replay of a step on `batch`, or the step itself; restores prefix and optimizer after the warm-up of the recording."""
+    def _recorded(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The replay of a step, or the step itself; restores prefix and optimizer after the warm-up of the recording."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        vectors = [parameter.detach().clone() for parameter in parameters]
-        states = [copy.deepcopy(self.optimizer.state.get(parameter, {})) for parameter in parameters]
-
-        def step() -> Tensor:
-            return self.step(batch)
-
+        before = [(parameter.detach().clone(), copy.deepcopy(self.optimizer.state.get(parameter, {}))) for parameter in parameters]
         try:
             replay = self.record(step)
         except RuntimeError as error:
             replay = step
-            warn(f"--cuda_graphs has no effect, for the step cannot be recorded ({first_line(error)})")
+            warn(f"--cuda_graphs has no effect, because the step cannot be recorded ({first_line(error)})")
         with torch.no_grad():
-            for parameter, before, state in zip(parameters, vectors, states, strict=True):
-                parameter.copy_(before)
+            for parameter, (vectors, state) in zip(parameters, before, strict=True):
+                parameter.copy_(vectors)
                 for name, value in self.optimizer.state[parameter].items():
                     value.copy_(state[name]) if state else value.zero_()
         return replay

@@ -1,84 +1,88 @@
-"""train.py --dry_run: one page with the inputs of a training, the missing ones and their origin, and an estimate of memory and time."""
+"""train.py --dry_run: one page with the inputs of a training, the missing ones and their origin, and an estimate of memory and time.
 
-import argparse
-from collections.abc import Sequence
+The estimate needs only the architecture: operations and bytes are counted on fake tensors, which have shapes and lifetimes but no data.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ldm.apl.estimate import cost_of, sampling_flops, speed_of, training_flops
+from args.paths import ROOT
 from ldm.apl.look_ahead import SAMPLES
-from ldm.apl.training_run import TrainingRun, describe, identity_share, prepare_run
+from ldm.apl.training_run import TrainingOptions, TrainingRun, describe, prepare_run
 from ldm.data.identities import GROUPS
-from ldm.device import devices_of, pick_precision
-from ldm.util import UserError
+from ldm.device import DTYPES, devices_of, pick_precision
+from ldm.loading import read_config
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.openaimodel import Downsample
+from ldm.util import UserError, instantiate_from_config
 
-SOURCES = Path(__file__).resolve().parents[2] / "data" / "README.md"
+IMAGES_AT_ONCE = 16  # images per batch of the final table
 
 
-def page(args: argparse.Namespace, inputs: Sequence[Any]) -> str:
-    """The page, a few lines of text for each part.
-
-    Args:
-        args: flags of train.py; files may be missing.
-        inputs: result of `args.train_args.train_inputs`, each with flag, path and flaw (None for a usable input).
-    """
+def show_plan(options: TrainingOptions, inputs: Sequence[Any]) -> None:
+    """Print the page for the inputs that `args.train_args.train_inputs` returns; UserError at the end if one is missing."""
     width = max(len(f"{given.path}") for given in inputs)
     lines = ["reads"]
     for given in inputs:
         where = "" if given.flaw is None else where_from(given.path) or given.flaw.partition("; ")[2]
-        where = where.replace("--preset sd-v1-5", f"--preset {args.preset}")
+        where = where.replace("--preset sd-v1-5", f"--preset {options.preset}")
         state = "there  " if given.flaw is None else "MISSING"
         lines.append(f"  {state}  {str(given.path):{width}}  {where}".rstrip())
-    run = None if any(given.flaw for given in inputs) else prepare_run(args)
+    missing = sum(given.flaw is not None for given in inputs)
+    run = None if missing else prepare_run(options)
     if run is not None:
-        lines += ["", describe(args, run)] + [f"left out  {run.left_out}"] * bool(run.left_out.rows)
+        lines += ["", describe(options, run)] + [f"left out  {run.left_out}"] * bool(run.left_out.rows)
     if all(given.flaw is None for given in inputs if given.flag == "config_path"):
-        lines += ["", *estimate(args, run)]
-    return "\n".join(lines)
-
-
-def missing_inputs(inputs: Sequence[Any]) -> None:
-    """Raise UserError if an input is missing."""
-    count = sum(given.flaw is not None for given in inputs)
-    if count:
-        raise UserError(f"{count} of the {len(inputs)} files and folders above are missing; data/README.md says how to get them")
+        lines += ["", *estimate(options, run)]
+    print("\n".join(lines))
+    if missing:
+        raise UserError(f"{missing} of the {len(inputs)} files and folders above are missing; data/README.md says how to get them")
 
 
 def where_from(path: Path) -> str:
     """Origin and size of a file according to the tables of data/README.md; empty for a file that they do not list."""
-    for line in SOURCES.read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "data" / "README.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip().replace("`", "") for cell in line.strip("| ").split(" | ")]
         if cells[0].strip("/") == path.as_posix():
             return ", ".join(filter(None, cells[2:4]))
     return ""
 
 
-def estimate(args: argparse.Namespace, run: TrainingRun | None) -> list[str]:
+def estimate(options: TrainingOptions, run: TrainingRun | None) -> list[str]:
     """Lines on memory and time; without a run, assume that every sample needs an image of its own."""
-    accelerator, _, count = devices_of(args.devices)
-    count *= args.num_nodes
-    device = torch.device(accelerator)
-    precision = pick_precision(args.precision, device)
-    batch_size = max(1, args.batch_size // count)
-    cost = cost_of(args.config_path, batch_size=max(1, batch_size // args.grad_accum), precision=precision,
-                   samples_ahead=args.lookahead * batch_size if args.lookahead else max(SAMPLES, batch_size),
-                   checkpointing=args.checkpointing)
-    speed = speed_of(args.config_path, batch_size=batch_size, precision=precision, device=device)
+    accelerator, _, count = devices_of(options.devices)
+    count *= options.num_nodes
+    device, config_path = torch.device(accelerator), options.files.config_path
+    precision = pick_precision(options.precision, device)
+    batch_size = max(1, options.batch_size // count)
+    cost = cost_of(config_path, batch_size=max(1, batch_size // options.grad_accum), precision=precision,
+                   samples_ahead=options.lookahead * batch_size if options.lookahead else max(SAMPLES, batch_size),
+                   checkpointing=options.checkpointing)
+    speed = speed_of(config_path, batch_size=batch_size, precision=precision, device=device)
 
-    samples = args.iterations * args.batch_size
+    samples = options.iterations * options.batch_size
     images = samples if run is None else min(samples, len(run.identities) + len(run.captions))
-    people = 2 * args.eval_names if run is None else sum(
-        min(args.eval_names, sum(person.group == group for person in run.people.values())) for group in GROUPS)
-    faces = people * args.eval_samples * (3 if args.c2 else 2)
-    names = 0.0 if args.train_method == "apl-released" else identity_share(args)
-    parts = {f"{args.iterations} steps": training_flops(cost, samples=samples, names=names) / count,
+    people = 2 * options.eval_names if run is None else sum(
+        min(options.eval_names, sum(person.group == group for person in run.people.values())) for group in GROUPS)
+    faces = people * options.eval_samples * (3 if options.c2 else 2)
+    names = 0.0 if options.train_method == "apl-released" else options.identity_share
+    parts = {f"{options.iterations} steps": cost.training_flops(samples, names=names) / count,
              f"encoding {images} images": images * cost.encode.flops / count,
-             f"generating {faces} faces for the table": sampling_flops(cost, images=faces, ddim_steps=args.eval_ddim_steps) / count}
-    computed = cost.peak - cost.weights
+             f"generating {faces} faces for the table": cost.sampling_flops(faces, options.eval_ddim_steps) / count}
     return [f"memory    {cost.peak / 1e9:.1f} GB on {'each ' * (count > 1)}{accelerator}: {cost.weights / 1e9:.1f} GB of weights, U-Net in "
-            f"{precision}, and at most {computed / 1e9:.1f} GB of intermediate results;",
+            f"{precision}, and at most {(cost.peak - cost.weights) / 1e9:.1f} GB of intermediate results;",
             "          Python and torch need about 2 GB more, as measured on a CPU",
             f"time      about {duration(sum(parts.values()) / speed)}: "
             + ", ".join(f"{name} {duration(flops / speed)}" for name, flops in parts.items()),
@@ -91,3 +95,130 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.{digits}f} {name}"
     return f"{seconds / 86400:.0f} days"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations per sample or image, and peak memory besides the weights in bytes."""
+
+    flops: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a frozen model in one precision, on one device."""
+
+    weights: float  # bytes
+    frozen: Work    # eps without gradients, on the rows of all samples ahead, or of a batch of generated images if that is larger
+    step: Work      # eps with the prefix, and its gradient, on the samples of a step or of one of its parts
+    encode: Work    # one image to a latent
+    decode: Work    # IMAGES_AT_ONCE latents to images
+
+    @property
+    def peak(self) -> float:
+        """Required memory of the device, in bytes."""
+        return self.weights + max(work.peak for work in (self.frozen, self.step, self.encode, self.decode))
+
+    def training_flops(self, samples: int, *, names: float) -> float:
+        """Operations to train on samples: frozen predictions for c2, and for c1 of a share `names` of them; prefixed ones and gradients."""
+        return samples * ((1 + names) * self.frozen.flops + self.step.flops)
+
+    def sampling_flops(self, images: int, ddim_steps: int) -> float:
+        """Operations to generate images with guidance."""
+        return images * (2 * ddim_steps * self.frozen.flops + self.decode.flops)
+
+
+def cost_of(config_path: str | Path, *, batch_size: int, precision: str, samples_ahead: int = SAMPLES, checkpointing: bool = False) -> Cost:
+    """Cost of the model of a config.
+
+    Args:
+        batch_size: samples whose gradient is computed together on this device.
+        samples_ahead: samples whose frozen predictions are computed together.
+
+    Raises:
+        UserError: the config does not exist, or describes another architecture.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model: LatentDiffusion = instantiate_from_config(read_config(config_path)).eval().requires_grad_(False)
+        side, dtype, rows = model.image_size, DTYPES[precision], 2 * max(samples_ahead, IMAGES_AT_ONCE)  # for c1 and c2, or for guidance
+        model.model.diffusion_model.checkpointing = checkpointing
+        for module in model.model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(weight.to(dtype), requires_grad=False))
+        weights = sum(weight.nbytes for weight in model.parameters())
+
+        def eps(samples: int) -> Tensor:
+            context = torch.randn(samples, *model.cond_stage_model.context_shape, requires_grad=torch.is_grad_enabled())
+            return model.apply_model(torch.randn(samples, model.channels, side, side), torch.zeros(samples, dtype=torch.int64), context)
+
+        step = _work(lambda: eps(batch_size).float().sum().backward(), batch_size, model)
+        with torch.no_grad():
+            return Cost(weights, frozen=_work(lambda: eps(rows), rows, model), step=step,
+                        encode=_work(lambda: model.encode_first_stage(torch.randn(1, 3, 8 * side, 8 * side)), 1, model),
+                        decode=_work(lambda: model.decode_first_stage(torch.randn(IMAGES_AT_ONCE, model.channels, side, side)),
+                                     IMAGES_AT_ONCE, model))
+
+
+def speed_of(config_path: str | Path, *, batch_size: int, precision: str, device: torch.device) -> float:
+    """Operations per second of the U-Net on this device, measured on its first input block with residual and attention layers."""
+    with torch.device("meta"):
+        model: LatentDiffusion = instantiate_from_config(read_config(config_path))
+    unet, side = model.model.diffusion_model, model.image_size
+    for block in unet.input_blocks:  # to the first with attention, which in SDXL is on the second level
+        if any(isinstance(layer, SpatialTransformer) for layer in block):
+            break
+        side >>= isinstance(block[0], Downsample)
+    channels = block[0].in_layers[0].num_channels
+    block.to_empty(device=device).to(DTYPES[precision])
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    hidden, embedding, context = (torch.randn(batch_size, *shape, device=device, dtype=DTYPES[precision]) for shape in (
+        (channels, side, side), (unet.time_embed[0].out_features,), model.cond_stage_model.context_shape))
+    seconds = []
+    with torch.no_grad(), flop_counter() as flops:
+        for _ in range(5):
+            start = time.perf_counter()
+            block(hidden, embedding, context).sum().item()  # .item() waits for the device
+            seconds.append(time.perf_counter() - start)
+    return flops.get_total_flops() / len(seconds) / min(seconds)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter with the attention on a CPU, which it lacks; all attention kernels count alike."""
+    aten = torch.ops.aten
+    return FlopCounterMode(display=False, custom_mapping={
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),  # two products
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: 2 * sdpa_flop_count(q, k, v)})
+
+
+def _work(run: Callable[[], object], count: int, model: torch.nn.Module) -> Work:
+    """Work of `run`, which processes `count` samples or images."""
+    with flop_counter() as flops:
+        run()
+    with LiveBytes(model) as live:  # separately: the other counter keeps tensors alive
+        run()
+    return Work(flops.get_total_flops() / count, live.peak)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of live tensors, without those of the model."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+        return result
+
+    def _release(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size

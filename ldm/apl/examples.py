@@ -24,23 +24,24 @@ READERS = 8  # threads that decode images
 
 @dataclass(frozen=True)
 class Samples:
-    """B samples without their images; the first `n_identity` are from S_ID, the others from S_Reg with c1 = c2."""
+    """Samples without their images, by one list for each property; those of S_Reg have c1 = c2."""
 
     numbers: list[int]            # in the mixture
     timesteps: list[int]          # t
     name_prompts: list[str]       # c1
     attribute_prompts: list[str]  # c2
-    n_identity: int
+    is_identity: list[bool]       # from S_ID
+
+    @property
+    def identity_rows(self) -> list[int]:
+        """Indices of the samples of S_ID."""
+        return [row for row, is_identity in enumerate(self.is_identity) if is_identity]
 
 
 class TrainingSet:
-    """S_ID and S_Reg in the order of the mixture.
+    """S_ID and S_Reg in the order of the mixture; each image is encoded once.
 
-    Args:
-        model: frozen; its autoencoder encodes each image once.
-        identities, captions: S_ID and S_Reg; a set that the mixture never samples from may be empty.
-        templates: prompt templates of S_ID; c1 and c2 of a sample use the same one.
-        mixture: maps sample numbers to samples.
+    A set that the mixture never samples from may be empty. c1 and c2 of a sample use the same one of the templates.
     """
 
     def __init__(self, model: LatentDiffusion, identities: Sequence[IdentityImage], captions: Sequence[CaptionImage],
@@ -51,16 +52,10 @@ class TrainingSet:
 
     def sources(self, numbers: Iterable[int]) -> dict[tuple[bool, int], ImageSource]:
         """Sources of the distinct images of these samples, by (is S_ID, index into the set)."""
-        drawn = (self.mixture.sample(i) for i in numbers)
-        keys = sorted({(sample.is_identity, sample.item) for sample in drawn})
-        return {key: self._item(*key).source for key in keys}
+        return {(sample.is_identity, sample.item): self._item(sample).source for sample in map(self.mixture.sample, numbers)}
 
     def check(self, numbers: Iterable[int], *, show_progress: bool = False) -> None:
-        """Decode every image of these samples, to find a broken one before a long training.
-
-        Raises:
-            UserError: an image cannot be decoded.
-        """
+        """Decode every image of these samples, to find a broken one before a long training; UserError if one cannot be decoded."""
         sources, size = list(self.sources(numbers).values()), 8 * self.model.image_size
         with ThreadPoolExecutor(READERS) as readers:
             images = readers.map(lambda source: load_image(source, size).shape, sources)
@@ -73,28 +68,29 @@ class TrainingSet:
             if key not in self._moments:
                 self._moments[key] = image_moments(self.model, source)
 
-    def samples(self, numbers: Iterable[int]) -> Samples:
-        """The samples with these numbers, S_ID first."""
-        drawn = sorted(((i, self.mixture.sample(i)) for i in numbers), key=lambda one: not one[1].is_identity)
-        prompts = [self._prompts(sample) for _, sample in drawn]
-        return Samples([i for i, _ in drawn], [sample.timestep for _, sample in drawn], [c1 for c1, _ in prompts],
-                       [c2 for _, c2 in prompts], sum(sample.is_identity for _, sample in drawn))
+    def samples(self, *steps: Iterable[int]) -> Samples:
+        """The samples with the numbers of each step; within a step S_ID first."""
+        numbers = [i for step in steps for i in sorted(step, key=lambda i: not self.mixture.sample(i).is_identity)]
+        chosen = [self.mixture.sample(i) for i in numbers]
+        name_prompts, attribute_prompts = zip(*map(self._prompts, chosen), strict=True)
+        return Samples(numbers, [sample.timestep for sample in chosen], list(name_prompts), list(attribute_prompts),
+                       [sample.is_identity for sample in chosen])
 
     def noisy_latent(self, samples: Samples) -> Tensor:
         """z_t of the samples, (B, 4, h, w) on the model's device; encodes images that have not been encoded yet."""
         self.encode(samples.numbers)
-        drawn, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
+        chosen, device = [self.mixture.sample(i) for i in samples.numbers], self.model.device
         latent = torch.stack([sample_latent(self.model, self._moments[sample.is_identity, sample.item], sample.posterior_seed)
-                              for sample in drawn])
-        noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in drawn])
+                              for sample in chosen])
+        noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in chosen])
         return self.model.q_sample(latent.to(device), torch.tensor(samples.timesteps, device=device), noise.to(device))
 
-    def _item(self, is_identity: bool, number: int) -> IdentityImage | CaptionImage:
-        return (self.identities if is_identity else self.captions)[number]
+    def _item(self, sample: Sample) -> IdentityImage | CaptionImage:
+        return (self.identities if sample.is_identity else self.captions)[sample.item]
 
     def _prompts(self, sample: Sample) -> tuple[str, str]:
         """c1 and c2 of a sample."""
-        item = self._item(sample.is_identity, sample.item)
+        item = self._item(sample)
         if isinstance(item, CaptionImage):
             return item.caption, item.caption
         template = self.templates[sample.template]

@@ -16,19 +16,16 @@ if TYPE_CHECKING:
 
 
 def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -> "Fabric":
-    """Launch Fabric on "auto" (a GPU if there is one, else the CPU), "cpu", "cpu:N" (N processes) or GPU numbers like "0,1".
-
-    With several devices, start this script again for each further device, unless torchrun or SLURM has done so.
+    """Launch Fabric on the flag --devices; with several devices, start this command once per device, unless torchrun or SLURM has done so.
 
     Args:
         batch_size: of a step that the devices share; None if each device takes batches of its own.
         num_nodes: number of machines, each with these devices.
 
     Raises:
-        UserError: a GPU does not exist, the devices cannot share the batch evenly, or torchrun or SLURM started another number of
-            processes.
+        UserError: a GPU does not exist, the devices cannot share the batch, or torchrun or SLURM started another number of processes.
     """
-    from lightning_fabric import Fabric  # here, for its import takes seconds
+    from lightning_fabric import Fabric  # here, because its import takes seconds
 
     end_with_starter()
     accelerator, chosen, count = devices_of(devices)
@@ -43,10 +40,9 @@ def launch(devices: str, batch_size: int | None = None, *, num_nodes: int = 1) -
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if count * num_nodes == 1:
-        fabric = Fabric(accelerator=accelerator, devices=chosen)
-    else:
-        fabric = Fabric(accelerator=accelerator, devices=chosen, num_nodes=num_nodes, strategy="ddp")
+    several = count * num_nodes > 1
+    fabric = Fabric(accelerator=accelerator, devices=chosen, num_nodes=num_nodes, strategy="ddp" if several else "auto")
+    if several:
         start_workers(fabric.strategy.cluster_environment, count)
     fabric.launch()
     return fabric
@@ -71,6 +67,6 @@ def _are_started(count: int, num_nodes: int) -> bool:
             try:
                 environment().validate_settings(count, num_nodes)
                 return environment().world_size() == count * num_nodes
-            except (RuntimeError, ValueError):  # of SLURM variables that contradict these numbers, or each other
+            except (RuntimeError, ValueError):  # SLURM's variables contradict these numbers, or each other
                 return False
     return num_nodes == 1 or "NODE_RANK" in os.environ

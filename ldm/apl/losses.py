@@ -29,10 +29,8 @@ def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alp
     The paper writes a squared norm; the mean differs by a constant factor that Adam cancels.
 
     Args:
-        eps_prefixed: eps(x, tau_AP(c1), t), (B, 4, h, w); the gradient goes here alone.
-        eps_name: eps(x, tau(c1), t), same shape.
-        eps_attributes: eps(x, tau(c2), t), same shape.
-        alpha: strength of the anonymization (Eq. 5).
+        eps_prefixed: eps(x, tau_AP(c1), t), (B, 4, h, w); the only prediction that receives a gradient.
+        eps_name, eps_attributes, alpha: see `anonymized_target`.
         reduction: "none" gives the loss of each sample, (B,).
 
     Raises:
@@ -43,17 +41,7 @@ def apl_loss(eps_prefixed: Tensor, eps_name: Tensor, eps_attributes: Tensor, alp
     return losses if reduction == "none" else losses.mean()
 
 
-def released_loss(eps_prefixed: Tensor, eps_attributes: Tensor, alpha: float = 1.0, *, reduction: str = "mean") -> Tensor:
-    """Objective of the released code: Eq. 5 with c1 predicted *with* the prefix; shapes and `reduction` as in `apl_loss`.
-
-    The target is eps_attributes + alpha * (eps_attributes - eps_prefixed), so prediction and target differ by
-    (1 + alpha) * (eps_prefixed - eps_attributes): alpha scales the gradient, which Adam cancels, and moves nothing.
-    """
-    return apl_loss(eps_prefixed, eps_prefixed.detach(), eps_attributes, alpha, reduction=reduction)
-
-
 def _same_shape(**predictions: Tensor) -> None:
     (first, a), (second, b) = predictions.items()
     if a.shape != b.shape:
-        raise ValueError(f"{first} has shape {tuple(a.shape)}, {second} {tuple(b.shape)}; "
-                         "predict both from the same noisy_latent")
+        raise ValueError(f"{first} has shape {tuple(a.shape)}, {second} {tuple(b.shape)}; predict both from the same noisy_latent")

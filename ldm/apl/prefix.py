@@ -13,22 +13,20 @@ def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vector
     """Build the prefix, (m, d) vectors for each text encoder, and freeze the model: only the vectors require gradients.
 
     Args:
-        model: LatentDiffusion or DiffusionEngine.
         placeholder: word that stands for the prefix in a prompt; one CLIP token.
         num_vectors: m.
         init: "uniform01" or "vocab", see EmbeddingManager, or the file of a prefix with m vectors.
         initializer_words: a text whose token embeddings initialize the vectors instead.
-        seed: of the initial vectors.
 
     Raises:
         UserError: the placeholder is no single token, a value is out of range, or the file holds no prefix of this model.
     """
     model.requires_grad_(False)
     words = None if initializer_words is None else [initializer_words]
-    drawn = init if init in INITIALIZATIONS else INITIALIZATIONS[0]
-    prefix = manager_for(model.cond_stage_model, [placeholder], words, num_vectors, init=drawn,
+    is_file = init not in INITIALIZATIONS
+    prefix = manager_for(model.cond_stage_model, [placeholder], words, num_vectors, init=INITIALIZATIONS[0] if is_file else init,
                          generator=torch.Generator().manual_seed(seed))
-    if init not in INITIALIZATIONS:
+    if is_file:
         wanted = [len(vectors) for vectors in prefix.embedding_parameters()]  # num_vectors for each text encoder
         prefix.load(init)
         counts = [len(vectors) for vectors in prefix.embedding_parameters()]
@@ -39,12 +37,7 @@ def build_prefix(model: LatentDiffusion, *, placeholder: str = "alz", num_vector
 
 
 def build_context_map(model: LatentDiffusion, *, rank: int = 16, seed: int = 0) -> ContextMap:
-    """Build a context map that is the identity, and freeze the model: only the map requires gradients.
-
-    Args:
-        model: LatentDiffusion.
-        rank: r of W = U V^T; 0 for a full matrix.
-        seed: of V.
+    """Build a context map that is the identity, W = U V^T of rank r (0: a full matrix), and freeze the model; `seed` is that of V.
 
     Raises:
         UserError: the rank is out of range, or the model has two text encoders.

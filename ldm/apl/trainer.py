@@ -15,6 +15,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager
 from ldm.sharing import Devices
 
+METRICS = ("loss", "loss_id", "loss_reg", "samples_id", "samples_reg", "prefix_norm")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,15 +39,14 @@ Step = Callable[[Batch], Tensor]  # an optimizer step, see `fast_step.training_s
 
 def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batches: Iterator[Batch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
-                 draw: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
+                 grid: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
     """Train the prefix in place, from the state of the logbook to the last iteration.
 
     Args:
-        prefix: equal vectors on every device.
-        batches: of the remaining steps.
+        prefix: equal on every device.
         save: writes the prefix file of a step.
-        draw: generates images with and without the prefix, for the logbook.
-        recorded: wraps a step into one that replays it on the device, such as `ldm.apl.acceleration.RecordedStep`; None: no replay.
+        grid: generates images with and without the prefix, for the logbook.
+        recorded: wraps a step to replay it on the device, see `ldm.apl.acceleration.RecordedStep`; None: no replay.
 
     Raises:
         UserError: the loss or a vector is not finite; detected at this step on a CPU, before the next log, file or image on a GPU.
@@ -72,7 +73,10 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
     with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
               disable=not fabric.is_global_zero) as bar:
         for step, batch in enumerate(batches, start=logbook.first_step + 1):
-            set_learning_rate(optimizer, learning_rate(step, settings))
+            if recorded is None:
+                optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
+            else:  # a recorded step reads it from a tensor
+                optimizer.param_groups[0]["lr"].fill_(learning_rate(step, settings))
             losses += run(batch)
             bar.update()
             last = step == settings.iterations
@@ -85,16 +89,15 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
             if logged:
                 reduced = fabric.all_reduce(losses, reduce_op="sum")
                 check_training(step, [reduced], settings.lr)
-                sums = reduced.tolist()
                 losses = torch.zeros_like(losses)
             if not fabric.is_global_zero:
                 continue
             if logged:
-                means = _means(*sums)
-                logbook.row(step, means | {"prefix_norm": _mean_norm(prefix)})
-                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items() if name.startswith("loss")})
+                metrics = _metrics(reduced, prefix)
+                logbook.row(step, metrics)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items() if name.startswith("loss")})
             if shown:
-                logbook.picture(step, draw())
+                logbook.picture(step, grid())
             if saved:
                 save(step)
             if logged and (saved or logbook.state_is_due()):  # last: a state marks everything before it as done
@@ -110,29 +113,15 @@ def adam(prefix: Manager, lr: float, *, recorded: bool = False) -> torch.optim.O
     return torch.optim.Adam(prefix.embedding_parameters(), lr=rate, capturable=recorded and device.type == "cuda")
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next step; a recorded step reads it from a tensor."""
-    group, = optimizer.param_groups
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
-
-
 def learning_rate(step: int, settings: Settings) -> float:
     """Learning rate of a step, 1 .. iterations: constant, then linear to 0 after the last step."""
     left = (settings.iterations - step + 1) / settings.iterations
     return settings.lr * min(1.0, left / settings.lr_decay if settings.lr_decay else 1.0)
 
 
-def _means(identity: float, regular: float, n_identity: float, n_regular: float) -> dict[str, float]:
-    """Mean losses: all samples, S_ID, S_Reg (nan where there was none), and the number of samples of each."""
-    return {"loss": (identity + regular) / (n_identity + n_regular),
-            "loss_id": identity / n_identity if n_identity else float("nan"),
-            "loss_reg": regular / n_regular if n_regular else float("nan"),
-            "samples_id": n_identity, "samples_reg": n_regular}
-
-
-def _mean_norm(prefix: Manager) -> float:
-    """Mean Euclidean norm of the vectors, or of the rows of a context map."""
-    return torch.cat([torch.atleast_2d(vectors.detach()).norm(dim=1) for vectors in prefix.embedding_parameters()]).mean().item()
+def _metrics(sums: Tensor, prefix: Manager) -> dict[str, float]:
+    """Mean losses of all samples, S_ID and S_Reg (nan without samples), numbers of samples, and mean norm of the vectors, or map's rows."""
+    losses, counts = sums.cpu().double().chunk(2)
+    norms = torch.cat([torch.atleast_2d(vectors.detach()).norm(dim=1) for vectors in prefix.embedding_parameters()])
+    metrics = losses.sum() / counts.sum(), *(losses / counts), *counts, norms.mean()
+    return {name: metric.item() for name, metric in zip(METRICS, metrics, strict=True)}

@@ -1,7 +1,6 @@
-"""A training run prepared from the flags of train.py: data, settings and batches (paper section 4.1)."""
+"""A training run: its options, data, arguments and batches (paper section 4.1)."""
 
-import argparse
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 
 from args.train_methods import MAP
 from ldm.apl.examples import Texts, TrainingSet
-from ldm.apl.look_ahead import LookAhead, Share, steps_ahead
-from ldm.apl.target_cache import TargetCache
+from ldm.apl.look_ahead import LookAhead, Share, TargetCache, steps_ahead
 from ldm.apl.trainer import Settings
 from ldm.contents import digest, hashes_of
 from ldm.data.captions import CaptionImage, caption_images
@@ -24,57 +22,104 @@ from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import INITIALIZATIONS, Manager
-from ldm.run_folder import versions, write_json
+from ldm.run_folder import versions
 from ldm.sharing import Devices, gather
 from ldm.util import UserError
 
-# Flags on which the learned vectors depend. Files behind path flags are compared by content.
+# Options on which the learned vectors depend. Files are compared by content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
                 "placeholder", "num_vectors", "init", "initializer_words", "map_rank", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every")
-ONLY_WHERE_GIVEN = ("map_rank",)  # left out where None, so that files of the other methods keep their bytes
 TARGETS = 2  # version of the cached targets; raise it when this code computes others from the same arguments
 
 
 @dataclass(frozen=True)
+class TrainingOptions(Settings):
+    """Options of a training, named like the flags of train.py."""
+
+    files: ModelFiles  # of the frozen model
+    preset: str
+    prompt: str        # name of the run and of its prefix files
+    out_dir: Path
+    embeddings_dir: Path
+    devices: str
+    num_nodes: int
+    precision: str
+    seed: int
+    # the prefix or the context map
+    placeholder: str
+    num_vectors: int
+    init: str
+    initializer_words: str | None
+    map_rank: int | None
+    # data
+    people: Path | None
+    identity_images: Path | None
+    caption_images: Path | None
+    templates: Path | None
+    n_identities: int | None
+    mix: float
+    ddim_steps: int
+    data_seed: int
+    # speed and memory
+    lookahead: int | None
+    target_cache: Path | None
+    target_cache_gb: float
+    checkpointing: bool
+    compile: bool
+    cuda_graphs: bool
+    # the final table, whose time --dry_run estimates
+    eval_names: int
+    eval_samples: int
+    eval_ddim_steps: int
+    c2: bool
+
+    @property
+    def identity_share(self) -> float:
+        """Probability that a sample is from S_ID: --mix, but 1 without L_Reg."""
+        return 1.0 if self.train_method == "apl-no-reg" else self.mix
+
+    def prefix_path(self, step: int) -> Path:
+        """File of a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders and for a context map."""
+        plain = self.train_method == MAP or has_two_encoders(self.files.config_path)
+        return self.embeddings_dir / f"{self.prompt}-{step}{'.safetensors' if plain else '.pt'}"
+
+
+@dataclass(frozen=True)
 class TrainingRun:
-    """Data and settings of a run."""
+    """Data of a run."""
 
     people: dict[str, Person]        # people in S_ID come first
     identities: list[IdentityImage]  # S_ID
     captions: list[CaptionImage]     # S_Reg
     templates: list[str]
     mixture: Mixture
-    settings: Settings
-    left_out: LeftOut = field(default_factory=LeftOut)  # by the readers of S_ID and S_Reg
+    left_out: LeftOut                # by the readers of S_ID and S_Reg
 
 
-def prepare_run(args: argparse.Namespace) -> TrainingRun:
-    """Prepare a run from checked flags; reads every list, but no image.
+def prepare_run(options: TrainingOptions) -> TrainingRun:
+    """Read every list, but no image; UserError if one cannot be read, or a set that the mixture samples from is missing."""
+    def needed(flag: str) -> Path:
+        if getattr(options, flag) is None:
+            raise UserError(f"--{flag} is missing, and --train_method {options.train_method} with --mix {options.mix:g} samples from it; "
+                            "give it, or a --preset that has it")
+        return getattr(options, flag)
 
-    Raises:
-        UserError: a list cannot be read, or a set that the mixture samples from is missing.
-    """
-    mix, left_out = identity_share(args), LeftOut(strict=True)
-    people = read_people(_needed(args, "people")) if mix > 0 or args.people else {}
-    identities = identity_images(_needed(args, "identity_images"), people, left_out) if mix > 0 else []
-    if args.n_identities and identities:
-        identities = of_first_people(identities, people, args.n_identities)
+    mix, left_out = options.identity_share, LeftOut(strict=True)
+    people = read_people(needed("people")) if mix > 0 or options.people else {}
+    identities = identity_images(needed("identity_images"), people, left_out) if mix > 0 else []
+    if options.n_identities and identities:
+        identities = of_first_people(identities, people, options.n_identities)
     shown = {image.name for image in identities}
     people = dict(sorted(people.items(), key=lambda item: item[0] not in shown))  # as the final table orders them
-    captions = caption_images(_needed(args, "caption_images"), left_out) if mix < 1 else []
-    templates = read_templates(args.templates) if args.templates else ["{}"]
-    mixture = Mixture(args.data_seed, len(identities), len(captions), len(templates), args.ddim_steps, mix)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    return TrainingRun(people, identities, captions, templates, mixture, settings, left_out)
+    captions = caption_images(needed("caption_images"), left_out) if mix < 1 else []
+    templates = read_templates(options.templates) if options.templates else ["{}"]
+    mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps, mix)
+    return TrainingRun(people, identities, captions, templates, mixture, left_out)
 
 
 def of_first_people(images: list[IdentityImage], people: dict[str, Person], count: int) -> list[IdentityImage]:
-    """Images of the first `count` people in S_ID, in the order of the list of people (the paper's Figure 8).
-
-    Raises:
-        UserError: the images show fewer people.
-    """
+    """Images of the first `count` people of the list that S_ID shows (the paper's Figure 8); UserError if it shows fewer."""
     shown = {image.name for image in images}
     chosen = [name for name in people if name in shown][:count]
     if len(chosen) < count:
@@ -82,53 +127,43 @@ def of_first_people(images: list[IdentityImage], people: dict[str, Person], coun
     return [image for image in images if image.name in chosen]
 
 
-def identity_share(args: argparse.Namespace) -> float:
-    """Probability that a sample is from S_ID: --mix, but 1 without L_Reg."""
-    return 1.0 if args.train_method == "apl-no-reg" else args.mix
-
-
-def arguments_of(args: argparse.Namespace, run: TrainingRun, precision: str, hashes: Path | None = None) -> dict[str, Any]:
-    """Everything that determines the learned vectors, as JSON values: flags, and hashes of images, texts, config and checkpoint.
-
-    Args:
-        hashes: cache file of `hashes_of`.
-    """
+def arguments_of(options: TrainingOptions, run: TrainingRun, precision: str, hashes: Path | None = None) -> dict[str, Any]:
+    """Everything that determines the learned vectors, as JSON values; `hashes` is the cache file of `hashes_of`."""
     images: list[IdentityImage | CaptionImage] = [*run.identities, *run.captions]
     texts = [*((image.name, image.attributes) for image in run.identities), *(image.caption for image in run.captions)]
-    init = file_hash(args.init) if args.init not in (None, *INITIALIZATIONS) and Path(args.init).is_file() else args.init
-    flags = {name: getattr(args, name) for name in LEARNED_FROM}
-    return {name: value for name, value in flags.items() if value is not None or name not in ONLY_WHERE_GIVEN} | {
-        "init": init, "devices": same_devices(args.devices), "precision": precision,
+    is_file = options.init not in (None, *INITIALIZATIONS) and Path(options.init).is_file()
+    # map_rank is left out where it is None, so that files of the other methods keep their bytes.
+    return {name: getattr(options, name) for name in LEARNED_FROM if (name, getattr(options, name)) != ("map_rank", None)} | {
+        "init": file_hash(options.init) if is_file else options.init, "devices": same_devices(options.devices), "precision": precision,
         "images": digest(hashes_of((image.source for image in images), hashes)), "texts": digest(texts, run.templates),
-        "config": file_hash(args.config_path), "base_model": ModelFiles.of(args).hash()}
+        "config": file_hash(options.files.config_path), "base_model": options.files.hash()}
 
 
-def target_key(run: TrainingRun, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
+def target_key(options: TrainingOptions, run: TrainingRun, arguments: dict[str, Any], share: Share, device: torch.device) -> dict[str, Any]:
     """Cache key of the targets that one device computes; equal keys imply equal bits."""
     computed_by = (torch.cuda.get_device_name(device) if device.type == "cuda" else
                    f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     return {name: arguments[name] for name in ("base_model", "config", "precision", "images", "texts", "compile")} | {
-        "mixture": asdict(run.mixture), "share": asdict(share), "with_names": run.settings.train_method != "apl-released",
+        "mixture": asdict(run.mixture), "share": asdict(share), "with_names": options.train_method != "apl-released",
         "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
-def look_ahead(args: argparse.Namespace, run: TrainingRun, arguments: dict[str, Any], fabric: Devices, model: LatentDiffusion,
+def look_ahead(options: TrainingOptions, run: TrainingRun, arguments: dict[str, Any], fabric: Devices, model: LatentDiffusion,
                prefix: Manager, logbook: Logbook) -> LookAhead:
     """The batches of the remaining steps, after all their images have been checked."""
     data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture)
     if len(set(gather(fabric, [logbook.first_step]))) > 1:
-        raise UserError(f"the processes of this run found different training states; --out_dir {args.out_dir} must be a folder that "
+        raise UserError(f"the processes of this run found different training states; --out_dir {options.out_dir} must be a folder that "
                         "all machines share")
-    ahead = logbook.steps_ahead or args.lookahead or steps_ahead(model, args.batch_size, fabric.world_size)
+    ahead = logbook.steps_ahead or options.lookahead or steps_ahead(model, options.batch_size, fabric.world_size)
     logbook.steps_ahead = min(gather(fabric, [ahead]))
-    share = Share(args.batch_size, logbook.steps_ahead, fabric.global_rank, fabric.world_size)
+    share = Share(options.batch_size, logbook.steps_ahead, fabric.global_rank, fabric.world_size)
     cache = None
-    if args.target_cache:
-        side = model.image_size
-        cache = TargetCache(args.target_cache, target_key(run, arguments, share, model.device), limit=1e9 * args.target_cache_gb,
-                            shape=(model.channels, side, side), dtype=model.model.diffusion_model.dtype, device=model.device)
-    batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=args.iterations,
-                        with_names=run.settings.train_method != "apl-released", cache=cache)
+    if options.target_cache:
+        cache = TargetCache(options.target_cache, target_key(options, run, arguments, share, model.device),
+                            limit=1e9 * options.target_cache_gb, dtype=model.model.diffusion_model.dtype, device=model.device)
+    batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=options.iterations,
+                        with_names=options.train_method != "apl-released", cache=cache)
     names = dict.fromkeys(image.name for image in run.identities)
     warn_of_cut_texts(model, [fill(template, name) for template in run.templates for name in names], [prefix], what="prompts of S_ID")
     warn_of_cut_texts(model, [image.caption for image in run.captions], [prefix], what="captions of S_Reg")
@@ -136,49 +171,26 @@ def look_ahead(args: argparse.Namespace, run: TrainingRun, arguments: dict[str, 
     return batches
 
 
-def describe(args: argparse.Namespace, run: TrainingRun) -> str:
+def describe(options: TrainingOptions, run: TrainingRun) -> str:
     """Describe the run in a few lines."""
-    names = {image.name for image in run.identities}
-    mix, steps = run.mixture.mix, run.settings
-    what = "map" if args.train_method == MAP else "prefix"
-    files = [path for path in (args.ckpt_path, args.vae_path, args.edited_weights) if path]
+    names, mix, files = {image.name for image in run.identities}, run.mixture.mix, options.files
+    if options.train_method == MAP:
+        what = "map"
+        learned = f"of the context, {f'rank {options.map_rank}' if options.map_rank else 'full'}, started from the identity"
+    else:
+        what = "prefix"
+        learned = (f"{options.num_vectors} vectors for the word '{options.placeholder}', started from "
+                   f"{options.initializer_words or options.init}")
     lines = {
-        "model": f"{' with '.join(map(str, files))} in {args.config_path}, on {args.devices}, {args.precision}",
-        what: f"{learned(args)}, seed {args.seed}",
-        "S_ID": f"{len(run.identities)} images of {len(names)} people, {len(run.templates)} templates, sampled with "
-                f"probability {mix:g}",
+        "model": f"{' with '.join(str(path) for path in (files.ckpt_path, files.vae_path, files.edited_weights) if path)} in "
+                 f"{files.config_path}, on {options.devices}, {options.precision}",
+        what: f"{learned}, seed {options.seed}",
+        "S_ID": f"{len(run.identities)} images of {len(names)} people, {len(run.templates)} templates, sampled with probability {mix:g}",
         "S_Reg": f"{len(run.captions)} images with captions, sampled with probability {1 - mix:g}",
-        "training": f"{steps.train_method}, alpha {steps.alpha:g}; {steps.iterations} steps of {steps.batch_size} samples, "
-                    f"Adam with learning rate {steps.lr:g}" + f", to 0 over the last {steps.lr_decay:.0%}" * (steps.lr_decay > 0)
-                    + f"; t from {run.mixture.bins} bins",
-        "maps" if what == "map" else "prefixes": f"{prefix_path(args, steps.iterations)}, and every {steps.save_every} steps",
-        "the rest": f"{args.out_dir}",
+        "training": f"{options.train_method}, alpha {options.alpha:g}; {options.iterations} steps of {options.batch_size} samples, "
+                    f"Adam with learning rate {options.lr:g}"
+                    + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + f"; t from {run.mixture.bins} bins",
+        "maps" if what == "map" else "prefixes": f"{options.prefix_path(options.iterations)}, and every {options.save_every} steps",
+        "the rest": f"{options.out_dir}",
     }
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
-
-
-def learned(args: argparse.Namespace) -> str:
-    """Describe what the run learns: the vectors of a prefix, or a context map."""
-    if args.train_method == MAP:
-        return f"of the context, {f'rank {args.map_rank}' if args.map_rank else 'full'}, started from the identity"
-    return f"{args.num_vectors} vectors for the word '{args.placeholder}', started from {args.initializer_words or args.init}"
-
-
-def write_arguments(args: argparse.Namespace, arguments: dict[str, Any]) -> None:
-    """Write all flags, `arguments` and versions to <prompt>.json beside the prefixes, and to --out_dir."""
-    record = {"arguments": vars(args), "learned_from": arguments, "versions": versions()}
-    for path in (args.embeddings_dir / f"{args.prompt}.json", args.out_dir / "arguments.json"):
-        write_json(path, record)
-
-
-def prefix_path(args: argparse.Namespace, step: int) -> Path:
-    """File of a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders and for a context map."""
-    plain = args.train_method == MAP or has_two_encoders(args.config_path)
-    return args.embeddings_dir / f"{args.prompt}-{step}{'.safetensors' if plain else '.pt'}"
-
-
-def _needed(args: argparse.Namespace, flag: str) -> Path:
-    if getattr(args, flag) is None:
-        raise UserError(f"--{flag} is missing, and --train_method {args.train_method} with --mix {args.mix:g} samples from it; "
-                        "give it, or a --preset that has it")
-    return getattr(args, flag)

@@ -21,11 +21,7 @@ MARKS = 2  # last rows of a table: begin and end of text
 
 
 def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
-    """The vectors of a prefix file with one entry, (m, d) float32, and the file.
-
-    Raises:
-        UserError: the file cannot be read, holds several entries, or already the parts of both encoders.
-    """
+    """The vectors of a prefix file, (m, d) float32, and the file; UserError unless it has one entry, for one text encoder."""
     file = read_embedding_file(path)
     if file.pair is not None:
         raise UserError(f"{path} has the parts of both encoders already ({' and '.join(SDXL_KEYS)}); give the prefix of one")
@@ -44,7 +40,17 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
         UserError: the file is damaged, no SDXL checkpoint, or its tables do not share a vocabulary.
     """
     kind = container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format")
-    source, target = _from_safetensors(path) if kind == SAFETENSORS else _tables(path, read_state_dict(path))
+    if kind == SAFETENSORS:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                _check_tables(path, {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})
+                source, target = (file.get_tensor(key) for key in TABLES)
+        except SafetensorError as error:
+            raise damaged(path, "safetensors file", first_line(error)) from None
+    else:
+        content = read_state_dict(path)
+        _check_tables(path, content)
+        source, target = (content[key] for key in TABLES)
     for table in (source, target):
         if table.dim() != 2 or len(table) <= MARKS or not table.is_floating_point():
             raise UserError(f"{path} has a token table of shape {tuple(table.shape)} and type {table.dtype}; give another copy")
@@ -66,17 +72,17 @@ def anchor_tokens(paths: Sequence[Path]) -> list[int]:
     except UnicodeDecodeError:
         raise UserError(f"--anchors {' '.join(map(str, paths))} holds a file that is no text; give texts or lists of words") from None
     tokenizer = clip_tokenizer()
-    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    found = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     ids = {token for tokens in found for token in tokens} - set(tokenizer.all_special_ids)
     if len(ids) < 2:
         raise UserError(f"--anchors {' '.join(map(str, paths))} has {len(ids)} tokens; give texts with more words")
     return sorted(ids)
 
 
-def check_place(path: Path) -> None:
+def check_output(path: Path) -> None:
     """Raise UserError unless `path` is writable, and does not exist or holds vectors for SDXL."""
     if path.is_file() and not set(SDXL_KEYS) <= _keys(path):
-        raise UserError(f"OUT {path} is there and holds no {' and '.join(SDXL_KEYS)}, so that it was left; give another OUT")
+        raise UserError(f"OUT {path} is there and holds no {' and '.join(SDXL_KEYS)}, and was not overwritten; give another OUT")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -84,22 +90,11 @@ def check_place(path: Path) -> None:
         raise UserError(f"OUT {path} cannot be written ({error.strerror}); give a file in another folder") from None
 
 
-def _from_safetensors(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
-            _tables(path, shapes)
-            return file.get_tensor(TABLES[0]), file.get_tensor(TABLES[1])
-    except SafetensorError as error:
-        raise damaged(path, "safetensors file", first_line(error)) from None
-
-
-def _tables(path: Path, content: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    missing = [key for key in TABLES if key not in content]
-    if missing:
-        raise UserError(f"{path} is {describe(content) or 'no SDXL checkpoint'}: it lacks {missing[0]}; "
-                        "give a whole checkpoint of SDXL's base model in the original format")
-    return content[TABLES[0]], content[TABLES[1]]
+def _check_tables(path: Path, content: Mapping[str, Tensor]) -> None:
+    for key in TABLES:
+        if key not in content:
+            raise UserError(f"{path} is {describe(content) or 'no SDXL checkpoint'}: it lacks {key}; "
+                            "give a whole checkpoint of SDXL's base model in the original format")
 
 
 def _keys(path: Path) -> set[str]:

@@ -1,12 +1,14 @@
 """Transfer of a prefix between two text encoders with a common vocabulary, from their token tables alone.
 
-The paper (section 4.1) transfers the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`. Two linear
-maps between the tables, `ridge` and `procrustes`, and a control, `mean_row`, are added. Row i of both tables is the same token:
+The paper (section 4.1) transfers the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`; two linear
+maps, `ridge` and `procrustes`, and a control, `mean_row`, are added. Row i of both tables is the same token:
 
     prefix (m, d_s) or (m, d_t);  source, `A_s` (N, d_s);  target, `A_t` (N, d_t);  code, `r` (m, N): cosines with the N tokens
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,53 +25,59 @@ FOLDS = 5
 Metrics = dict[str, float]  # of a transfer, by name
 
 
-def relative(prefix: Tensor, source: Tensor, target: Tensor, *, top_k: int = 8192, centred: bool = False, scale: str = "target",
+def transfer(route: str, prefix: Tensor, source: Tensor, target: Tensor, *, centred: bool, **options: Any) -> tuple[Tensor, Metrics]:
+    """Vectors (m, d_t) and metrics of a route; `options` are the flags that args/transfer_args.py lists for it."""
+    if route == "relative":
+        return relative(prefix, source, target, centred=centred, **options)
+    if route == "mean":
+        return mean_row(prefix, target)
+    if route == "procrustes":
+        return linear(prefix, source, target, procrustes, **options)
+    penalty, chosen = options["penalty"], {}
+    if penalty is None:
+        penalty, chosen["held_out"] = penalty_by_validation(source, target)
+    vectors, metrics = linear(prefix, source, target, partial(ridge, penalty=penalty), scale=options["scale"])
+    return vectors, metrics | {"penalty": penalty} | chosen
+
+
+def relative(prefix: Tensor, source: Tensor, target: Tensor, *, top_k: int | None = None, centred: bool = False, scale: str = "target",
              steps: int = 2000, lr: float = 5e-3, seed: int = 0) -> tuple[Tensor, Metrics]:
     """Vectors (m, d_t) whose cosines with the target's tokens match those of the prefix with the source's (arXiv 2310.01691).
 
-    The publication selects the candidate with the best result on a validation set of its task. Only the tables are used here, so the
-    candidate with the lowest loss is selected.
+    Selects the candidate with the lowest loss; the publication uses a validation set of its task.
 
     Args:
-        top_k: number of highest entries used of each code; 0 uses all.
+        top_k: number of highest entries used of each code; 0 uses all; None uses PUBLISHED_TOP_K, or all if there are fewer.
         centred: subtract the mean row of each table before taking cosines.
         scale: "target" sets the mean and standard deviation of the target table, as published; "ratio", see `keep_ratio`.
 
     Returns:
         The vectors, and "loss" with its lower bound "least_loss" from `least_squares`; if they are far apart, give more steps.
-
-    Raises:
-        UserError: top_k is larger than N.
     """
     from_source, from_target = (table.mean(0) if centred else torch.zeros_like(table[0]) for table in (source, target))
     anchors = target - from_target
     code = relative_code(prefix - from_source, source - from_source)
-    mask = largest(code, top_k)
-    grams, moments = normal_equations(anchors, code, mask)
+    grams, moments = normal_equations(anchors, code, largest(code, min(PUBLISHED_TOP_K, len(source)) if top_k is None else top_k))
+
+    def loss_of(directions: Tensor) -> Tensor:
+        return 1 - code_cosines(directions, grams, moments).mean()
 
     start = torch.empty(len(prefix), target.shape[1])
     torch.nn.init.xavier_normal_(start, generator=torch.Generator().manual_seed(seed))
     mean, deviation = target.mean(), target.std()
-    vectors = search(start, lambda free: standardised(free, mean, deviation),
-                     lambda candidate: 1 - code_cosines(candidate - from_target, grams, moments).mean(), steps=steps, lr=lr)
+    vectors = search(start, lambda free: standardised(free, mean, deviation), lambda candidate: loss_of(candidate - from_target),
+                     steps=steps, lr=lr)
     if scale == "ratio":
         vectors = from_target + keep_ratio(vectors - from_target, prefix - from_source, source - from_source, anchors)
-    return vectors, {"loss": code_loss(vectors - from_target, anchors, code, mask).item(),
-                     "least_loss": code_loss(least_squares(grams, moments), anchors, code, mask).item()}
+    return vectors, {"loss": loss_of(vectors - from_target).item(), "least_loss": loss_of(least_squares(grams, moments)).item()}
 
 
 def linear(prefix: Tensor, source: Tensor, target: Tensor, fit: Callable[[Tensor, Tensor], Tensor], *,
            scale: str | None = None) -> tuple[Tensor, Metrics]:
     """(v - mean A_s) W + mean A_t for each vector v, (m, d_t), where `fit` finds W (d_s, d_t) from the centred tables.
 
-    Both tables are centred, which amounts to an intercept without penalty: the mean rows carry no information about single words.
-
-    Args:
-        fit: `ridge` with its penalty, or `procrustes`.
-        scale: None keeps the scale of the map; otherwise as in `relative`.
-
-    Returns:
-        The vectors, and "explained": the share of the target table's variance that the map explains, 0 .. 1.
+    `scale` None keeps the scale of the map; otherwise see `relative`. The metric "explained" is the share of the target table's variance
+    that the map explains, 0 .. 1.
     """
     from_source, from_target = source.mean(0), target.mean(0)
     rows, wanted = source - from_source, target - from_target
@@ -99,20 +107,18 @@ def ridge(source: Tensor, target: Tensor, penalty: float) -> Tensor:
 def penalty_by_validation(source: Tensor, target: Tensor) -> tuple[float, float]:
     """Select the penalty of `ridge` by cross-validation over tokens; returns it and the explained share of held-out variance, at most 1.
 
-    Fold i holds out every FOLDS-th token; the means of the tables are taken over the others.
+    Each fold holds out every FOLDS-th token, and the means of the tables are taken over the others.
     """
-    fold = torch.arange(len(source)) % FOLDS
-    errors, spread = torch.zeros(len(PENALTIES), dtype=torch.float64), 0.0
+    errors, spread = dict.fromkeys(PENALTIES, 0.0), 0.0
     for number in range(FOLDS):
-        kept = fold != number
+        kept = torch.arange(len(source)) % FOLDS != number
         from_source, from_target = source[kept].mean(0), target[kept].mean(0)
-        rows, wanted = source[~kept] - from_source, target[~kept] - from_target
-        spread += wanted.square().sum().item()
-        for place, penalty in enumerate(PENALTIES):
-            weight = ridge(source[kept] - from_source, target[kept] - from_target, penalty)
-            errors[place] += (rows @ weight - wanted).square().sum().item()
-    best = int(errors.argmin())
-    return PENALTIES[best], 1 - errors[best].item() / spread
+        rows, wanted = source - from_source, target - from_target
+        spread += wanted[~kept].square().sum().item()
+        for penalty in PENALTIES:
+            errors[penalty] += (rows[~kept] @ ridge(rows[kept], wanted[kept], penalty) - wanted[~kept]).square().sum().item()
+    best = min(errors, key=errors.__getitem__)
+    return best, 1 - errors[best] / spread
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
@@ -131,25 +137,16 @@ def relative_code(vectors: Tensor, anchors: Tensor) -> Tensor:
 
 
 def largest(code: Tensor, k: int) -> Tensor:
-    """(m, N) bool, true at the k highest entries of each row; k = 0 stands for all."""
+    """(m, N) bool, true at the k highest entries of each row; k = 0 stands for all; UserError if k is larger than N."""
     if k > code.shape[1]:
         raise UserError(f"got top_k {k}, but the two encoders share {code.shape[1]} tokens; give at most as many, or 0 for all")
     return torch.zeros_like(code, dtype=torch.bool).scatter_(1, code.topk(k or code.shape[1], sorted=False).indices, True)
 
 
-def code_loss(vectors: Tensor, anchors: Tensor, code: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the m rows of 1 - cos(cos(X, A_t) * mask, r * mask), the objective as published; scalar.
-
-    The search computes it by `normal_equations` and `code_cosines`: the same number at a tenth of the work.
-    """
-    return (1 - F.cosine_similarity(relative_code(vectors, anchors) * mask, code * mask, dim=1)).mean()
-
-
 def normal_equations(anchors: Tensor, code: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """G = U^T U and b = U^T r/||r|| of each vector, where U (k, d) are the unit anchors that its mask keeps and r (k,) is its code.
+    """G = U^T U (m, d, d), or (1, d, d) if the masks keep everything, and b = U^T r/||r|| (m, d) of each vector.
 
-    Returns:
-        (m, d, d), or (1, d, d) where all masks keep everything; and (m, d).
+    U (k, d) are the unit anchors that the vector's mask keeps, and r (k,) is its code.
     """
     units = F.normalize(anchors, dim=1)
     kept = units[None] if mask.all() else (units[row] for row in mask)
@@ -157,7 +154,10 @@ def normal_equations(anchors: Tensor, code: Tensor, mask: Tensor) -> tuple[Tenso
 
 
 def code_cosines(candidate: Tensor, grams: Tensor, moments: Tensor) -> Tensor:
-    """cos(U x, r) = x b / sqrt(x G x) of each row x of (m, d), with G and b of `normal_equations`; (m,)."""
+    """cos(U x, r) = x b / sqrt(x G x) of each row x of (m, d), with G and b of `normal_equations`; (m,).
+
+    One minus their mean is the published objective, 1 - cos(cos(X, A_t) * mask, r * mask), at a tenth of the work.
+    """
     fixed = candidate.detach()
     mapped = (fixed.view(len(grams), -1, fixed.shape[1]) @ grams).view_as(fixed)  # (m, d): G x
     # The value is x G x and the gradient 2 G x, with one product: G is symmetric.
@@ -173,18 +173,12 @@ def least_squares(grams: Tensor, moments: Tensor) -> Tensor:
     return torch.linalg.solve(regular, moments.double().view(len(grams), -1, width).mT).mT.reshape_as(moments).to(moments)
 
 
-def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor], Tensor], *, steps: int,
-           lr: float) -> Tensor:
-    """The candidate place(x) with the lowest loss in `steps` steps of Adam on x from `start`; (m, d), detached.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
+def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[Tensor], Tensor], *, steps: int, lr: float) -> Tensor:
+    """The candidate place(x) with the lowest loss in `steps` steps of Adam on x from `start`, (m, d); UserError if one is not finite."""
     free = start.clone().requires_grad_()
     adam = torch.optim.Adam([free], lr=lr)
     best, lowest = start, float("inf")
-    bar = tqdm(range(steps), "search", unit="step")
-    for step in bar:
+    for step in tqdm(range(steps), "search", unit="step"):
         candidate = place(free)
         loss = loss_of(candidate)
         if not is_finite(loss):
@@ -195,8 +189,6 @@ def search(start: Tensor, place: Callable[[Tensor], Tensor], loss_of: Callable[[
         adam.zero_grad()
         loss.backward()
         adam.step()
-        if step % 100 == 0:
-            bar.set_postfix(loss=f"{lowest:.4f}")
     return best
 
 
@@ -212,10 +204,7 @@ def keep_ratio(vectors: Tensor, prefix: Tensor, source: Tensor, target: Tensor) 
 
 
 def code_metrics(prefix: Tensor, vectors: Tensor, source: Tensor, target: Tensor, *, centred: bool = False) -> Metrics:
-    """Similarity among the codes of the prefix, among those of the transferred (m, d_t) `vectors`, and between the two.
-
-    Cosines between codes of all N tokens, of each pair of rows (`likeness`) or of row i with row i ("agreement"), on any route.
-    """
+    """Mean cosines of codes of all N tokens: among the prefix, among the transferred (m, d_t) `vectors`, and of row i with row i."""
     codes = [relative_code(rows - table.mean(0), table - table.mean(0)) if centred else relative_code(rows, table)
              for rows, table in ((prefix, source), (vectors, target))]
     return {"likeness": likeness(codes[0]), "likeness_transferred": likeness(codes[1]),
@@ -226,6 +215,5 @@ def likeness(code: Tensor) -> float:
     """Mean cosine between the rows of (m, N) codes, over all pairs; 1 for a single row."""
     if len(code) == 1:
         return 1.0
-    units = F.normalize(code, dim=1)
-    cosines = units @ units.T
+    cosines = relative_code(code, code)
     return ((cosines.sum() - cosines.trace()) / (cosines.numel() - len(cosines))).item()

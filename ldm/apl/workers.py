@@ -1,7 +1,7 @@
-"""Start, watch and end the workers of a run on several devices, as torchrun does.
+"""Start, watch and end the workers of a run on several devices.
 
-The command starts itself again once per device and waits. When a worker fails, the command kills the others, which may wait in a collective
-of NCCL for ever, and prints the reason in one sentence.
+As torchrun does, a command starts itself once per device. When a worker fails, the command kills the others, which may wait in a collective
+forever, and prints the reason in one sentence.
 """
 
 import os
@@ -24,10 +24,9 @@ LOOK_EVERY = 0.5               # seconds
 
 
 def start_workers(environment: "ClusterEnvironment", devices: int) -> None:
-    """Run this command once per device of this machine; returns at once in a worker of this function, torchrun or SLURM.
+    """Run this command once per device of this machine and end it (SystemExit); returns at once in a worker, also of torchrun or SLURM.
 
     Raises:
-        SystemExit: in the command itself, after all workers have ended.
         UserError: a worker has failed without giving a reason.
     """
     if environment.creates_processes_externally:

@@ -11,52 +11,44 @@ AXES = {"growth batch": "samples in a step", "growth m": "vectors of the prefix 
         "growth sampling batch": "images per batch"}
 
 
-def draw_plot(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> None:
-    """Write plot.png: one panel per unit of `BARS`, with bars from low to high, and one per growth; rows keep their order.
-
-    Writes nothing if there is neither.
-    """
+def write_plot(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> None:
+    """Write plot.png: one panel per unit of `BARS`, with bars from low to high, and one per growth; nothing if there is neither."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = {unit: [row for row in rows if row["unit"] == unit and row["low"] is not None] for unit in BARS}
-    curves = {what: [row for row in rows if row["what"] == what] for what in AXES}
-    bars, curves = ({name: found for name, found in panels.items() if found} for panels in (bars, curves))
-    if not bars and not curves:
+    panels = [(_bars, label, [row for row in rows if row["unit"] == unit and row["low"] is not None]) for unit, label in BARS.items()]
+    panels += [(_curve, label, [row for row in rows if row["what"] == what]) for what, label in AXES.items()]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
         return
-    lines = [max(6, len(found)) for found in bars.values()] + [12] * ((len(curves) + 1) // 2)
-    figure = pyplot.figure(figsize=(11, 1.5 + 0.27 * sum(lines)), layout="constrained")
+    heights = [max(6, len(found)) if plot is _bars else 12 for plot, _, found in panels]
+    figure, axes = pyplot.subplots(len(panels), figsize=(11, 1.5 + 0.27 * sum(heights)), height_ratios=heights, layout="constrained",
+                                   squeeze=False)
     figure.suptitle(title)
-    grid = figure.add_gridspec(len(lines), 2, height_ratios=lines)
-    for number, (unit, found) in enumerate(bars.items()):
-        _bars(figure.add_subplot(grid[number, :]), found, BARS[unit])
-    for number, (what, found) in enumerate(curves.items()):
-        _curve(figure.add_subplot(grid[len(bars) + number // 2, number % 2]), found, AXES[what])
+    for (plot, label, found), place in zip(panels, axes[:, 0], strict=True):
+        plot(place, found)
+        place.set_xlabel(label)
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
     pyplot.close(figure)
 
 
-def _bars(axes: Any, rows: Sequence[dict[str, Any]], label: str) -> None:
-    places = [len(rows) - number for number in range(len(rows))]  # the first row on top
-    medians = [row["ratio"] for row in rows]
+def _bars(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    places = range(len(rows), 0, -1)  # the first row on top
     reach = [[row["ratio"] - row["low"] for row in rows], [row["high"] - row["ratio"] for row in rows]]
-    colours = ["tab:blue" if row["variant"].startswith("ours") else "tab:gray" for row in rows]
-    axes.barh(places, medians, xerr=reach, color=colours, ecolor="black", capsize=2)
+    colors = ["tab:blue" if row["variant"].startswith("ours") else "tab:gray" for row in rows]
+    bars = axes.barh(places, [row["ratio"] for row in rows], xerr=reach, color=colors, ecolor="black", capsize=2)
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8)
     axes.set_yticks(places, [f"{row['what']}: {row['variant']}" for row in rows], fontsize=8)
-    for place, row in zip(places, rows, strict=True):
-        axes.annotate(f"{row['ratio']:.2f}", (row["high"], place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.margins(x=0.1, y=0.02)
-    axes.set_xlabel(label)
 
 
-def _curve(axes: Any, rows: Sequence[dict[str, Any]], label: str) -> None:
+def _curve(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     values = [int(row["variant"]) for row in rows]
     axes.plot(values, [row["seconds"] for row in rows], marker="o")
     axes.set_xticks(values, [f"{value}" for value in values])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(label)
-    axes.set_ylabel("s an image" if "sampling" in rows[0]["what"] else "s a sample")
+    axes.set_ylabel("s per image" if "sampling" in rows[0]["what"] else "s per sample")
     axes.grid(alpha=0.3)

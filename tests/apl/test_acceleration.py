@@ -9,20 +9,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from args.train_args import parse_train_args
 from ldm.apl import acceleration
 from ldm.apl.acceleration import RecordedStep, accelerate, compile_blocks
-from ldm.apl.estimate import LiveBytes
+from ldm.apl.dry_run import LiveBytes
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.fast_step import training_step
 from ldm.apl.launch import set_precision
 from ldm.apl.look_ahead import LookAhead, Share
 from ldm.apl.prefix import build_prefix
-from ldm.apl.training_run import prepare_run
 from ldm.cpu_bf16 import NarrowCrossAttention, SmallGroupNorm, attention, use_fast_bf16
-from ldm.loading import load_frozen_model
 from ldm.modules.attention import CrossAttention
-from tests.apl.test_trainer import train, training_set
+from tests.apl.test_trainer import prepared, train, training_set
 from tests.conftest import TINY, random_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,18 +58,17 @@ def test_checkpointing_gives_the_same_gradient_in_less_memory(fabric, tiny_model
 @pytest.fixture(scope="module")
 def mini_step(fabric):
     """Gradient and losses of a step of 16 samples on the shipped miniature: mini_step(precision, prefix file or None)."""
-    def run(precision, prefix_file):
+    def step(precision, prefix_file):
         init = "vocab" if prefix_file is None else str(ROOT / prefix_file)
-        args = parse_train_args(["--preset", "mini", "--batch_size", "16", "--init", init])
-        prepared = prepare_run(args)
-        model = load_frozen_model(args.config_path, args.ckpt_path, "cpu")
+        options, run = prepared("--preset", "mini", "--batch_size", "16", "--init", init)
+        model = options.files.load()
         set_precision(model, precision)
-        prefix = build_prefix(model, num_vectors=10, init=args.init)
-        data = TrainingSet(model, prepared.identities, prepared.captions, prepared.templates, prepared.mixture)
+        prefix = build_prefix(model, num_vectors=10, init=options.init)
+        data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture)
         batch = next(iter(LookAhead(model, data, Texts(model, prefix), Share(16, 1), first_step=0, iterations=1)))
         losses = training_step(fabric, model, prefix, torch.optim.SGD(prefix.embedding_parameters(), lr=0.0), batch)
         return next(prefix.embedding_parameters()).grad, losses
-    return run
+    return step
 
 
 @pytest.mark.weights
@@ -141,7 +137,7 @@ def test_without_a_compiler_there_is_one_line_of_warning(tiny_model, monkeypatch
 
     monkeypatch.setattr(torch, "compile", broken)
     compile_blocks(tiny_model)
-    assert capsys.readouterr().err == "warning: --compile has no effect, for torch.compile fails here (no C compiler)\n"
+    assert capsys.readouterr().err == "warning: --compile has no effect, because torch.compile fails here (no C compiler)\n"
 
 
 @pytest.mark.parametrize("channels", [8, 64])

@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import train
 from args.train_args import parse_train_args, train_inputs
-from ldm.apl.dry_run import duration, where_from
-from ldm.apl.estimate import Work, _work, cost_of, flop_counter, sampling_flops, training_flops
+from ldm.apl.dry_run import Work, _work, cost_of, duration, flop_counter, where_from
 from ldm.cpu_bf16 import attention
 from tests.conftest import TINY
 from tests.refusals import refusal
@@ -85,8 +84,8 @@ def test_checkpointing_and_fewer_samples_ahead_take_less_memory(tiny_cost):
 
 def test_steps_and_pictures_are_sums_of_calls(tiny_cost):
     cost = tiny_cost(batch_size=2, precision="fp32")
-    assert training_flops(cost, samples=10, names=0.5) == 10 * (1.5 * cost.frozen.flops + cost.step.flops)
-    assert sampling_flops(cost, images=3, ddim_steps=5) == 3 * (10 * cost.frozen.flops + cost.decode.flops)
+    assert cost.training_flops(10, names=0.5) == 10 * (1.5 * cost.frozen.flops + cost.step.flops)
+    assert cost.sampling_flops(3, ddim_steps=5) == 3 * (10 * cost.frozen.flops + cost.decode.flops)
 
 
 def test_durations_are_read_at_a_glance():

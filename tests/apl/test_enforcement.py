@@ -27,8 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import ldm.apl
 from ldm.apl import AnonymizationPrompt
-from ldm.apl.enforcement import _EncoderFront
-from ldm.apl.front_hook import FrontHook
+from ldm.apl.enforcement import _EncoderFront, shifted
 from ldm.generation import generate
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import write_embedding_file, write_safetensors_file
@@ -416,17 +415,11 @@ def test_the_empty_text_of_scripts_stays_and_every_other_is_prefixed(tiny_model)
     ([BOS, 5, 6, 7, EOT, 0], [0, -1, -1, 1, 2, 4]), ([BOS, 5, 6, 7, 8, EOT], [0, -1, -1, 1, 2, 5]),
     ([BOS, EOT, 0, 0, 0, 0], [0, -1, -1, 1, 2, 3]), ([BOS, EOT, 6, EOT, 0, 0], [0, -1, -1, 1, 2, 3])])
 def test_the_rest_moves_right_and_the_end_of_text_stays(ids, shown):
-    hook = FrontHook(torch.tensor([[-1.0], [-1.0]]), EOT)
-    embeddings = torch.arange(6.0)[None, :, None]
-    moved = hook(torch.tensor([ids]), embeddings)[0, :, 0].long().tolist()
-    assert [ids[n] if n >= 0 else n for n in moved] == [ids[n] if n >= 0 else n for n in shown]
-    assert torch.equal(embeddings, torch.arange(6.0)[None, :, None])
-
-
-def test_room_is_made_once_for_each_text():
-    hook = FrontHook(VECTORS, EOT)
-    assert hook.extra_length(torch.tensor([[5], [6], [7]])).tolist() == [M, 0, 0]
-    assert hook.extra_length(torch.tensor([[BOS, 5, EOT], [BOS, EOT, 0]])).tolist() == [M, M]
+    token_ids = torch.tensor([ids])
+    moved = shifted(token_ids, 2, EOT)[0].tolist()
+    moved[1:3] = [-1, -1]  # the places of two vectors
+    assert moved == [ids[n] if n >= 0 else n for n in shown]
+    assert token_ids.tolist() == [ids]
 
 
 def test_every_form_of_file_is_read(tmp_path, sd, sdxl):

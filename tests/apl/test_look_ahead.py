@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from args.train_args import parse_train_args
 from ldm.apl.examples import Texts
-from ldm.apl.look_ahead import LookAhead, Share
+from ldm.apl.look_ahead import LookAhead, Share, TargetCache
 from ldm.apl.prefix import build_prefix
-from ldm.apl.target_cache import TargetCache
-from ldm.apl.training_run import arguments_of, prepare_run, target_key
-from tests.apl.test_trainer import train, training_set
+from ldm.apl.training_run import arguments_of, target_key
+from tests.apl.test_trainer import prepared, train, training_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def cache(tmp_path):
     """A cache of the tiny model: cache(limit=..., **key)."""
     def make(limit=1e9, **key):
-        return TargetCache(tmp_path / "targets", key, limit=limit, shape=(4, 4, 4), dtype=torch.float32, device=torch.device("cpu"))
+        return TargetCache(tmp_path / "targets", key, limit=limit, dtype=torch.float32, device=torch.device("cpu"))
     return make
 
 
@@ -85,7 +83,7 @@ def test_another_key_has_other_targets(cache, tmp_path):
 
 def test_bfloat16_targets_take_half_the_space_and_come_back_the_same(tmp_path):
     key = {"precision": "bf16"}
-    cache = TargetCache(tmp_path, key, limit=1e9, shape=(4, 4, 4), dtype=torch.bfloat16, device=torch.device("cpu"))
+    cache = TargetCache(tmp_path, key, limit=1e9, dtype=torch.bfloat16, device=torch.device("cpu"))
     eps = torch.randn(3, 4, 4, 4).bfloat16().float()  # as a U-Net in bfloat16 predicts it
     cache.save(range(3), {"eps_attributes": eps})
     assert torch.equal(cache.load(range(3), {"eps_attributes": 3})["eps_attributes"], eps)
@@ -115,9 +113,8 @@ def test_a_wrong_file_in_the_cache_is_named_and_made_again(cache, content, messa
 def key(tmp_path_factory):
     """The key of the miniature's targets under flags of train.py: key(*flags, share=...)."""
     def make(*flags, share=None):
-        args = parse_train_args(["--preset", "mini", *flags])
-        run = prepare_run(args)
-        return target_key(run, arguments_of(args, run, "fp32"), share or Share(args.batch_size, 4), torch.device("cpu"))
+        options, run = prepared("--preset", "mini", *flags)
+        return target_key(options, run, arguments_of(options, run, "fp32"), share or Share(options.batch_size, 4), torch.device("cpu"))
     return make
 
 

@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from ldm.apl.losses import anonymized_target, apl_loss, released_loss
+from ldm.apl.losses import anonymized_target, apl_loss
 
 
 def predictions(count=3):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(2, 4, 2, 2, generator=generator).requires_grad_() for _ in range(count)]
+
+
+def released_loss(eps_prefixed, eps_attributes, alpha=1.0):
+    """Objective of the released code: c1 is predicted *with* the prefix."""
+    return apl_loss(eps_prefixed, eps_prefixed.detach(), eps_attributes, alpha)
 
 
 def gradient(loss, of):

@@ -8,13 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from args.common import options_of
+from args.train_args import parse_train_args
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.fast_step import frozen_predictions
 from ldm.apl.launch import launch
 from ldm.apl.look_ahead import LookAhead, Share
 from ldm.apl.prefix import build_context_map, build_prefix
 from ldm.apl.trainer import Settings, learning_rate, train_prefix
+from ldm.apl.training_run import TrainingOptions, prepare_run
 from ldm.data.mixture import Mixture
+from ldm.loading import ModelFiles
 from ldm.logbook import Logbook, _refuse_others
 from ldm.util import UserError
 
@@ -28,6 +32,13 @@ class Killed(Exception):
 def settings(**changes) -> Settings:
     return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl",
                        "alpha": 1.0, "log_every": 1, "save_every": 3, "val_every": 0} | changes)
+
+
+def prepared(*flags):
+    """Options and data of a training with these flags of train.py."""
+    args = parse_train_args([*flags])
+    options = options_of(TrainingOptions, args, files=ModelFiles.of(args))
+    return options, prepare_run(options)
 
 
 def training_set(model, pictures, mix=0.5) -> TrainingSet:
@@ -51,7 +62,7 @@ def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vo
             raise Killed
 
     train_prefix(fabric, model, prefix, batches, settings=chosen, logbook=logbook, save=save,
-                 draw=lambda: Image.new("RGB", (4, 4)), recorded=recorded)
+                 grid=lambda: Image.new("RGB", (4, 4)), recorded=recorded)
     return prefix
 
 
@@ -148,9 +159,10 @@ def test_regularising_samples_have_one_frozen_prediction(tiny_model, pictures, m
     predict = tiny_model.apply_model
     monkeypatch.setattr(tiny_model, "apply_model", lambda x, t, c: rows.append(len(x)) or predict(x, t, c))
     texts = Texts(tiny_model, build_prefix(tiny_model, num_vectors=2))
-    eps = frozen_predictions(tiny_model, [samples], noisy_latent, texts)
-    assert rows == [8 + samples.n_identity] and 0 < samples.n_identity < 8
-    for name, prompts in (("eps_attributes", samples.attribute_prompts), ("eps_name", samples.name_prompts[:samples.n_identity])):
+    eps = frozen_predictions(tiny_model, samples, noisy_latent, texts)
+    n_identity = sum(samples.is_identity)
+    assert rows == [8 + n_identity] and 0 < n_identity < 8
+    for name, prompts in (("eps_attributes", samples.attribute_prompts), ("eps_name", samples.name_prompts[:n_identity])):
         n = len(prompts)
         expected = predict(noisy_latent[:n], timestep[:n], tiny_model.get_learned_conditioning(prompts))
         torch.testing.assert_close(eps[name], expected, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,6 @@ from ldm.apl.transfer import main
 from ldm.apl.transfer_files import TABLES, anchor_tokens, read_token_tables
 from ldm.apl.transfer_routes import (
     code_cosines,
-    code_loss,
     code_metrics,
     keep_ratio,
     largest,
@@ -40,6 +39,11 @@ from ldm.util import UserError
 from tests.refusals import refusal
 
 N, D, WIDE, M = 60, 8, 12, 4
+
+
+def code_loss(vectors, anchors, code, mask):
+    """The objective as published: mean over the rows of 1 - cos(cos(X, A_t) * mask, r * mask)."""
+    return (1 - torch.cosine_similarity(relative_code(vectors, anchors) * mask, code * mask, dim=1)).mean()
 
 
 def numbers(*shape, seed=0):

@@ -1,6 +1,5 @@
 """The benchmark compares like with like: equal gradients, equal pictures, ratios of pairs; and it writes what it measured."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -10,19 +9,18 @@ import yaml
 from torch.nn import functional as F
 
 from args.benchmark_args import parse_benchmark_args
+from args.common import options_of
 from ldm.apl.launch import launch
 from ldm.apl.prefix import build_prefix
 from ldm.benchmark import naive as naive_module
 from ldm.benchmark import parts
 from ldm.benchmark.__main__ import main
-from ldm.benchmark.clock import Variant, paired, ratios
-from ldm.benchmark.diffusers_twin import diffusers_unet, unet_state
-from ldm.benchmark.naive import NaiveSteps, Wastes, eager_attention, wastes_of
-from ldm.benchmark.ours import OurSteps, as_trained
-from ldm.benchmark.parts import Benchmark, growth_rows
-from ldm.benchmark.plot import draw_plot
-from ldm.benchmark.sampling import draw_ours, their_drawing
-from ldm.benchmark.subject import random_examples, random_model, twin
+from ldm.benchmark.diffusers_twin import diffusers_images, diffusers_unet, our_images, unet_state
+from ldm.benchmark.measure import Variant, paired, ratios
+from ldm.benchmark.naive import REMEDIES, NaiveSteps, released_operators, wastes_of
+from ldm.benchmark.ours import OurSteps, as_trained, random_examples, random_model
+from ldm.benchmark.parts import Benchmark, BenchmarkOptions, growth_rows
+from ldm.benchmark.plot import write_plot
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tests.conftest import TINY, TINY_XL
 from tests.refusals import refusal
@@ -55,34 +53,34 @@ def gradient(steps, examples):
     return next(steps.prefix.embedding_parameters()).grad
 
 
-def naive_gradient(model, kind, examples, wastes):
-    return gradient(NaiveSteps(model, build_prefix(model), kind, wastes), examples)
+def naive_gradient(model, kind, examples, without=()):
+    """Of the naive step with all wastes but those in `without`."""
+    return gradient(NaiveSteps(model, build_prefix(model), kind, set(REMEDIES) - set(without)), examples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_naive_step_has_our_gradient(model, kind):
     examples = random_examples(model, 1, regularising=kind == "regularising", seed=3)
     ours = gradient(OurSteps(launch("cpu"), model, build_prefix(model), kind), examples)
-    theirs = naive_gradient(model, kind, examples, Wastes())
+    theirs = naive_gradient(model, kind, examples)
     assert ours.norm() > 0 and (ours - theirs).norm() < 1e-4 * ours.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_waste_changes_the_gradient(model, kind):
     examples = random_examples(model, 1, regularising=kind == "regularising", seed=4)
-    theirs = naive_gradient(model, kind, examples, Wastes())
-    without = {waste: False for waste in wastes_of(kind)}
-    for changed in [*({waste: False} for waste in without), without]:
-        gradient = naive_gradient(model, kind, examples, dataclasses.replace(Wastes(), **changed))
-        assert (gradient - theirs).norm() < 1e-4 * theirs.norm(), changed
+    theirs = naive_gradient(model, kind, examples)
+    for without in [*([waste] for waste in wastes_of(kind)), wastes_of(kind)]:
+        gradient = naive_gradient(model, kind, examples, without)
+        assert (gradient - theirs).norm() < 1e-4 * theirs.norm(), without
 
 
 def test_only_the_waste_itself_computes_gradients_of_the_weights(model):
     examples = random_examples(model, 2, regularising=False, seed=5)
     weights = list(model.model.parameters())
-    naive_gradient(model, "identity", examples, dataclasses.replace(Wastes(), weight_gradients=False))
+    naive_gradient(model, "identity", examples, ["weight_gradients"])
     assert not any(weight.grad is not None for weight in weights)
-    naive_gradient(model, "identity", examples, Wastes())
+    naive_gradient(model, "identity", examples)
     assert all(weight.grad is not None and not weight.requires_grad for weight in weights)
 
 
@@ -90,9 +88,9 @@ def test_only_the_waste_itself_computes_gradients_of_the_weights(model):
 def test_the_naive_step_asks_three_times_where_two_may_do(model, kind, calls, fewer):
     examples, batches = random_examples(model, 1, regularising=kind == "regularising", seed=6), []
     hook = model.model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
-    naive_gradient(model, kind, examples, Wastes())
+    naive_gradient(model, kind, examples)
     asked, batches[:] = list(batches), []
-    naive_gradient(model, kind, examples, dataclasses.replace(Wastes(), asks_twice=False))
+    naive_gradient(model, kind, examples, ["asks_twice"])
     hook.remove()
     assert asked == [1] * calls and batches == [1] * fewer
 
@@ -102,7 +100,7 @@ def test_eager_attention_reaches_every_network_and_is_taken_back(model, monkeypa
     shapes, plain = [], naive_module._attention
     monkeypatch.setattr(naive_module, "_attention", lambda q, k, v: shapes.append(tuple(q.shape)) or plain(q, k, v))
     image, context = torch.zeros(1, 3, 32, 32), model.get_learned_conditioning("a person")
-    with eager_attention(model):
+    with released_operators(model, ["eager_attention"]):
         assert text_model.config._attn_implementation == "eager"
         torch.testing.assert_close(model.get_learned_conditioning("a person"), context, rtol=1e-4, atol=1e-5)
         model.encode_first_stage(image)
@@ -117,10 +115,10 @@ def test_attention_with_its_probabilities_in_memory_equals_the_fused_one():
 
 
 def test_the_twin_has_a_unet_of_its_own_and_no_other_weights(model):
-    copied = twin(model)
+    copied = as_trained(model, "bf16")
     shared = {weight.data_ptr() for weight in model.parameters()} & {weight.data_ptr() for weight in copied.parameters()}
     assert len(shared) == sum(1 for _ in model.first_stage_model.parameters()) + sum(1 for _ in model.cond_stage_model.parameters())
-    assert next(as_trained(model, "bf16").model.parameters()).dtype == torch.bfloat16
+    assert next(copied.model.parameters()).dtype == torch.bfloat16
     assert next(model.model.parameters()).dtype == torch.float32
 
 
@@ -135,7 +133,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone():
 def test_diffusers_draws_the_same_pictures(which, precision, request):
     pytest.importorskip("diffusers")
     model = as_trained(request.getfixturevalue(which), precision)
-    ours, theirs = draw_ours(model, 2), their_drawing(model, TINY_XL if which == "tiny_xl_model" else TINY)(2)
+    ours, theirs = our_images(model, 2), diffusers_images(model, TINY_XL if which == "tiny_xl_model" else TINY)(2)
     assert ours.shape == theirs.shape == (2, 32, 32, 3) and ours.dtype == theirs.dtype == np.uint8
     assert np.abs(ours.astype(int) - theirs).max() <= (1 if precision == "fp32" else 8)
     assert np.abs(ours[0].astype(int) - ours[1]).mean() > 8
@@ -156,7 +154,7 @@ def test_diffusers_holds_a_unet_whose_first_level_is_wider_than_its_entrance():
 def test_ratios_are_of_the_pairs_and_the_first_round_does_not_count():
     order = []
     given = iter([99.0, 99.0, 4.0, 2.0, 9.0, 3.0, 8.0, 1.0])  # seconds of naive, ours, naive, ours, ...
-    variants = {"naive": Variant(lambda: order.append("naive")), "ours": Variant(lambda: order.append("ours"), count=2)}
+    variants = {"naive": Variant(lambda: order.append("naive")), "ours": Variant(lambda: order.append("ours"), times=2)}
 
     def clock(run):
         run()
@@ -175,7 +173,7 @@ def test_growth_is_told_beside_the_first():
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path):
-    draw_plot([{"what": "matmul peak", "unit": "GFLOP/s", "low": None}], tmp_path / "plot.png", title="")
+    write_plot([{"what": "matmul peak", "unit": "GFLOP/s", "low": None}], tmp_path / "plot.png", title="")
     assert not list(tmp_path.iterdir())
 
 
@@ -223,5 +221,5 @@ def test_bf16_is_left_out_where_the_device_does_not_compute_in_it(config_path, c
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     flags = ["--config_path", str(config_path), "--devices", "cpu", "--precision", "bf16"]
     assert "--precision bf16 was given alone" in refusal(capsys, main, flags)
-    benchmark = Benchmark(parse_benchmark_args([*flags, "fp32"]))
+    benchmark = Benchmark(options_of(BenchmarkOptions, parse_benchmark_args([*flags, "fp32"])))
     assert benchmark.precisions == ["fp32"] and benchmark.left_out == ["bf16, in which this device does not compute"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.apl.front_hook import FrontHook
+from ldm.apl.enforcement import shifted
 from ldm.apl.prefix import build_prefix
 from ldm.generation import with_prefix
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
@@ -85,9 +85,9 @@ def test_in_front_of_a_text_that_holds_the_placeholder_the_prefix_stands_once(em
     (vectors,) = manager.embedding_parameters()
     token_ids = embedder.tokenize(with_prefix([text], manager), manager.extra_length)
     injected = manager(token_ids, look_up(embedder, token_ids))
-    front = FrontHook(vectors.detach(), EOT)  # as AnonymizationPrompt does it
-    plain = embedder.tokenize(text, front.extra_length)
-    assert torch.equal(injected, front(plain, look_up(embedder, plain)))
+    expected = look_up(embedder, shifted(embedder.tokenize(text), len(vectors), EOT))  # as AnonymizationPrompt does it
+    expected[:, 1:1 + len(vectors)] = vectors.detach()
+    assert torch.equal(injected, expected)
     assert (injected[0] == vectors[0]).all(1).nonzero().flatten().tolist() == [1]
 
 

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 import train
-from args.train_args import parse_train_args
-from ldm.apl.training_run import of_first_people, prepare_run
+from ldm.apl.training_run import of_first_people
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
+from tests.apl.test_trainer import prepared
 from tests.as_script import run_script
 from tests.refusals import refusal
 from tests.scoring import PixelAnalyzer
@@ -156,10 +156,10 @@ def test_the_plan_is_printed_and_nothing_is_written(command, tmp_path, capsys):
 
 
 def test_the_first_people_of_the_list_alone_are_learned_from(command, inputs):
-    plan = prepare_run(parse_train_args(command("--n_identities", 1)))
+    plan = prepared(*command("--n_identities", 1))[1]
     assert [image.name for image in plan.identities] == ["Ada Stone"] and len(plan.captions) == 2 and plan.mixture.n_identity == 1
-    everybody = prepare_run(parse_train_args(command())).identities
-    assert prepare_run(parse_train_args(command("--n_identities", 2))).identities == everybody
+    everybody = prepared(*command())[1].identities
+    assert prepared(*command("--n_identities", 2))[1].identities == everybody
     people = {name: None for name in ("Ben Wood", "Cleo Vance", "Ada Stone")}  # of Cleo there is no picture
     assert [image.name for image in of_first_people(everybody, people, 1)] == ["Ben Wood"]
     assert of_first_people(everybody, people, 2) == everybody
