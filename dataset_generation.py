@@ -13,6 +13,7 @@ import argparse
 import os
 from dataclasses import asdict
 
+from args.common import options_of
 from args.dataset_generation_args import parse_dataset_generation_args
 from ldm.util import exit_with_sentence
 
@@ -52,11 +53,12 @@ def faces(args: argparse.Namespace) -> None:
     names = [person.name for person in read_people(args.people).values() if person.group in groups][:args.n_names]
     fabric = launch(args.devices, num_nodes=args.num_nodes)
     analyzer = FaceAnalyzer(args.face_pack, args.det_size, args.det_thresh, device=str(fabric.device)) if args.one_face else None
-    hashes = ModelFiles.of(args).hash(), file_hash(args.config_path)
-    recipe = Recipe(*hashes, read_templates(args.templates), args.negative_prompt, args.seed, args.scale, args.ddim_steps,
-                    pick_precision(args.precision, fabric.device), analyzer and analyzer.fingerprint())
+    files = options_of(ModelFiles, args)
+    templates, config_hash = read_templates(args.templates), file_hash(args.config_path)
+    recipe = options_of(Recipe, args, model_hash=files.hash(), config_hash=config_hash, templates=templates,
+                        precision=pick_precision(args.precision, fabric.device), faces_by=analyzer and analyzer.fingerprint())
     folder = RunFolder.shared(fabric, args.out_dir, asdict(recipe), {"none": None}, resume=args.resume, arguments=vars(args))
-    model = ModelFiles.of(args).load(fabric.device)
+    model = files.load(fabric.device)
     set_precision(model, recipe.precision)
     images = IdentityImages(fabric, model, folder, names, recipe, n_samples=args.n_samples, batch_size=args.batch_size,
                             count_faces=analyzer and analyzer.count)

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = table.existing(*args.images, args.out_dir, vars(args))
     else:
         precision = pick_precision(args.precision, fabric.device)
-        files = ModelFiles.of(args)
+        files = options_of(ModelFiles, args)
         model = files.load(fabric.device)
         set_precision(model, precision)
         rows = table.generated(fabric, model, files, load_variants(model, args.embedding or [], files), precision, args.out_dir, vars(args),

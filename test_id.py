@@ -12,8 +12,7 @@ from args.common import options_of
 from args.test_id_args import parse_test_id_args
 from ldm.util import exit_with_sentence
 
-SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_max", "detection_rate", "rank1", "tar",
-         "n_without_face")
+SHOWN = ("prefix", "group", "id_acc_mean", "id_acc_low", "id_acc_high", "id_acc_max", "detection_rate", "rank1", "tar", "n_without_face")
 
 
 @exit_with_sentence
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.models:
             rows, table = table_of_models(*given, [ModelFiles(**model) for model in args.models], args.embedding or [], *run)
         else:
-            rows = table_of_model(*given, ModelFiles.of(args), args.embedding or [], *run)
+            rows = table_of_model(*given, options_of(ModelFiles, args), args.embedding or [], *run)
     if rows:
         table = table or [{column: row[column] for column in SHOWN if column in row} for row in rows if "group" in row]
         write_results(rows, args.out_dir)

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         from ldm.apl.training_run import TrainingOptions
         from ldm.loading import ModelFiles
 
-        show_plan(options_of(TrainingOptions, args, files=ModelFiles.of(args)), train_inputs(args))
+        show_plan(options_of(TrainingOptions, args, files=options_of(ModelFiles, args)), train_inputs(args))
     elif args.train_method in APL:
         train(args)
     else:
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.modules.embedding_manager import Manager
     from ldm.run_folder import versions, write_json
 
-    options = options_of(TrainingOptions, args, files=ModelFiles.of(args))
+    options = options_of(TrainingOptions, args, files=options_of(ModelFiles, args))
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     run = prepare_run(options)
     if fabric.is_global_zero:
@@ -100,7 +100,7 @@ def train_another(args: argparse.Namespace) -> None:
     from ldm.loading import ModelFiles
     from ldm.logbook import Logbook
 
-    options = options_of(MethodOptions, args, files=ModelFiles.of(args))
+    options = options_of(MethodOptions, args, files=options_of(ModelFiles, args))
     fabric = launch(args.devices, args.batch_size, num_nodes=args.num_nodes)
     plan = MethodPlan(options, vars(args))
     if fabric.is_global_zero:

@@ -1,22 +1,13 @@
 """Command line of dataset_generation.py, with the flags of its four subcommands."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from args.common import (
-    Parser,
-    add_devices_argument,
-    add_face_pack_arguments,
-    add_model_arguments,
-    add_preset_argument,
-    check_devices,
-    check_paths,
-    number,
-    parse_with_preset,
-    take_one_device,
-)
+from args import common
+from args.common import COUNT, SWITCH, Parser, number
+from args.paths import check_paths
 
 COMMANDS = {
     "attributes": "c2 of S_ID: an attribute sentence per name, from any assistant",
@@ -35,22 +26,24 @@ def parse_dataset_generation_args(argv: list[str] | None = None) -> argparse.Nam
     argv = sys.argv[1:] if argv is None else argv
     lines = "\n".join(f"  {name:11} {what}" for name, what in COMMANDS.items())
     chooser = Parser(prog="dataset_generation.py", usage="dataset_generation.py COMMAND [--preset NAME] [flags]",
+                     formatter_class=argparse.RawDescriptionHelpFormatter,
                      description=f"Make the datasets of the paper's section 4.1:\n\n{lines}\n\nCOMMAND --help shows its flags.")
-    chooser.formatter_class = argparse.RawDescriptionHelpFormatter
     chooser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     command = chooser.parse_args(argv[:1]).command
     parser = build_parser(command)
-    args = parse_with_preset(parser, argv[1:])
+    args = common.parse_with_preset(parser, argv[1:])
     args.command = command
     if command == "faces" and not args.one_face:
         args.face_pack = None
     check_paths(parser, args, NEEDED[command] + (("face_pack",) if command == "faces" and args.one_face else ()))
-    if command in ("faces", "gallery"):
-        check_devices(parser, args)
     if command == "gallery":
-        take_one_device(args)
+        common.take_one_device(args)
     if command == "attributes" and args.base_url:
-        _check_endpoint(parser, args)
+        if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[^\s?]*)?", args.base_url, re.IGNORECASE):
+            parser.error("--base_url is not a plain http or https address; give one such as http://localhost:8000/v1, and the key in the "
+                         "environment")
+        if not args.model:
+            parser.error("--model is missing; give the name of the assistant on that server")
     if command == "captions" and args.out_dir.resolve().is_relative_to(args.images.resolve()):
         parser.error(f"--out_dir {args.out_dir} lies in --images {args.images} and would be read again; give another folder")
     return args
@@ -60,12 +53,11 @@ def build_parser(command: str | None = None) -> Parser:
     """Flags of one subcommand; None: of all subcommands, for the keys of presets."""
     prog = " ".join(["dataset_generation.py", *([command] if command else [])])
     parser = Parser(prog=prog, description=COMMANDS.get(command or ""), conflict_handler="resolve")
-    add_preset_argument(parser)
+    common.add_preset_argument(parser)
     for name, add in (("attributes", _add_attributes), ("faces", _add_faces), ("gallery", _add_gallery), ("captions", _add_captions)):
         if command in (None, name):
             add(parser)
-            parser.add_argument("--out_dir", metavar="DIR", type=Path, default=Path("runs") / name,
-                                help="output folder")
+            parser.add_argument("--out_dir", metavar="DIR", type=Path, default=Path("runs") / name, help="output folder")
     return parser
 
 
@@ -74,72 +66,48 @@ def _add_attributes(parser: Parser) -> None:
     parser.add_argument("--group", choices=("train", "test"), default="train", help="group of new names: S_ID (train) or S_test")
     parser.add_argument("--answers", metavar="FILE", type=Path, nargs="+", help="answers of an assistant, as text")
     parser.add_argument("--names_per_request", metavar="N", type=number(int, 1, 200), default=20, help="names in one request")
-    group = parser.add_argument_group("endpoint", "server that receives the requests instead of printing them")
-    group.add_argument("--base_url", metavar="URL", help="URL of an OpenAI-compatible server, such as http://localhost:8000/v1")
-    group.add_argument("--model", metavar="NAME", help="name of the assistant on that server")
-    group.add_argument("--api_key_env", metavar="NAME", default="OPENAI_API_KEY",
-                       help="environment variable that holds the key, if one is needed")
-    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**31 - 1), default=0, help="sampling seed for the server")
+    add = parser.add_argument_group("endpoint", "server that receives the requests instead of printing them").add_argument
+    add("--base_url", metavar="URL", help="URL of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    add("--model", metavar="NAME", help="name of the assistant on that server")
+    add("--api_key_env", metavar="NAME", default="OPENAI_API_KEY", help="environment variable that holds the key, if one is needed")
+    add("--seed", metavar="N", type=number(int, 0, 2**31 - 1), default=0, help="sampling seed for the server")
 
 
 def _add_faces(parser: Parser) -> None:
-    add_model_arguments(parser)
-    add_devices_argument(parser)
-    group = parser.add_argument_group("generation")
-    group.add_argument("--people", metavar="CSV", type=Path, help="people: name, group (train|test|keep), attributes")
-    group.add_argument("--group", choices=("train", "test", "all"), default="train", help="people of S_ID, of S_test, or both")
-    group.add_argument("--n_names", metavar="N", type=number(int, 1), help="number of names, from the first (default: all)")
-    group.add_argument("--n_samples", metavar="N", type=number(int, 1), default=100, help="images per name")
-    group.add_argument("--templates", metavar="FILE", type=Path, help="prompt templates, one per line; each image uses one")
-    group.add_argument("--negative_prompt", metavar="TEXT", default=NEGATIVE_PROMPT, help="negative prompt of the guidance")
-    group.add_argument("--ddim_steps", metavar="N", type=number(int, 1, 1000), default=20, help="DDIM steps")
-    group.add_argument("--scale", metavar="FLOAT", type=number(float, 0), default=7.0, help="guidance scale")
-    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="seed of the images' noise and templates")
-    group.add_argument("--batch_size", metavar="B", type=number(int, 1), default=4, help="images per batch on each device")
-    group = parser.add_argument_group("filters")
-    group.add_argument("--one_face", action=argparse.BooleanOptionalAction, default=True,
-                       help="generate an image again if it does not show exactly one face")
-    group.add_argument("--max_redraws", metavar="N", type=number(int, 0, 1000), default=10, help="further attempts per image")
-    add_face_pack_arguments(group)
-    _add_resume(parser)
+    common.add_model_arguments(parser)
+    add = parser.add_argument_group("generation").add_argument
+    add("--people", metavar="CSV", type=Path, help="people: name, group (train|test|keep), attributes")
+    common.add_sampling_arguments(add, people="train", n_samples=100, scale=7.0)
+    add("--n_names", metavar="N", type=COUNT, help="number of names, from the first (default: all)")
+    add("--templates", metavar="FILE", type=Path, help="prompt templates, one per line; each image uses one")
+    add("--negative_prompt", metavar="TEXT", default=NEGATIVE_PROMPT, help="negative prompt of the guidance")
+    add("--batch_size", metavar="B", type=COUNT, default=4, help="images per batch on each device")
+    add = parser.add_argument_group("filters").add_argument
+    add("--one_face", action=SWITCH, default=True, help="generate an image again if it does not show exactly one face")
+    add("--max_redraws", metavar="N", type=number(int, 0, 1000), default=10, help="further attempts per image")
+    common.add_face_pack_arguments(add)
+    common.add_resume_argument(add, "keep existing images of the same settings")
 
 
 def _add_gallery(parser: Parser) -> None:
-    parser.add_argument("--photos", metavar="DIR", type=Path, help="folder with one sub-folder of photos per person, or output of 'faces'")
-    parser.add_argument("--people", metavar="CSV", type=Path, help="people that the gallery should contain, by these names")
-    parser.add_argument("--identity_meta", metavar="CSV", type=Path, help="VGGFace2's identity_meta.csv, which maps folders to names")
-    parser.add_argument("--max_photos", metavar="N", type=number(int, 1), help="number of photos per person, from the first (default: all)")
-    parser.add_argument("--onto", metavar="NPZ", type=Path, help="existing gallery to which the people of --photos are added")
-    parser.add_argument("--keep_doubtful", action=argparse.BooleanOptionalAction, default=False,
-                        help="include photos with several faces and faces unlike the person's others in the mean")
-    add_devices_argument(parser)
-    add_face_pack_arguments(parser)
+    add = parser.add_argument
+    add("--photos", metavar="DIR", type=Path, help="folder with one sub-folder of photos per person, or output of 'faces'")
+    add("--people", metavar="CSV", type=Path, help="people that the gallery should contain, by these names")
+    add("--identity_meta", metavar="CSV", type=Path, help="VGGFace2's identity_meta.csv, which maps folders to names")
+    add("--max_photos", metavar="N", type=COUNT, help="number of photos per person, from the first (default: all)")
+    add("--onto", metavar="NPZ", type=Path, help="existing gallery to which the people of --photos are added")
+    add("--keep_doubtful", action=SWITCH, default=False, help="include photos with several faces, and faces unlike the person's others")
+    common.add_devices_argument(parser)
+    common.add_face_pack_arguments(add)
 
 
 def _add_captions(parser: Parser) -> None:
-    parser.add_argument("--images", metavar="DIR", type=Path,
-                        help="images with .txt, .json or metadata.jsonl/.csv next to them, .tar shards, or parquet tables")
-    parser.add_argument("--captions", metavar="FILE", type=Path,
-                        help="COCO captions .json, or a text file with one line per numbered image (default: next to the images)")
-    group = parser.add_argument_group("filters")
-    group.add_argument("--people", metavar="CSV", type=Path, help="people: captions that name one of them are left out")
-    group.add_argument("--min_size", metavar="PIXELS", type=number(int, 1), default=256, help="minimum length of the shorter side")
-    group.add_argument("--max_images", metavar="N", type=number(int, 1), help="maximum number of images (default: all)")
-    _add_resume(parser)
-
-
-def _add_resume(parser: Parser) -> None:
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                        help="keep existing images of the same settings")
-
-
-def _check_endpoint(parser: Parser, args: argparse.Namespace) -> None:
-    try:
-        url = urlsplit(args.base_url)
-    except ValueError:  # a bracket of an IPv6 address is missing
-        url = urlsplit("")
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
-        parser.error("--base_url is not a plain http or https address; give one such as http://localhost:8000/v1, and the key in the "
-                     "environment")
-    if not args.model:
-        parser.error("--model is missing; give the name of the assistant on that server")
+    add = parser.add_argument
+    add("--images", metavar="DIR", type=Path, help="images next to .txt, .json or metadata.jsonl/.csv, .tar shards, or parquet tables")
+    add("--captions", metavar="FILE", type=Path,
+        help="COCO captions .json, or a text file with one line per numbered image (default: next to the images)")
+    add = parser.add_argument_group("filters").add_argument
+    add("--people", metavar="CSV", type=Path, help="people: captions that name one of them are left out")
+    add("--min_size", metavar="PIXELS", type=COUNT, default=256, help="minimum length of the shorter side")
+    add("--max_images", metavar="N", type=COUNT, help="maximum number of images (default: all)")
+    common.add_resume_argument(add, "keep existing images of the same settings")

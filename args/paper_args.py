@@ -3,18 +3,9 @@
 import argparse
 from pathlib import Path
 
-from args.common import (
-    Parser,
-    add_devices_argument,
-    add_preset_argument,
-    check_devices,
-    check_paths,
-    number,
-    parse_with_preset,
-    typed_flags,
-)
-from args.figure5_flags import FIGURE5_FLAGS, add_figure5_arguments
-from args.paths import ROOT, found
+from args import common, test_id_args
+from args.common import COUNT, Parser, number, typed_flags
+from args.paths import ROOT, check_paths, found
 
 CONFIGS = ROOT / "configs" / "paper"
 TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of the prefix, images",
@@ -22,6 +13,7 @@ TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of
           "figure6": "over the training", "figure7": "without L_Reg", "figure8": "by the number of identities",
           "table2": "competing methods, metrics", "figure4": "competing methods, images",
           "figure5": "attacks that teach the model new people"}  # in the order in which they are made
+FIGURE5_FLAGS = {"photos", "embedding", "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OTHERS = {"all": "all of them, the claims and the report", "list": "list of tables and figures with their progress",
           "report": "one page of all finished results, report.html and report.md"}
 
@@ -33,22 +25,20 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     was given; `out_dir` is filled in.
     """
     parser = build_parser()
-    args = parse_with_preset(parser, argv)
+    args = common.parse_with_preset(parser, argv)
     if not args.what:
         parser.error(f"WHAT is missing; give some of {', '.join([*TABLES, *OTHERS])}, as in python -m ldm.paper table1")
-    check_devices(parser, args)
     if args.num_nodes != 1:
-        parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with a shared "
-                     "--out_dir")
+        parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with a shared --out_dir")
     alone = [word for word in args.what if word in OTHERS]
     if alone and len(args.what) > 1:
         parser.error(f"'{alone[0]}' cannot be combined; leave out {' '.join(word for word in args.what if word != alone[0])}")
     args.whole = alone == ["all"]
     args.task = alone[0] if alone and not args.whole else "make"
-    asked = [str(found(word)) if word.endswith((".yaml", ".yml")) else word for word in args.what]
+    asked = [str(found(word)) if word.endswith(common.YAML) else word for word in args.what]
     args.what = [*TABLES] if alone else list(dict.fromkeys(asked))
     for word in args.what:
-        if word not in TABLES and not (word.endswith((".yaml", ".yml")) and Path(word).is_file()):
+        if word not in TABLES and not (word.endswith(common.YAML) and Path(word).is_file()):
             parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OTHERS])}, or a YAML file such as "
                          "configs/paper/table3.yaml")
         names = [Path(one).stem for one in args.what if one != word]
@@ -73,21 +63,34 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_parser() -> Parser:
     """Flags of the paper's tables and figures."""
     lines = "\n".join(f"  {name:8} {what}" for name, what in (TABLES | OTHERS).items())
-    parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [WHAT ...] [--preset NAME] [--seeds N] [--devices LIST] "
-                                                      "[--out_dir DIR]",
+    parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [WHAT ...] [--preset NAME] [--seeds N] [--devices LIST] [flags]",
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="Reproduce the tables and figures of the paper: train what is missing, generate images, score them, and "
                                 f"print published next to measured values.\n\n{lines}\n\n"
                                 "The same command resumes an interrupted run; several machines can share one --out_dir.")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", metavar="WHAT", nargs="*", help="see above, or a YAML file like those of configs/paper")
-    add_preset_argument(parser)
-    parser.add_argument("--seeds", metavar="N", type=number(int, 1, 100), default=3,
-                        help="trainings per row, with seeds 0 to N-1 (default: 3)")
-    add_devices_argument(parser)
-    parser.add_argument("--out_dir", metavar="DIR", type=Path,
-                        help="folder of trainings, images, tables and report (default: runs/paper/PRESET)")
-    group = parser.add_argument_group("report")
-    group.add_argument("--publish", metavar="DIR", type=Path, help="folder for a copy of the report")
-    group.add_argument("--readme", metavar="FILE", type=Path, help="file into which the results are also written, between its two marks")
-    add_figure5_arguments(parser)
+    common.add_preset_argument(parser)
+    parser.add_argument("--seeds", metavar="N", type=number(int, 1, 100), default=3, help="trainings per row, seeds 0 to N-1 (default: 3)")
+    common.add_devices_argument(parser)
+    parser.add_argument("--out_dir", metavar="DIR", type=Path, help="folder of trainings, tables and report (default: runs/paper/PRESET)")
+    add = parser.add_argument_group("report").add_argument
+    add("--publish", metavar="DIR", type=Path, help="folder for a copy of the report")
+    add("--readme", metavar="FILE", type=Path, help="file into which the results are also written, between its two marks")
+    add = parser.add_argument_group("figure5", "attacks that teach the model new people, paper section 4.4").add_argument
+    add("--photos", metavar="DIR", type=Path, help="folder with one sub-folder of photos per person, as in VGGFace2")
+    add("--embedding", metavar="FILE", type=Path, help="prefix file to attack (default: Table 1's prefix of each seed)")
+    add("--n_people", metavar="N", type=COUNT, help="number of people of --photos, from the first (default: the paper's 50)")
+    add("--n_photos", metavar="N", type=COUNT, help="training photos per person; the others define the reference face (default: 5)")
+    add("--n_samples", metavar="N", type=COUNT, help="images per checkpoint and prefix (default: 4)")
+    add("--keep_checkpoints", action="store_true",
+        help="keep each attack's checkpoints (whole U-Nets for DreamBooth) when they are no longer needed")
     return parser
+
+
+def portrait_arguments(preset: str) -> argparse.Namespace:
+    """The preset's flags of test_id.py: Figure 5 generates and scores images with Table 1's settings."""
+    parser = test_id_args.build_parser()
+    args = common.parse_with_preset(parser, ["--preset", preset])
+    vars(args).update(dict.fromkeys(("people", "gallery", "embedding", "clip", "drift_prompts")))  # of known people: without use here
+    check_paths(parser, args, ("config_path", "ckpt_path", "face_pack"))
+    return args

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from args.common import Parser, number
+from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
 PREFIX, MAP = ("apl", "apl-released", "apl-no-reg"), "apl-map"  # what they learn: vectors in front, or a map of the context
 APL = (*PREFIX, MAP)
@@ -25,82 +25,65 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_ablation": ("model-based", "noise-based"),
             "uce": ("last-token", "to-end"), "forget_me_not": ("with-ti", "without-ti")}
 PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
-Z_T = ("sampled", "noised")
 # Flags that only some methods read, with these methods; all methods read the other flags.
-READ_BY = {
-    **dict.fromkeys(("alpha", "mix", "data_seed", "lookahead", "target_cache", "target_cache_gb", "grad_accum",
-                     "checkpointing", "compile", "cuda_graphs", "caption_images", "val_every", "lr_decay", "embeddings_dir"), APL),
-    **dict.fromkeys(("init", "initializer_words", "num_vectors"), PREFIX), "placeholder": (*PREFIX, "textual_inversion"),
-    "map_rank": (MAP,), "n_identities": APL, "ddim_steps": (*APL, "esd"),
-    **dict.fromkeys(("lr", "batch_size", "save_every", "log_every"), (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS)),
-    "iterations": (*APL, *ERASERS[:2], "forget_me_not", *ATTACKS), "identity_images": (*APL, "esd", "forget_me_not"),
-    "templates": (*APL, "concept_ablation", "textual_inversion"), "variant": ERASERS, "names_file": ERASERS,
-    "iters_per_concept": ("esd", "concept_ablation", "forget_me_not"), "parameters": ("concept_ablation", "forget_me_not"),
-    **dict.fromkeys(("negative_guidance", "start_guidance", "z_t"), ("esd",)), "anchor": ("concept_ablation", "uce"),
-    **dict.fromkeys(("anchor_prompts", "augment"), ("concept_ablation",)),
-    **dict.fromkeys(("prior_weight", "n_prior_images"), ("concept_ablation", "dreambooth")),
-    **dict.fromkeys(("preserve_prompts", "erase_scale", "preserve_scale", "lamb"), ("uce",)), "ti_iterations": ("forget_me_not",),
-    **dict.fromkeys(("photos", "token", "class_word"), ATTACKS), "train_text_encoder": ("dreambooth",), "embedding": ATTACKS,
-    **dict.fromkeys(("people", "gallery", "face_pack", "clip", "prompts_file", "eval_names", "eval_samples", "threshold", "det_size",
-                     "det_thresh", "c2"), (*APL, *ERASERS)),
-}
-WITHOUT_USE = (  # (flag, other flag that makes it useless, value of the other flag or None for any)
-    ("iterations", "iters_per_concept", None), ("identity_images", "z_t", "sampled"), ("start_guidance", "z_t", "noised"),
-    ("templates", "anchor_prompts", None))
+READ_BY = {flag: methods for methods, flags in (
+    (APL, "alpha mix data_seed lookahead target_cache target_cache_gb grad_accum checkpointing compile cuda_graphs caption_images "
+          "val_every lr_decay embeddings_dir n_identities"),
+    (PREFIX, "init initializer_words num_vectors"), ((MAP,), "map_rank"), ((*PREFIX, "textual_inversion"), "placeholder"),
+    ((*APL, "esd"), "ddim_steps"), ((*APL, "esd", "forget_me_not"), "identity_images"),
+    ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every"),
+    ((*APL, "concept_ablation", "textual_inversion"), "templates"), (ERASERS, "variant names_file"),
+    (("esd", "concept_ablation", "forget_me_not"), "iters_per_concept"), (("concept_ablation", "forget_me_not"), "parameters"),
+    (("esd",), "negative_guidance start_guidance z_t"), (("concept_ablation", "uce"), "anchor"),
+    (("concept_ablation",), "anchor_prompts augment"), (("concept_ablation", "dreambooth"), "prior_weight n_prior_images"),
+    (("uce",), "preserve_prompts erase_scale preserve_scale lamb"), (("forget_me_not",), "ti_iterations"),
+    (ATTACKS, "photos token class_word embedding"), (("dreambooth",), "train_text_encoder"),
+    ((*APL, *ERASERS), "people gallery face_pack clip prompts_file eval_names eval_samples threshold det_size det_thresh c2"),
+) for flag in flags.split()}
 
 
-def add_eraser_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the baselines of Table 2."""
-    group = parser.add_argument_group("competing methods", "edit the model's weights so that it no longer generates some people")
-    group.add_argument("--names_file", metavar="FILE", type=Path, help="names to erase, one per line (default: S_ID of --people)")
-    group.add_argument("--iters_per_concept", metavar="N", type=number(int, 1),
-                       help="optimizer steps per name, instead of --iterations, whose published values are for one concept")
-    group.add_argument("--variant", metavar="NAME", help="; ".join(f"{name}: {', '.join(some)}" for name, some in VARIANTS.items()))
-    group.add_argument("--parameters", choices=PARAMETERS, default="full",
-                       help="parameters of the U-Net that concept_ablation and forget_me_not train: keys and values of cross-attention, "
-                            "all of cross-attention, everything else, or everything")
-    group.add_argument("--negative_guidance", metavar="ETA", type=number(float, 0), default=1.0, help="esd: strength of the erasure")
-    group.add_argument("--start_guidance", metavar="FLOAT", type=number(float, 0), default=3.0, help="esd: guidance scale for sampling z_t")
-    group.add_argument("--z_t", choices=Z_T, default=Z_T[0],
-                       help="esd: sample z_t with the model (up to --ddim_steps calls per step), or add noise to an image of "
-                            "--identity_images")
-    group.add_argument("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce: phrase that replaces a name")
-    group.add_argument("--anchor_prompts", metavar="FILE", type=Path,
-                       help="concept_ablation: prompts that contain the anchor, one per line (default: --templates with the anchor)")
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
-                       help="concept_ablation: scale images randomly and describe the scale in the prompt")
-    group.add_argument("--preserve_prompts", metavar="FILE", type=Path, nargs="+",
-                       help="uce: texts to preserve: one per line, COCO captions .json, .jsonl or .csv")
-    group.add_argument("--erase_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each name")
-    group.add_argument("--preserve_scale", metavar="FLOAT", type=number(float, 0), default=1.0, help="uce: weight of each preserved text")
-    group.add_argument("--lamb", metavar="FLOAT", type=number(float, 0, above=True), default=0.5,
-                       help="uce: weight of the original matrices")
-    group.add_argument("--ti_iterations", metavar="N", type=number(int, 1), default=500,
-                       help="forget_me_not with-ti: steps of textual inversion per name")
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the baselines of Table 2, and of the attacks of section 4.4."""
+    add = parser.add_argument_group("competing methods", "edit the model's weights so that it no longer generates some people").add_argument
+    add("--names_file", metavar="FILE", type=Path, help="names to erase, one per line (default: S_ID of --people)")
+    add("--iters_per_concept", metavar="N", type=COUNT, help="optimizer steps per name, instead of --iterations for all of them")
+    add("--variant", metavar="NAME", help="; ".join(f"{name}: {', '.join(some)}" for name, some in VARIANTS.items()))
+    add("--parameters", choices=PARAMETERS, default="full",
+        help="parameters of the U-Net that concept_ablation and forget_me_not train: keys and values of cross-attention, all of "
+             "cross-attention, everything else, or everything")
+    add("--negative_guidance", metavar="ETA", type=NOT_NEGATIVE, default=1.0, help="esd: strength of the erasure")
+    add("--start_guidance", metavar="FLOAT", type=NOT_NEGATIVE, default=3.0, help="esd: guidance scale for sampling z_t")
+    add("--z_t", choices=("sampled", "noised"), default="sampled",
+        help="esd: sample z_t with the model, or add noise to an image of --identity_images")
+    add("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce: phrase that replaces a name")
+    add("--anchor_prompts", metavar="FILE", type=Path,
+        help="concept_ablation: prompts with the anchor, one per line (default: --templates)")
+    add("--augment", action=SWITCH, default=True, help="concept_ablation: scale images randomly and describe the scale in the prompt")
+    add("--preserve_prompts", metavar="FILE", type=Path, nargs="+", help="uce: texts to preserve: one per line, COCO .json, .jsonl or .csv")
+    add("--erase_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each name")
+    add("--preserve_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each preserved text")
+    add("--lamb", metavar="FLOAT", type=POSITIVE, default=0.5, help="uce: weight of the old matrices")
+    add("--ti_iterations", metavar="N", type=COUNT, default=500, help="forget_me_not with-ti: steps of textual inversion per name")
 
-
-def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the attacks of section 4.4; concept_ablation shares the last two."""
-    group = parser.add_argument_group("attacks", "teach the model a new person from photos")
-    group.add_argument("--photos", metavar="DIR", type=Path, help="photos of one person")
-    group.add_argument("--token", metavar="WORD", default="sks", help="word for the person; must be one CLIP token")
-    group.add_argument("--class_word", metavar="WORD", default="person", help="word after the token, and prompt word of the class")
-    group.add_argument("--train_text_encoder", action=argparse.BooleanOptionalAction, default=False,
-                       help="dreambooth: train the text encoder as well as the U-Net")
-    group.add_argument("--embedding", metavar="FILE", type=Path,
-                       help="prefix, or context map, for the prompts of textual_inversion, and for the last row of the image grid")
-    group.add_argument("--n_prior_images", metavar="N", type=number(int, 1), default=200,
-                       help="images of the anchor (concept_ablation) or of the class (dreambooth) that the frozen model generates")
-    group.add_argument("--prior_weight", metavar="FLOAT", type=number(float, 0), default=1.0,
-                       help="weight of the loss on those images with their own prompts; 0: none")
+    add = parser.add_argument_group("attacks", "teach the model a new person from photos").add_argument
+    add("--photos", metavar="DIR", type=Path, help="photos of one person")
+    add("--token", metavar="WORD", default="sks", help="word for the person; must be one CLIP token")
+    add("--class_word", metavar="WORD", default="person", help="word after the token, and prompt word of the class")
+    add("--train_text_encoder", action=SWITCH, default=False, help="dreambooth: train the text encoder as well as the U-Net")
+    add("--embedding", metavar="FILE", type=Path,
+        help="prefix or context map for textual_inversion, and for the last row of the image grid")
+    add("--n_prior_images", metavar="N", type=COUNT, default=200,
+        help="generated images of the anchor (concept_ablation) or of the class (dreambooth)")
+    add("--prior_weight", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="weight of the loss on those images; 0: none")
 
 
 def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
     """Check the flags of the baselines and the attacks; `typed` are those on the command line."""
-    for flag, other, value in WITHOUT_USE:
-        given = getattr(args, other)
-        if flag in typed and given is not None and value in (None, given):
-            parser.error(f"--{flag} has no use with --{other} {given}; leave out one of them")
+    for flag, other, is_useless in (
+            ("iterations", "iters_per_concept", args.iters_per_concept is not None), ("identity_images", "z_t", args.z_t == "sampled"),
+            ("start_guidance", "z_t", args.z_t == "noised"), ("templates", "anchor_prompts", args.anchor_prompts is not None)):
+        if flag in typed and is_useless:
+            parser.error(f"--{flag} has no use with --{other} {getattr(args, other)}; leave out one of them")
     variants = VARIANTS.get(args.train_method, ())
     if args.variant not in (variants or (None,)):
         parser.error(f"--variant '{args.variant}' is none of --train_method {args.train_method}; give one of {', '.join(variants)}")

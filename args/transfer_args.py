@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from args.common import Parser, check_paths, model_of_preset, number, typed_flags
-from args.paths import keep_pipes
+from args.common import COUNT, POSITIVE, SEED, SWITCH, Parser, model_of_preset, number, typed_flags
+from args.paths import check_paths, keep_pipes
 
 ROUTES = ("relative", "ridge", "procrustes", "mean")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
@@ -49,23 +49,21 @@ def build_parser() -> Parser:
     parser.add_argument("--to", metavar="PRESET", help="preset whose ckpt_path is the target model; its other values are not used")
     parser.add_argument("--ckpt_path", metavar="FILE", type=Path, help="SDXL checkpoint, .safetensors or .ckpt, instead of the preset's")
 
-    group = parser.add_argument_group("route", "method that maps the first token table to the second")
-    group.add_argument("--route", choices=ROUTES, default="relative",
-                       help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mean: a control")
-    group.add_argument("--scale", choices=SCALES,
-                       help="target: mean and standard deviation of the target's table; ratio: each norm in its original ratio to the "
-                            "table's (default: target for relative, else the map's own)")
-    group.add_argument("--centred", action=argparse.BooleanOptionalAction, default=False,
-                       help="center each table at its mean row before taking cosines; the linear maps always do")
-    group.add_argument("--anchors", metavar="FILE", type=Path, nargs="+",
-                       help="texts whose tokens are used as anchors (default: the whole vocabulary)")
-    group.add_argument("--penalty", metavar="FLOAT", type=number(float, 0, above=True),
-                       help="ridge penalty, in units of the mean diagonal entry of A_s^T A_s (default: chosen by cross-validation)")
+    add = parser.add_argument_group("route", "method that maps the first token table to the second").add_argument
+    add("--route", choices=ROUTES, default="relative",
+        help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mean: a control")
+    add("--scale", choices=SCALES,
+        help="target: mean and standard deviation of the target's table; ratio: each norm in its original ratio to the table's (default: "
+             "target for relative, else the map's own)")
+    add("--centred", action=SWITCH, default=False, help="center each table at its mean row before taking cosines; linear maps always do")
+    add("--anchors", metavar="FILE", type=Path, nargs="+", help="texts whose tokens are used as anchors (default: the whole vocabulary)")
+    add("--penalty", metavar="FLOAT", type=POSITIVE,
+        help="ridge penalty, in units of the mean of diag(A_s^T A_s) (default: by cross-validation)")
 
-    group = parser.add_argument_group("route relative")
-    group.add_argument("--top_k", metavar="K", type=number(int, 0),
-                       help="number of tokens kept per vector; 0 keeps all (default: 8192, as published, or all if fewer)")
-    group.add_argument("--steps", metavar="N", type=number(int, 1), default=2000, help="steps of Adam")
-    group.add_argument("--lr", metavar="FLOAT", type=number(float, 0, above=True), default=5e-3, help="learning rate of Adam")
-    group.add_argument("--seed", metavar="N", type=number(int, 0, 2**63 - 1), default=0, help="seed of the initial candidate")
+    add = parser.add_argument_group("route relative").add_argument
+    add("--top_k", metavar="K", type=number(int, 0),
+        help="tokens kept per vector; 0 keeps all (default: 8192, as published, or all if fewer)")
+    add("--steps", metavar="N", type=COUNT, default=2000, help="steps of Adam")
+    add("--lr", metavar="FLOAT", type=POSITIVE, default=5e-3, help="learning rate of Adam")
+    add("--seed", metavar="N", type=SEED, default=0, help="seed of the initial candidate")
     return parser

@@ -50,7 +50,13 @@ def kind_of(path: str | Path) -> str | None:
         return "a tar archive"
     if len(head) > 2 and head[0] == 0x08 and head[1] < 32 and head[2] & 7 in (0, 2) and size > HEAD:  # protobuf: ir_version, next field
         return ONNX
-    return _kind_of_text(head)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"<"):
+        return XML
+    content = head.decode("utf-8", errors="replace" if len(head) < HEAD else "ignore")
+    if len(content) < 4 or "\ufffd" in content or not all(letter.isprintable() or letter.isspace() for letter in content):
+        return None
+    return JSON if text[:1] in (b"{", b"[") else f"a text that begins '{' '.join(content.split())[:40]}'"
 
 
 def no_text(content: bytes) -> str | None:
@@ -63,16 +69,9 @@ def no_text(content: bytes) -> str | None:
 
 
 def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] = ()) -> str:
-    """Format of a file of tensors: SAFETENSORS, ZIP or PICKLE, or one of `also`.
+    """Format of a file of tensors: SAFETENSORS, ZIP or PICKLE, or one of `also`; UserError if it is something else or missing.
 
-    Args:
-        path: the file.
-        what: the expected content for messages, such as "PyTorch checkpoint".
-        to_do: advice for messages, unless the detected format has a better one.
-        also: further accepted formats.
-
-    Raises:
-        UserError: the file does not exist or holds no tensors.
+    In the message, `what` is the expected content, such as "PyTorch checkpoint", and `to_do` the advice, unless there is a better one.
     """
     if not Path(path).is_file():
         flaw, better = not_a_file(path)
@@ -139,22 +138,8 @@ def _kind_of_zip(path: str | Path) -> str:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return CUT
-    inside = {Path(name).name for name in names}
-    if "data.pkl" in inside:
+    if "data.pkl" in (inside := {Path(name).name for name in names}):
         return TORCHSCRIPT if "constants.pkl" in inside else ZIP
     if names and all(name.endswith(".npy") for name in names):
         return NPZ
     return f"a zip archive of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-
-
-def _kind_of_text(head: bytes) -> str | None:
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith(b"<"):
-        return XML
-    try:
-        content = head.decode("utf-8", errors="strict" if len(head) < HEAD else "ignore")
-    except UnicodeDecodeError:
-        return None
-    if len(content) < 4 or not all(letter.isprintable() or letter.isspace() for letter in content):
-        return None
-    return JSON if text[:1] in (b"{", b"[") else f"a text that begins '{' '.join(content.split())[:40]}'"

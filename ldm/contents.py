@@ -16,7 +16,6 @@ from ldm.left_out import LeftOut
 from ldm.run_folder import write_json
 
 MANY = 1000  # number of files from which hashes are cached on disk
-UNREADABLE = "unreadable"  # in place of the hash of a file that cannot be read
 
 
 def file_hash(path: str | Path) -> str:
@@ -27,22 +26,23 @@ def file_hash(path: str | Path) -> str:
 def hashes_of(sources: Iterable[ImageSource], cache: Path | None = None) -> list[str]:
     """Identifier of the bytes of each image: the hash of its file, or the hash of its shard with the member's name.
 
-    Args:
-        sources: the images.
-        cache: a JSON file that stores the hashes between runs, for MANY files or more. A file counts as unchanged while its path,
-            size, st_mtime_ns and st_ctime_ns are; on POSIX systems no program can set back the last.
+    `cache` is a JSON file that stores the hashes between runs, for MANY files or more. A file counts as unchanged while its path, size,
+    st_mtime_ns and st_ctime_ns are; on POSIX systems no program can set back the last.
     """
     sources = list(sources)
-    known = _read(cache)
-    hashes, fresh = {}, {}
     paths = list(dict.fromkeys(source.path for source in sources))
+    try:
+        known: dict[str, list] = dict(json.loads(cache.read_text(encoding="utf-8"))) if cache else {}
+    except (OSError, ValueError, TypeError):  # it only saves time
+        known = {}
+    hashes, fresh = {}, {}
     for path in tqdm(paths, "hashing", unit="file", leave=False, disable=len(paths) < MANY):
         try:
             key, *state = _state(path)
             hashes[path] = known[key][-1] if known.get(key, [])[:-1] == state else _hash(key, *state)
             fresh[key] = [*state, hashes[path]]
         except OSError:  # the decoder reports it
-            hashes[path] = UNREADABLE
+            hashes[path] = "unreadable"
     if cache is not None and len(paths) >= MANY and fresh != known:
         write_json(cache, fresh)
     return [f"{hashes[source.path]}:{source.member}".rstrip(":") for source in sources]
@@ -61,19 +61,15 @@ def digest_of(flags: Mapping[str, Any]) -> str:
 
 def _known(value: Any) -> Any:
     """Hash of a file's or folder's content, per entry for lists; a missing one as its path in the repository; other values unchanged."""
-    if isinstance(value, list):
-        return [*map(_known, value)]
     if not isinstance(value, Path):
-        return value
-    if value.is_file():
-        return file_hash(value)
-    if value.is_dir():
-        return _content_of(value)
+        return [*map(_known, value)] if isinstance(value, list) else value
+    if value.is_file() or value.is_dir():
+        return _content_of(value) if value.is_dir() else file_hash(value)
     path = Path(os.path.abspath(value))
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-@functools.cache  # once per command, whose flags name the same folders again and again
+@functools.cache  # a command's flags name the same folders again and again
 def _content_of(folder: Path) -> str:
     files = files_below(folder, LeftOut())
     return digest([path.relative_to(folder).as_posix() for path in files], hashes_of(map(ImageSource, files)))
@@ -89,10 +85,3 @@ def _state(path: str | Path) -> tuple[str, int, int, int]:
 def _hash(path: str, _size: int, _changed: int, _entry_changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _read(cache: Path | None) -> dict[str, list]:
-    try:
-        return dict(json.loads(cache.read_text(encoding="utf-8"))) if cache else {}
-    except (OSError, ValueError, TypeError):  # it only saves time
-        return {}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -12,11 +12,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by precision
 
 
 def devices_of(devices: str) -> tuple[str, int | list[int], int]:
-    """Fabric's accelerator, Fabric's devices and the number of devices for the flag --devices.
-
-    Raises:
-        UserError: a GPU is not available.
-    """
+    """Fabric's accelerator, Fabric's devices and the number of devices for --devices; UserError if a GPU is not available."""
     there = torch.cuda.device_count()
     if devices == "auto":
         return ("cuda", [0], 1) if there else ("cpu", 1, 1)
@@ -38,13 +34,9 @@ def same_devices(devices: str) -> str:
 
 
 def pick_device(devices: str) -> torch.device:
-    """The first device of the flag --devices.
-
-    Raises:
-        UserError: it is not available.
-    """
-    _, chosen, _ = devices_of(devices)
-    return torch.device("cuda", chosen[0]) if isinstance(chosen, list) else torch.device("cpu")
+    """The first device of the flag --devices; UserError if it is not available."""
+    numbers = devices_of(devices)[1]
+    return torch.device("cuda", numbers[0]) if isinstance(numbers, list) else torch.device("cpu")
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -52,28 +44,21 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = bool(getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("avx512_bf16"))
-    return "bf16" if native else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("avx512_bf16") else "fp32"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Place of a worker: its flag --devices and its environment variables."""
 
     devices: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = {}
 
 
 def places(devices: str) -> list[Place]:
-    """Places of the workers: "cpu:2" gives two workers with half of the CPU cores each, "0,1" two workers with one GPU each.
-
-    If OMP_NUM_THREADS is set, it is the number of threads of every worker.
-    """
+    """Places of the workers: for "cpu:2" two with half of the CPU cores, or OMP_NUM_THREADS threads, each; for "0,1" two with one GPU."""
     if devices.startswith("cpu:"):
         count = int(devices.partition(":")[2])
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
-        return [Place("cpu", {"OMP_NUM_THREADS": threads}) for _ in range(count)]
+        return [Place("cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))})] * count
     return [Place(device) for device in devices.split(",")]

@@ -25,21 +25,16 @@ NOT_WRITTEN = "it was not written; give a smaller --lr or other settings of the 
 
 @contextmanager
 def edited(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Temporarily replace these parameters; restore them on exit.
-
-    Args:
-        weights: new values by parameter name, in the parameters' shapes; cast to the model's dtype and device, differentiably.
-    """
-    places: dict[str, tuple[dict[str, Any], str]] = {
-        key: (model.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in weights}
-    own = {key: parameters[name] for key, (parameters, name) in places.items()}
+    """Temporarily replace these parameters, by name and in their shapes, cast differentiably to the model's dtype and device."""
+    owners: dict[str, Any] = {key: model.get_submodule(key.rpartition(".")[0])._parameters for key in weights}
+    own = {key: parameters[key.rpartition(".")[2]] for key, parameters in owners.items()}
     try:
-        for key, (parameters, name) in places.items():
-            parameters[name] = like(weights[key], own[key])
+        for key, parameters in owners.items():
+            parameters[key.rpartition(".")[2]] = like(weights[key], own[key])
         yield
     finally:
-        for key, (parameters, name) in places.items():
-            parameters[name] = own[key]
+        for key, parameters in owners.items():
+            parameters[key.rpartition(".")[2]] = own[key]
 
 
 def like(value: Tensor, own: Tensor) -> Tensor:
@@ -50,16 +45,9 @@ def like(value: Tensor, own: Tensor) -> Tensor:
 
 
 def write_edited_weights(path: str | Path, weights: Mapping[str, Tensor], *, base_model: str, **record: Any) -> None:
-    """Write the tensors in float32 by their keys in the checkpoint; equal arguments give equal bytes.
+    """Write the tensors in float32 by their keys in the checkpoint; equal arguments give equal bytes. UserError if one is not finite.
 
-    Args:
-        path: the .safetensors file.
-        weights: tensors by key.
-        base_model: `file_hash` of the checkpoint that they belong to.
-        record: settings of the method (train_method, names, seed, ...), JSON values.
-
-    Raises:
-        UserError: a tensor is not finite.
+    `base_model` is the `file_hash` of the checkpoint; `record` holds the settings of the method (train_method, names, ...) as JSON values.
     """
     check_finite(weights, f"the result for {path}", NOT_WRITTEN)
     header = {OWN_KEY: json.dumps({"base_model": base_model} | record, sort_keys=True, default=str)}

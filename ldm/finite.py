@@ -21,27 +21,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str | Path, to_do: str) -> None:
-    """Check that all tensors are finite.
-
-    Args:
-        tensors: tensors by name.
-        what: their origin, for the message.
-        to_do: advice, for the message.
-
-    Raises:
-        UserError: a tensor holds NaN or infinity; the message names the first.
-    """
+    """Raise a UserError that names `what` (the origin of the tensors), the first one with NaN or infinity, and `to_do` (advice)."""
     broken = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if broken is not None:
         raise UserError(f"{what} holds NaN or infinity in the tensor '{broken}', so its results are meaningless; {to_do}")
 
 
 def check_training(step: int, tensors: Iterable[Tensor], lr: float) -> None:
-    """Check the losses and the trained tensors of a step, counted from 1.
-
-    Raises:
-        UserError: one of them is not finite.
-    """
+    """Raise a UserError unless the losses and the trained tensors of a step (counted from 1) are finite."""
     if not all(map(is_finite, tensors)):
         raise UserError(f"the training has diverged: the loss or a trained tensor is not finite after step {step}; nothing of this step "
                         f"was saved, and earlier files are kept; give a smaller --lr than {lr:g} or --precision fp32, and another "

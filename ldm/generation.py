@@ -20,10 +20,7 @@ Item = TypeVar("Item")
 
 
 def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Tensor:
-    """Initial noise z_T of an image, `shape` float32 on the CPU: a pure function of the arguments.
-
-    The prompt is given without the prefix, so that images with and without it start from the same noise.
-    """
+    """Initial noise z_T of an image, `shape` float32 on the CPU: a pure function of the arguments, with the prompt without prefix."""
     digest = hashlib.sha256(f"{seed}\n{sample}\n{prompt}".encode()).digest()
     return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
 
@@ -31,7 +28,7 @@ def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Te
 @torch.no_grad()
 def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: int = 20, scale: float = 7.0, seed: int = 0,
              batch_size: int = 16, negative_prompt: str = "") -> Iterator[tuple[Job, np.ndarray]]:
-    """Generate the image of each job; yields (job, image) in order, with images (H, W, 3) uint8 RGB.
+    """Generate the image of each job; yields (job, image) in order, with images (H, W, 3) uint8 RGB. UserError if a pixel is not finite.
 
     An image depends on the model, the prefix, its job and the settings, but not on the other images of its batch.
 
@@ -41,12 +38,8 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         embedding_manager: holds the prefix, which is placed in front of each prompt, or a context map; not for the negative prompt.
         ddim_steps: number of DDIM steps, with eta = 0.
         scale: guidance scale.
-        seed: see `image_noise`.
         batch_size: images per batch; the U-Net's batch is twice as large.
         negative_prompt: prompt of the unconditional prediction.
-
-    Raises:
-        UserError: a pixel is not finite.
     """
     sampler = DDIMSampler(model)
     shape = (model.channels, model.image_size, model.image_size)
@@ -63,16 +56,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
 
 
 def generate_shared(fabric: Devices, model, jobs: Sequence[Job], *, label: str, batch_size: int = 16, **settings) -> list[np.ndarray]:
-    """The image of each job, in order, gathered on every rank. Each rank generates its shard of the batches.
-
-    Args:
-        fabric: devices that share the work.
-        model: LatentDiffusion.
-        jobs: see `generate`.
-        label: label of the progress bar.
-        batch_size: images per batch.
-        settings: further arguments of `generate`.
-    """
+    """The image of each job, in order, gathered on every rank. Each rank generates its shard of the batches by `generate`."""
     mine = share(fabric, lambda: batches_of(jobs, batch_size))
     images = [[image for _, image in generate(model, batch, batch_size=batch_size, **settings)]
              for batch in tqdm(mine, label, unit="batch", disable=not fabric.is_global_zero)]
@@ -86,21 +70,12 @@ def batches_of(jobs: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
 
 def with_prefix(prompts: Sequence[str], embedding_manager=None) -> list[str]:
     """The prompts with the manager's first placeholder in front; unchanged without a manager, and with a context map, which has none."""
-    if embedding_manager is None or not embedding_manager.string_to_token_dict:
-        return list(prompts)
-    placeholder = next(iter(embedding_manager.string_to_token_dict))
-    return [f"{placeholder} {prompt}" for prompt in prompts]
+    placeholder = next(iter(embedding_manager.string_to_token_dict), "") if embedding_manager else ""
+    return [f"{placeholder} {prompt}" if placeholder else prompt for prompt in prompts]
 
 
 def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, what: str = "prompts") -> None:
-    """Warn about texts that the text encoder truncates behind each prefix, or without a prefix.
-
-    Args:
-        model: LatentDiffusion.
-        texts: texts without the placeholder.
-        managers: embedding managers of the prefixes; None stands for no prefix.
-        what: name of the texts in the warning.
-    """
+    """Warn about texts, given without the placeholder, that the text encoder truncates behind each manager's prefix (None: no prefix)."""
     embedder, texts = model.cond_stage_model, list(dict.fromkeys(texts))
     lengths = [len(ids) for ids in embedder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]] if texts else []
     for m in sorted({0 if manager is None else manager.num_vectors for manager in managers}):
@@ -113,11 +88,7 @@ def warn_of_cut_texts(model, texts: Iterable[str], managers: Iterable = (), *, w
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Convert images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8 RGB; values are clamped.
-
-    Raises:
-        UserError: a pixel is not finite.
-    """
+    """Convert images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8 RGB; values are clamped. UserError if a pixel is not finite."""
     if not is_finite(image):
         raise UserError("the model has generated NaN or infinity where pixels should be, which would be a black image; give --precision "
                         "fp32, a smaller guidance scale, or another checkpoint or autoencoder")

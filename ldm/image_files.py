@@ -11,12 +11,12 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from ldm.containers import IMAGE
 from ldm.left_out import ARCHIVE, HIDDEN, MET_TWICE, NO_SUFFIX, OTHER_FORMAT, Report
@@ -28,8 +28,6 @@ NOT_OPENED = (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".svg"
 ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TEXTS = (".txt", ".json", ".jsonl", ".csv", ".parquet")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle")
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
 
 @dataclass(frozen=True)
@@ -50,31 +48,26 @@ class ImageSource:
             return file.read(self.size)
 
 
-# ------------------------------------------------------------------------------------------------------------------ decoder
-
 def rgb_image(read: Callable[[], bytes], where: object) -> Image.Image:
-    """Decode the image whose bytes `read` returns: upright, RGB, 8 bits per channel.
+    """Decode the image whose bytes `read` returns: upright, RGB, 8 bits per channel. UserError about `where` if it is damaged.
 
     16-bit grey values are scaled from their full range. 32-bit grey values have no standard range: they are scaled from the smallest of
     1 (floats), 255 (floats), 65535 and the image's maximum that covers them.
-
-    Args:
-        read: returns the content of the file.
-        where: name of the file, for messages.
-
-    Raises:
-        UserError: the image cannot be decoded completely.
     """
-    with _errors_of(where):
-        image = _opened(read())
+    with _opened(read, where) as image:
         image.load()
-        return _on_white(_in_eight_bits(_upright(image)))
+        with suppress(Exception):  # damaged EXIF does not affect the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        image = _in_eight_bits(image)
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert("RGB")
 
 
 def open_image(read: Callable[[], bytes], where: object) -> Image.Image:
     """Open an image to read its format and size, without decoding it; raises as `rgb_image`."""
-    with _errors_of(where):
-        return _opened(read())
+    with _opened(read, where) as image:
+        return image
 
 
 def suffix_of(image: Image.Image) -> str:
@@ -83,31 +76,19 @@ def suffix_of(image: Image.Image) -> str:
 
 
 @contextmanager
-def _errors_of(where: object) -> Iterator[None]:
+def _opened(read: Callable[[], bytes], where: object) -> Iterator[Image.Image]:
+    """Open an image; errors inside the context become a UserError."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images of twice Pillow's limit are refused below
+    content = b""
     try:
-        yield
+        content = read()
+        yield Image.open(io.BytesIO(content), formats=_formats())
     except Exception as error:  # decoders raise arbitrary exceptions for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"no format that Pillow opens; it begins with {content[:16]!r}" if content else "it is empty"
         advice = "scale it down" if isinstance(error, Image.DecompressionBombError) else "delete or replace the file"
         raise UserError(f"{where} cannot be read as an image ({reason}); {advice}") from error
-
-
-def _opened(content: bytes) -> Image.Image:
-    if not content:
-        raise ValueError("it is empty")
-    try:
-        return Image.open(io.BytesIO(content), formats=_formats())
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"no format that Pillow opens; it begins with {content[:16]!r}") from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 0))
-    except Exception:  # damaged EXIF does not affect the pixels
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
@@ -128,13 +109,6 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.preinit()  # common formats first
@@ -145,11 +119,9 @@ def _formats() -> tuple[str, ...]:
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the supported formats, in lower case."""
-    formats = _formats()
+    formats = _formats()  # before the next line, since it registers suffixes
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
 
-
-# --------------------------------------------------------------------------------------------------------------- folder walk
 
 def image_files(folder: str | Path, report: Report) -> list[Path]:
     """Image files of a folder and its sub-folders; order and report as in `files_below`."""
@@ -159,12 +131,9 @@ def image_files(folder: str | Path, report: Report) -> list[Path]:
 def files_below(folder: str | Path, report: Report) -> list[Path]:
     """Files of a folder and its sub-folders, in natural order (2 before 10) of the paths' parts.
 
-    Symbolic links are followed. Each folder is read once, by its own name rather than through a link if both are in `folder`.
-
-    Args:
-        folder: the root folder.
-        report: called for hidden files and folders with images, folders reached twice, unreadable folders, pipes, and broken links.
-            A broken link with the name of an image counts as a file; reading it reports the flaw.
+    Symbolic links are followed. Each folder is read once, by its own name rather than through a link if both are in `folder`. Reports
+    hidden files and folders with images, folders reached twice, unreadable folders, pipes, and broken links; but a broken link with the
+    name of an image counts as a file, and reading it reports the flaw.
     """
     found: list[Path] = []
     seen: dict[str, Path] = {}
@@ -182,7 +151,10 @@ def files_below(folder: str | Path, report: Report) -> list[Path]:
             continue
         for path in paths:
             if is_hidden(path.name):
-                _report_hidden(path, report)
+                inside = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path.name]
+                if count := sum(PurePath(name).suffix.lower() in image_suffixes() for name in inside):
+                    files = "image file is" if count == 1 else "image files are"
+                    report(HIDDEN, f"{path} is hidden, so its {count} {files} ignored; rename it to use it")
             elif os.path.isdir(path):
                 (folders.append if os.path.islink(path) else folders.appendleft)(path)  # links last
             elif os.path.islink(path) and not os.path.exists(path) and path.suffix.lower() not in image_suffixes():
@@ -203,8 +175,10 @@ def is_image(path: PurePath, report: Report) -> bool:
         report(OTHER_FORMAT, f"{path} has a format that Pillow does not open here; convert it to .png or .jpg")
     elif suffix in ARCHIVES:
         report(ARCHIVE, f"{path} is an archive, which is not read here; unpack it")
-    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and IMAGE.match(_head(path)):
-        report(NO_SUFFIX, f"{path} holds an image but has no image suffix, such as .jpg; rename it")
+    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and os.access(path, os.R_OK):
+        with path.open("rb") as file:
+            if IMAGE.match(file.read(16)):
+                report(NO_SUFFIX, f"{path} holds an image but has no image suffix, such as .jpg; rename it")
     return False
 
 
@@ -216,18 +190,3 @@ def is_hidden(name: str) -> bool:
 def natural_order(path: PurePath) -> list[list[str | int]]:
     """Sort key of a path that compares digits in its parts as numbers."""
     return [[int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"([0-9]+)", part))] for part in path.parts]
-
-
-def _report_hidden(path: Path, report: Report) -> None:
-    inside = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path.name]
-    count = sum(PurePath(name).suffix.lower() in image_suffixes() for name in inside)
-    if count:
-        report(HIDDEN, f"{path} is hidden, so its {count} image file{'s are' if count > 1 else ' is'} ignored; rename it to use it")
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(16)
-    except OSError:
-        return b""

@@ -14,15 +14,11 @@ from ldm.util import write_atomically
 
 LABEL = 90    # characters above a column of files
 WAITING = 64  # maximum number of images in the writer's queue
-INK, PAPER = (30, 30, 30), (255, 255, 255)
+INK = (30, 30, 30)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file, (H, W, 3) uint8 RGB, with the decoder `rgb_image`.
-
-    Raises:
-        UserError: the file cannot be decoded completely.
-    """
+    """Read an image file, (H, W, 3) uint8 RGB; see `rgb_image`."""
     return np.asarray(rgb_image(ImageSource(Path(path)).read, path))
 
 
@@ -32,10 +28,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 class ImageWriter:
-    """Context manager that writes images in a thread while the next ones are generated; on exit, all of them are written.
-
-    Errors of the thread are raised by `write` or on exit.
-    """
+    """Context manager that writes images in a thread until exit. `write` or the exit raises the errors of the thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -62,41 +55,34 @@ def images_in(folder: str | Path) -> list[Path]:
     return sorted((path for path in files if path.is_file() or not path.exists()), key=natural_order)  # a link to nowhere is unreadable
 
 
-def image_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str],
-                 *, cell: int = 128) -> Image.Image:
-    """Grid of images with row and column labels.
+def image_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequence[str], column_labels: Sequence[str], *,
+               cell: int = 128) -> Image.Image:
+    """Grid of images with one label per row and per column of the longest row; ValueError if the numbers of labels differ.
 
-    Args:
-        images: one list per row; each image is (H, W, 3) uint8 RGB and is scaled down to fit its cell; None leaves the cell empty.
-        row_labels, column_labels: one label per row and per column of the longest row.
-        cell: side of a cell in pixels.
-
-    Raises:
-        ValueError: the numbers of labels and images differ.
+    Each image is (H, W, 3) uint8 RGB and is scaled down to fit its cell of `cell` pixels; None leaves the cell empty.
     """
     columns = max((len(row) for row in images), default=0)
-    if len(row_labels) != len(images) or len(column_labels) != columns:
-        raise ValueError(f"{len(images)} x {columns} images with {len(row_labels)} row and {len(column_labels)} "
-                         "column labels; give one label for each")
+    if (len(images), columns) != (len(row_labels), len(column_labels)):
+        raise ValueError(f"{len(images)} x {columns} images with {len(row_labels)} x {len(column_labels)} labels; give one label for each")
     font, gap = ImageFont.load_default(size=max(10, cell // 10)), max(2, cell // 32)
-    rows_wrapped = [_wrap(label, font, 1.25 * cell) for label in row_labels]
-    columns_wrapped = [_wrap(label, font, cell) for label in column_labels]
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left = max((ruler.multiline_textbbox((0, 0), text, font=font)[2] for text in rows_wrapped), default=0) + 3 * gap
-    top = max((ruler.multiline_textbbox((0, 0), text, font=font)[3] for text in columns_wrapped), default=0) + 3 * gap
-    sheet = Image.new("RGB", (int(left) + columns * (cell + gap), int(top) + len(images) * (cell + gap)), PAPER)
+    letters = max(1, int(cell / font.getlength("n")))  # in a line of the width of a cell
+    row_texts = [textwrap.fill(label, letters + letters // 4, break_long_words=False) for label in row_labels]
+    column_texts = [textwrap.fill(label, letters, break_long_words=False) for label in column_labels]
+    size_of = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox
+    left = 3 * gap + max((int(size_of((0, 0), text, font=font)[2]) for text in row_texts), default=0)
+    top = 3 * gap + max((int(size_of((0, 0), text, font=font)[3]) for text in column_texts), default=0)
+    sheet = Image.new("RGB", (left + columns * (cell + gap), top + len(images) * (cell + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(columns_wrapped):
-        draw.multiline_text((left + column * (cell + gap) + cell / 2, top - gap), text, INK, font, anchor="md",
-                            align="center")
-    for row, (in_row, text) in enumerate(zip(images, rows_wrapped, strict=True)):
-        y = int(top) + row * (cell + gap)
+    for column, text in enumerate(column_texts):
+        draw.multiline_text((left + column * (cell + gap) + cell / 2, top - gap), text, INK, font, anchor="md", align="center")
+    for row, text in enumerate(row_texts):
+        y = top + row * (cell + gap)
         draw.multiline_text((left - 2 * gap, y + cell / 2), text, INK, font, anchor="rm", align="right")
-        for column, image in enumerate(in_row):
+        for column, image in enumerate(images[row]):
             if image is not None:
                 thumbnail = Image.fromarray(image)
                 thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-                x = int(left) + column * (cell + gap)
+                x = left + column * (cell + gap)
                 sheet.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
     return sheet
 
@@ -109,15 +95,3 @@ def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[
     """
     images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
     return image_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """Wrap the text at spaces so that no line is wider than `width` pixels, except for single longer words."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)

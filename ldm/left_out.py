@@ -18,11 +18,7 @@ HARMLESS = (HIDDEN, MET_TWICE, OTHER_FORMAT, NO_SUFFIX, ARCHIVE, ELSEWHERE, FURT
 
 @dataclass
 class LeftOut:
-    """Report of a reader, with one row (reason, sentence) per item that is left out.
-
-    Args:
-        strict: raise UserError for every reason that is not HARMLESS.
-    """
+    """Report of a reader, with one row (reason, sentence) per item that is left out; `strict` raises UserError unless it is HARMLESS."""
 
     strict: bool = False
     rows: list[dict[str, str]] = field(default_factory=list)

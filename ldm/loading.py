@@ -1,11 +1,10 @@
 """Loads checkpoints into frozen models. All foreign weights are loaded here, strictly and with clear errors."""
 
-import argparse
 import hashlib
 import pickle
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,6 @@ class ModelFiles:
     vae_path: Path | None = None        # replaces the checkpoint's autoencoder
     edited_weights: Path | None = None  # replaces some of the checkpoint's tensors
 
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "ModelFiles":
-        return cls(*(getattr(args, field.name) for field in fields(cls)))
-
     @property
     def name(self) -> str:
         """Name of the model in tables."""
@@ -73,21 +68,16 @@ class ModelFiles:
 def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
                       dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
                       edited_weights: str | Path | None = None) -> LatentDiffusion:
-    """Build the model of a config and load a checkpoint; returns it in eval mode, without gradients.
+    """Build the model of a config and load a checkpoint (.safetensors or PyTorch); returns it in eval mode, without gradients.
 
     The model is built on the meta device and its tensors are moved out of the state dict one by one, so that the peak memory is about
-    the larger of model and file; a memory-mapped .ckpt adds pages that the system can reclaim.
+    the larger of model and file; a memory-mapped .ckpt adds pages that the system can reclaim. UserError if a file is missing, damaged,
+    of another architecture, or incomplete, or a weight is not finite.
 
     Args:
-        config_path: YAML file with an entry `model: {target, params}`.
-        ckpt_path: checkpoint, .safetensors or PyTorch.
-        device: device of the model.
         dtype: type of the model; every floating type is converted to it.
         vae_path: file of an autoencoder, alone or in a checkpoint, that replaces the checkpoint's.
         edited_weights: .safetensors of some of the model's tensors, which replace the checkpoint's.
-
-    Raises:
-        UserError: a file is missing, damaged, of another architecture, or incomplete, or a weight is not finite.
     """
     config_path, ckpt_path = found(config_path), found(ckpt_path)
     vae_path, edited_weights = (None if path is None else found(path) for path in (vae_path, edited_weights))
@@ -99,7 +89,9 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     check_metadata(state, ckpt_path)
     if vae_path is not None:
         state |= read_autoencoder(vae_path, expected)
-    state |= {key: state[ema] for key in expected if key not in state and (ema := averaged(key)) in state}
+    # Some training checkpoints contain only the moving averages of the U-Net.
+    averages = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in expected if key not in state}
+    state |= {key: state[average] for key, average in averages.items() if average in state}
     if edited_weights is not None:
         state |= read_edited_weights(edited_weights, expected, ckpt_path)
     check_state(state, expected, ckpt_path, config_path)
@@ -118,11 +110,7 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
 
 
 def read_config(config_path: str | Path) -> Mapping:
-    """The `model:` entry (target, params) of a YAML config.
-
-    Raises:
-        UserError: the file does not exist, is not YAML, or has no such entry.
-    """
+    """The `model:` entry (target, params) of a YAML config; UserError if there is none."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(config_path), resolve=True)
     except FileNotFoundError:
@@ -142,14 +130,15 @@ def has_two_encoders(config_path: str | Path) -> bool:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU. PyTorch checkpoints are memory-mapped if possible.
 
-    An outer `state_dict` entry is unwrapped. Nothing in the file is executed.
-
-    Raises:
-        UserError: the file is missing, damaged, without tensors, or a pickle that would run code.
+    An outer `state_dict` entry is unwrapped. Nothing in the file is executed. UserError if the file is missing, damaged, without tensors,
+    or a pickle that would run code.
     """
     path = Path(path)
     container = container_of(path, "checkpoint file", GIVE_CHECKPOINT)
-    content = _safetensors(path) if container == SAFETENSORS else _pickled(path, container)
+    try:  # memory-mapped, the whole file would stay resident until the last tensor is moved
+        content = load_file(path, backend="pread") if container == SAFETENSORS else _pickled(path, container)
+    except SafetensorError as error:
+        raise damaged(path, "safetensors file", first_line(error)) from None
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise UserError(f"{path} is {describe(content) or 'a file'} without model weights; {GIVE_CHECKPOINT}")
@@ -160,11 +149,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of an autoencoder by their keys in a checkpoint; `path` is an autoencoder alone or a checkpoint with one.
-
-    Raises:
-        UserError: a tensor of the model's autoencoder is missing or has another shape.
-    """
+    """Tensors of an autoencoder, alone or in a checkpoint, by their keys there; UserError if one is missing or of another shape."""
     state = read_state_dict(path)
     found = {key: state.get(key, state.get(key.removeprefix(AUTOENCODER))) for key in expected if key.startswith(AUTOENCODER)}
     wrong = [key for key, value in found.items() if value is None or tuple(value.shape) != expected[key]]
@@ -180,17 +165,8 @@ def shapes_of(model: LatentDiffusion) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
-def averaged(key: str) -> str:
-    """Key of a U-Net tensor's moving average; some training checkpoints contain only the averages."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
-
-
 def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path) -> dict[str, Tensor]:
-    """Tensors of an edited-weights file, which replace the checkpoint's, by key.
-
-    Raises:
-        UserError: the file has tensors that are not in this model, or was made for another checkpoint.
-    """
+    """Tensors of an edited-weights file by key; UserError if some are not in this model, or the file was made for another checkpoint."""
     to_do = "give a .safetensors file, or a prefix as --embedding"
     if (kind := container_of(path, "file of edited weights", to_do)) != SAFETENSORS:
         raise UserError(f"{path} is {kind}, but edited weights are a .safetensors file; {to_do}")
@@ -208,14 +184,11 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path,
                 config_path: str | Path) -> None:
-    """Check that the checkpoint has all expected tensors in the expected shapes, and no unknown ones.
+    """Raise a UserError unless the checkpoint has all expected tensors in the expected shapes, and no unknown ones.
 
-    Raises:
-        UserError: it does not; the message says which model the file seems to be and which config fits.
+    The message says which model the file seems to be and which config fits.
     """
-    looks_like = describe(state)
-    if looks_like == describe(expected):
-        looks_like = None
+    looks_like = None if describe(state) == describe(expected) else describe(state)
     missing = [key for key in expected if key not in state]
     if missing and all(key.startswith(AUTOENCODER) for key in missing) and not any(key.startswith(AUTOENCODER) for key in state):
         raise UserError(f"{ckpt_path} has no autoencoder (VAE), as some community checkpoints; give --vae_path with the file of one")
@@ -239,11 +212,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
 
 def check_metadata(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that a file declares neither v-prediction nor edited weights. Many v-prediction models do not declare it.
-
-    Raises:
-        UserError: it declares one of them.
-    """
+    """Raise a UserError if a file declares v-prediction, which many such models do not, or edited weights."""
     metadata = safetensors_metadata(path)
     if "v_pred" in state or metadata.get("modelspec.prediction_type", "epsilon") != "epsilon":
         raise UserError(f"{path} is a v-prediction model, and the anonymization prompt is learned on models that predict the noise "
@@ -259,13 +228,6 @@ def safetensors_metadata(path: str | Path) -> dict[str, Any]:
         return {}
     with safe_open(path, framework="pt") as file:
         return with_own(file.metadata() or {})
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path, backend="pread")  # memory-mapped, the whole file would stay resident until the last tensor is moved
-    except SafetensorError as error:
-        raise damaged(path, "safetensors file", first_line(error)) from None
 
 
 def _pickled(path: Path, container: str) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm.run_folder import write_json
+from ldm.run_folder import changes_of, write_json
 from ldm.util import UserError, write_atomically
 
 SECONDS_BETWEEN_STATES = 20.0
@@ -34,12 +34,8 @@ class Trained(Protocol):
 class Logbook:
     """Files under `out_dir`: log.csv, tensorboard/, pictures/, state.pt, cost.json.
 
-    Args:
-        arguments: everything that determines the trained tensors, including "iterations".
-        resume: resume from state.pt if it exists; False starts a new run.
-
-    Raises:
-        UserError: state.pt is damaged, or belongs to a run with other arguments; only "iterations" may be larger.
+    `arguments` are everything that determines the trained tensors, including "iterations". With `resume`, a run continues from state.pt if
+    it exists; UserError if that is damaged, or belongs to a run with other arguments; only "iterations" may be larger.
     """
 
     _log: BinaryIO          # from `open` on
@@ -47,7 +43,7 @@ class Logbook:
 
     def __init__(self, out_dir: str | Path, arguments: Mapping[str, Any], *, resume: bool = True):
         self.out_dir, self.arguments = Path(out_dir), dict(arguments)
-        self.state: dict[str, Any] | None = _read_state(self.out_dir / "state.pt") if resume else None
+        self.state = _read_state(self.out_dir / "state.pt") if resume and (self.out_dir / "state.pt").exists() else None
         self.first_step = self.state["step"] if self.state else 0
         self.steps_ahead = self.state["steps_ahead"] if self.state else None  # as at the start of the run
         if self.state:
@@ -135,9 +131,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _read_state(path: Path) -> dict | None:
-    if not path.exists():
-        return None
+def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {key: state[key] for key in ("step", "trained", "optimizer", "log_bytes", "steps_ahead", "arguments", "cost")}
@@ -146,12 +140,12 @@ def _read_state(path: Path) -> dict | None:
 
 
 def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    there, asked = json.loads(state["arguments"]), json.loads(json.dumps(asked))
-    may_grow = () if there.get("lr_decay") else ("iterations",)  # the decay of the learning rate depends on the last step
-    different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key) and key not in may_grow]
-    if different:
-        changes = ", ".join(CONTENT.get(key) or f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
-        raise UserError(f"the run in {out_dir} was started with other arguments or inputs ({changes}); use another --out_dir, or "
+    changes = changes_of(there := json.loads(state["arguments"]), asked)
+    if not there.get("lr_decay"):  # the decay of the learning rate depends on the last step
+        changes.pop("iterations", None)
+    if changes:
+        reasons = ", ".join(CONTENT.get(key, change) for key, change in changes.items())
+        raise UserError(f"the run in {out_dir} was started with other arguments or inputs ({reasons}); use another --out_dir, or "
                         "--no-resume to start it anew")
     if state["step"] > asked["iterations"]:
         raise UserError(f"the run in {out_dir} has made {state['step']} steps where --iterations {asked['iterations']} asks "

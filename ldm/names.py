@@ -20,6 +20,8 @@ ALIKE = {"'": "\"\u2018\u2019\u201a\u201b\u2039\u203a\u02b9\u02bb\u02bc\u02bd\u0
 ALIKE_TABLE = str.maketrans({other: sign for sign, others in ALIKE.items() for other in others})
 NOT_IN_FILE_NAMES = str.maketrans(dict.fromkeys('<>:"/\\|?*', " "))  # of Windows, macOS or Linux
 WITHOUT_STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i", "ħ": "h"})
+# Combining classes of accents (Latin, Greek, Cyrillic) and of points (Hebrew, Arabic), but not of vowel signs.
+OPTIONAL_MARKS = {*range(10, 37), *range(200, 256)}
 KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 SPACELESS = (r"\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"  # Thai, Khmer, ..
              r"\u3005-\u3007\u3041-\u3096\u309d-\u309f\u3105-\u312f\u3131-\u318e\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # Han, Hangul
@@ -37,12 +39,7 @@ def normal_form(name: str) -> str:
 class NameList:
     """List of people that can be searched by any spelling of a name and by folder names derived from it.
 
-    Args:
-        names: names in the spelling that `find` returns.
-        source: origin of the names, for messages.
-
-    Raises:
-        UserError: two names have the same normal form.
+    UserError about `source`, the origin of the names, if two of them have the same normal form.
     """
 
     def __init__(self, names: Iterable[str], source: object = "the list of people") -> None:
@@ -73,64 +70,45 @@ class NameList:
 
 
 class NamesInText:
-    """Finds names of people in captions.
+    """Finds names of people in captions: whole words, with or without accents, also as "Last, First" and as #FirstLast or @firstlast.
 
-    A name matches whole words, with or without accents, also as "Last, First" and as #FirstLast or @firstlast. In scripts without
-    spaces between words, a name of two or more letters matches anywhere.
+    In scripts without spaces between words, a name of two or more letters matches anywhere.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._forms = {name: _Forms(name) for name in names}
+        self._forms = {}  # by name: its plain forms, "Last, First", and its handle
+        for name in names:
+            plain = words_of(name)
+            first, _, last = plain.rpartition(" ")
+            self._forms[name] = {plain, _closed_up(plain)} - {""}, f"{last}, {first}" if first else "", plain.replace(" ", "")
 
     def find(self, text: str) -> str | None:
         """The first name of the list that occurs in the text; None without any."""
         text = html.unescape(text)
         with_commas = words_of(text, ",")
         spaced = " ".join(with_commas.replace(",", " ").split())
-        texts, handles = {spaced, _closed_up(spaced)}, _handles(text)
-        return next((name for name, forms in self._forms.items() if forms.are_in(texts, with_commas, handles)), None)
-
-
-class _Forms:
-    """Forms of a name that are searched for in captions."""
-
-    def __init__(self, name: str) -> None:
-        plain = words_of(name)
-        first, _, last = plain.rpartition(" ")
-        self.plain = {plain, _closed_up(plain)} - {""}
-        self.reversed = f"{last}, {first}" if first else ""
-        self.handle = plain.replace(" ", "")
-
-    def are_in(self, texts: set[str], with_commas: str, handles: set[str]) -> bool:
-        return (any(_stands_in(form, text) for form in self.plain for text in texts) or self.handle in handles
-                or bool(self.reversed) and _stands_in(self.reversed, with_commas))
+        texts = {spaced, _closed_up(spaced)}
+        words = re.findall(r"[#@]([\w.'-]+)", unicodedata.normalize("NFKC", text))
+        handles = {words_of(word).replace(" ", "") for word in words} - {""}
+        for name, (plain, last_first, handle) in self._forms.items():
+            if (handle in handles or any(_stands_in(form, one) for form in plain for one in texts)
+                    or (last_first and _stands_in(last_first, with_commas))):
+                return name
+        return None
 
 
 def words_of(text: str, keep: str = "", *, accents: bool = False) -> str:
     """Letters, marks and digits of the normal form, with one space between words.
 
-    Args:
-        text: any text.
-        keep: punctuation to keep, followed by a space.
-        accents: keep accents and symbols.
+    The punctuation in `keep` is kept, followed by a space; `accents` keeps accents and symbols.
     """
     text = normal_form(text)
     if not accents:
         letters = unicodedata.normalize("NFKD", text.translate(WITHOUT_STROKES))
-        text = unicodedata.normalize("NFC", "".join(letter for letter in letters if not _is_accent(letter)))
+        text = unicodedata.normalize("NFC", "".join(letter for letter in letters if unicodedata.combining(letter) not in OPTIONAL_MARKS))
     kinds = "LMNS" if accents else "LMN"
     text = "".join(letter if letter in keep or unicodedata.category(letter)[0] in kinds else " " for letter in text)
     return " ".join(re.sub(rf"\s*([{re.escape(keep)}])\s*", r"\1 ", text).split() if keep else text.split())
-
-
-def _is_accent(letter: str) -> bool:
-    """Whether a combining mark is optional: accents of Latin, Greek and Cyrillic, points of Hebrew and Arabic, but not vowel signs."""
-    return unicodedata.combining(letter) >= 200 or 10 <= unicodedata.combining(letter) <= 36
-
-
-def _handles(text: str) -> set[str]:
-    """Words after # and @ in a text, without punctuation."""
-    return {words_of(handle).replace(" ", "") for handle in re.findall(r"[#@]([\w.'-]+)", unicodedata.normalize("NFKC", text))} - {""}
 
 
 def _closed_up(text: str) -> str:
@@ -154,10 +132,8 @@ def _joined(left: str, right: str, name: str) -> bool:
     """Whether two neighbouring letters belong to one word, so that the name is a part of a longer word."""
     if not left.strip(" ,") or not right.strip(" ,"):
         return False
-    if len(name) == 1:
-        return True
     scripts = [next((script for script in (SPACELESS, KATAKANA) if re.match(f"[{script}]", letter)), "") for letter in (left, right)]
-    return scripts[0] == scripts[1] != SPACELESS
+    return len(name) == 1 or scripts[0] == scripts[1] != SPACELESS
 
 
 def _folder_form(name: str) -> str:

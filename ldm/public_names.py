@@ -26,8 +26,7 @@ ABSENT: dict[str, tuple[str, ...]] = {
             "TransformerEmbedder")), "ldm.modules.encoders.modules_bak", "ldm.modules.x_transformer"),
     "it retrieves no images; for CLIP embeddings of texts and images use open_clip.create_model_and_transforms": (
         "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder", "ldm.modules.encoders.modules.FrozenClipImageEmbedder"),
-    "use concurrent.futures.ProcessPoolExecutor, or torch.utils.data.DataLoader with num_workers": (
-        "ldm.util.parallel_data_prefetch",),
+    "use concurrent.futures.ProcessPoolExecutor, or torch.utils.data.DataLoader with num_workers": ("ldm.util.parallel_data_prefetch",),
     "it builds Stable Diffusion v1 and SDXL; use ldm.models.diffusion.ddpm.LatentDiffusion with a config of theirs": (
         *(f"ldm.models.diffusion.ddpm.{name}" for name in (
             "DDPM", "Layout2ImgDiffusion", "LatentDepth2ImageDiffusion", "LatentFinetuneDiffusion", "LatentInpaintDiffusion",
@@ -43,8 +42,7 @@ ABSENT: dict[str, tuple[str, ...]] = {
             "make_ddim_timesteps", "noise_like")), "ldm.models.diffusion.sampling_util"),
     "use the layers of torch.nn and torch.utils.checkpoint.checkpoint": (
         *(f"ldm.modules.diffusionmodules.util.{name}" for name in ("avg_pool_nd", "checkpoint", "conv_nd", "linear")),),
-    "use ldm.modules.embedding_manager.EmbeddingManager, which leaves the order of the vectors alone": (
-        "ldm.modules.embedding_shuffler",),
+    "use ldm.modules.embedding_manager.EmbeddingManager, which leaves the order of the vectors alone": ("ldm.modules.embedding_shuffler",),
     "it measures identity with ldm.evaluation.faces, and trains without an identity loss": ("ldm.thirdp",),
 }
 INSTEAD = {name: sentence for sentence, names in ABSENT.items() for name in names}

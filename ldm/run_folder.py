@@ -15,6 +15,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,9 @@ LONGEST_NAME = 60  # characters; a file system counts up to 4 bytes for each, 25
 class RunFolder:
     """Images and manifest of a run.
 
-    Args:
-        path: the folder.
-        settings: settings that determine every image (model hash, prompt template, seed, guidance, steps, eta), JSON values.
-            The number of samples is not one of them: more samples are added to the folder.
-        resume: keep finished images; False deletes the images of an earlier run.
-
-    Raises:
-        UserError: the folder holds images of other settings, or images without a manifest.
+    `settings` are JSON values that determine every image (model hash, prompt template, seed, guidance, steps, eta), but not the number of
+    samples: more samples are added to the folder. Without `resume`, the images of an earlier run are deleted. UserError if the folder holds
+    images of other settings, or images without a manifest.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = True) -> None:
@@ -46,14 +42,13 @@ class RunFolder:
         self._manifest_path = self.path / "manifest.json"
         images, manifest = self.path / "images", self._read_manifest()
         if manifest is None and images.exists():
-            raise UserError(f"{images} exists without a manifest, so the settings of its images are unknown; "
-                            "use another --out_dir")
+            raise UserError(f"{images} exists without a manifest, so the settings of its images are unknown; use another --out_dir")
         if manifest is not None and not resume:
             shutil.rmtree(images, ignore_errors=True)
             manifest = None
         self._manifest = manifest or {"settings": dict(settings), "prefixes": {}}
-        self._refuse_others("other settings", self._manifest["settings"], dict(settings))
-        self._write_manifest()
+        self._refuse_others("other settings", self._manifest["settings"], settings)
+        write_json(self._manifest_path, self._manifest)
 
     @classmethod
     def shared(cls, fabric: Devices, path: str | Path, settings: Mapping[str, Any], prefixes: Mapping[str, str | None], *,
@@ -69,20 +64,16 @@ class RunFolder:
         return fabric.broadcast(folder)
 
     def add_prefix(self, label: str, prefix_hash: str | None) -> None:
-        """Register a prefix (or "none", hash None) before its first image is written.
-
-        Raises:
-            UserError: the folder has images of another prefix under this label.
-        """
+        """Register a prefix (or "none", hash None) before its first image; UserError if another one has the label."""
         known = self._manifest["prefixes"]
         if label in known:
             self._refuse_others("another prefix", {label: known[label]}, {label: prefix_hash})
         else:
             known[label] = prefix_hash
-            self._write_manifest()
+            write_json(self._manifest_path, self._manifest)
 
     def image_path(self, label: str, name: str, sample: int) -> Path:
-        """Path of the image of a prefix, a name and a sample number."""
+        """See `image_path`."""
         return image_path(self.path, label, name, sample)
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> None:
@@ -98,31 +89,31 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._manifest_path} is not a manifest of this program; use another --out_dir") from error
 
-    def _write_manifest(self) -> None:
-        write_json(self._manifest_path, self._manifest)
-
     def _refuse_others(self, what: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        there, asked = (json.loads(json.dumps(values)) for values in (there, asked))  # as read back from the file
-        different = [key for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key)]
-        if different:
-            changes = ", ".join(f"{key} {there.get(key)!r} instead of {asked.get(key)!r}" for key in different)
-            raise UserError(f"the images in {self.path} were made with {what} ({changes}); use another "
+        if changes := changes_of(there, asked):
+            raise UserError(f"the images in {self.path} were made with {what} ({', '.join(changes.values())}); use another "
                             "--out_dir, or --no-resume to delete them and start again")
 
 
+def changes_of(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, str]:
+    """By key, a text "KEY OLD instead of NEW" for each setting that differs between two runs; values are compared as JSON."""
+    there, asked = (json.loads(json.dumps(dict(values))) for values in (there, asked))
+    return {key: f"{key} {there.get(key)!r} instead of {asked.get(key)!r}"
+            for key in dict.fromkeys([*there, *asked]) if there.get(key) != asked.get(key)}
+
+
 def image_path(folder: Path, label: str, name: str, sample: int) -> Path:
-    """Path of an image in the folder of a run, see RunFolder.image_path."""
+    """Path of the image of a prefix, a name and a sample number in the folder of a run."""
     return folder / "images" / safe_name(label) / safe_name(name) / f"{sample}.png"
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; values that JSON does not support (paths) are written as strings."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-    write_text(path, text)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz with one array per name; unlike np.savez, it allows any name, also names of np.savez's arguments."""
+    """Write an .npz with one array per name; unlike np.savez, any name is allowed, such as "file"."""
     def write(target: Path) -> None:
         with zipfile.ZipFile(target, "w") as file:
             for name, array in arrays.items():
@@ -133,11 +124,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_json(path: Path, keys: Set[str] = frozenset()) -> Any:
-    """Read a file of `write_json`.
-
-    Raises:
-        UserError: the file is not valid JSON or lacks one of `keys`.
-    """
+    """Read a file of `write_json`; UserError if it is not valid JSON or lacks one of `keys`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if keys and not (isinstance(content, dict) and keys <= set(content)):
@@ -159,8 +146,6 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that can change an image's exact values."""
     found = {"python": platform.python_version()}
     for package in VERSIONS_OF:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

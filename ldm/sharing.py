@@ -15,22 +15,15 @@ class Devices(Protocol):
 
     @property
     def device(self) -> "torch.device": ...
-
     @property
     def global_rank(self) -> int: ...
-
     @property
     def world_size(self) -> int: ...
-
     @property
     def is_global_zero(self) -> bool: ...
-
     def barrier(self) -> None: ...
-
     def broadcast(self, obj: Any) -> Any: ...
-
     def all_reduce(self, data: Any, *, reduce_op: str) -> Any: ...
-
     def backward(self, tensor: "torch.Tensor") -> None: ...
 
 
@@ -76,10 +69,7 @@ def gather(fabric: Devices, results: Sequence[Result]) -> list[Result]:
 
 
 def in_rounds(fabric: Devices, find: Callable[[], Sequence[Piece]], work: Callable[[Piece], Result]) -> Iterator[Result]:
-    """Yield the result of `work` for each piece in the list broadcast by rank 0, in order, on every rank.
-
-    Each rank works on one piece per round; the results of a round are yielded before the next round begins.
-    """
+    """Yield the result of `work` for each piece in the list broadcast by rank 0, in order, on every rank; one piece per rank and round."""
     found, count = fabric.broadcast(find() if fabric.is_global_zero else None), fabric.world_size
     for start in range(0, len(found), count):
         mine = found[start:start + count][fabric.global_rank:][:1]

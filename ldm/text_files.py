@@ -40,11 +40,7 @@ def refuse(sentence: str) -> None:
 
 
 def decoded(content: bytes, where: object) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark; line ends become \\n.
-
-    Raises:
-        UserError: the content is something else.
-    """
+    """Decode UTF-8, or UTF-16 with a byte order mark; line ends become \\n. UserError about `where` for other content."""
     if (kind := no_text(content)) is not None:
         raise UserError(f"{where} is {kind} instead of text; save it as uncompressed text in UTF-8, a table as CSV")
     encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
@@ -70,10 +66,8 @@ def read_lines(path: str | Path, columns: Sequence[str] = ()) -> list[str]:
 def texts_in(text: str, path: str | Path, columns: Sequence[str]) -> list[str]:
     """Non-empty lines with normalized spaces; for a table (by suffix or header), each row's first text among `columns`.
 
-    A JSON list of texts, or of objects with one of the columns, is supported too.
-
-    Raises:
-        UserError: a table has none of the columns, a row has no text in them, or the lines are a table without a header.
+    A JSON list of texts, or of objects with one of the columns, is supported too. UserError if a table has none of the columns, a row has
+    no text in them, or the lines are a table without a header.
     """
     if (entries := json_list(text)) is not None:
         found = []
@@ -105,11 +99,7 @@ def is_header(line: str, columns: Sequence[str]) -> bool:
 
 
 def refuse_rows(lines: Sequence[str], path: object, columns: Sequence[str]) -> None:
-    """Check that lines are not rows of a table without a header.
-
-    Raises:
-        UserError: there are several lines, and all begin with a number or the name of an image.
-    """
+    """Raise a UserError if lines are rows of a table without a header: several, and all begin with a number or the name of an image."""
     lines = [line.strip() for line in lines if line.strip()]
     if len(lines) > 1 and all(NUMBER_OR_FILE.match(line) for line in lines):
         raise UserError(f"{path} has rows such as '{lines[0][:60]}' without a header, so the column of the texts is unknown; remove "
@@ -119,12 +109,7 @@ def refuse_rows(lines: Sequence[str], path: object, columns: Sequence[str]) -> N
 def json_value(text: str, where: object = None) -> Any:
     """Parse a text that is one JSON value; None for other content, such as texts that begin with a bracket.
 
-    Args:
-        text: content of the file.
-        where: name of a file that must be JSON or jsonl; None accepts other content.
-
-    Raises:
-        UserError: the content of `where` is neither.
+    `where` names a file that must be JSON or jsonl; UserError if it is neither.
     """
     try:
         return json.loads(text)
@@ -143,7 +128,7 @@ def json_list(text: str) -> list[Any] | None:
 
 def is_table(text: str, columns: Sequence[str]) -> bool:
     """Whether the text is jsonl, or its first line is a header with one of these columns and a further column or quotation marks."""
-    headers = [_names(header) for header in _headers(text)]
+    headers = _headers(text)
     quoted = text.lstrip().startswith('"') and any(len(header) == 1 and header[0] in columns for header in headers)
     return text.lstrip().startswith('{"') or quoted or any(len(header) > 1 and set(header) & set(columns) for header in headers)
 
@@ -153,46 +138,17 @@ def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str]
     """Rows of a table: csv with a header (separated by commas, semicolons, tabs or bars), jsonl, or a JSON list of objects.
 
     Args:
-        text: content of the file.
-        where: name of the file, for messages.
-        needed: required columns, in lower case; they match in any case. Other columns are ignored.
+        text: content of the file `where`.
+        needed: required columns, in lower case; they match in any case. Columns that are not listed are ignored.
         some: columns of which at least one is required.
-        optional: optional columns.
         multiline: allow quoted cells with several lines.
         on_error: called with a message for each flaw.
         prepare: function (value, place) that transforms each JSON value.
     """
-    entries = json_list(text)
-    if text.lstrip().startswith("{") or entries is not None:
-        yield from _jsonl(text, entries, where, needed, {*needed, *some, *optional}, on_error, prepare)
-    else:
-        yield from _csv(text, where, needed, some, optional, multiline, on_error)
-
-
-def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnError) -> dict[str, str] | None:
-    """Texts and numbers of a JSON object in these columns, as texts; keys match in any case. None if a flaw was reported."""
-    if not isinstance(entry, dict):
-        on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
-        return None
-    by_column: dict[str, Any] = {}
-    for key, value in entry.items():
-        column = str(key).strip().casefold()
-        if (other := by_column.setdefault(column, value)) is not value and other != value and column in columns:
-            on_error(f"{where} has '{column}' twice, in upper and lower case; rename or remove one")
-            return None
-    fields = {key: str(value) for key, value in by_column.items()
-              if key in columns and isinstance(value, (str, int, float)) and not isinstance(value, bool)}
-    broken = next((value for value in fields.values() if HALF_CHARACTER.search(value) or "\0" in value), None)
-    if broken is not None:
-        flaw = "half a character (a lone surrogate)" if HALF_CHARACTER.search(broken) else "a zero byte"
-        on_error(f"{where} has {flaw} in {broken!a}; correct it")
-        return None
-    return {key: value for key, value in fields.items() if value.strip()}
-
-
-def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence[str], columns: Collection[str], on_error: OnError,
-           prepare: Callable[[Any, str], Any] | None) -> Iterator[Row]:
-    """Rows from the lines of `text`, or from the `entries` of a JSON list."""
+    entries, columns = json_list(text), {*needed, *some, *optional}
+    if entries is None and not text.lstrip().startswith("{"):
+        yield from _csv(text, where, needed, some, columns, multiline, on_error)
+        return
     lines = text.split("\n") if entries is None else entries
     for number, line in enumerate(lines, start=1):
         place = f"{where}, {'line' if entries is None else 'entry'} {number},"
@@ -215,19 +171,38 @@ def _jsonl(text: str, entries: list[Any] | None, where: object, needed: Sequence
             on_error(f"{place} has {'no' if wrong not in values else 'no text as'} '{wrong}'; correct it")
 
 
+def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnError) -> dict[str, str] | None:
+    """Texts and numbers of a JSON object in these columns, as texts; keys match in any case. None if a flaw was reported."""
+    if not isinstance(entry, dict):
+        on_error(f"{where} holds {json.dumps(entry)[:40]} instead of an object with names and texts; correct it")
+        return None
+    by_column: dict[str, Any] = {}
+    for key, value in entry.items():
+        column = str(key).strip().casefold()
+        if (other := by_column.setdefault(column, value)) is not value and other != value and column in columns:
+            on_error(f"{where} has '{column}' twice, in upper and lower case; rename or remove one")
+            return None
+    fields = {key: str(value) for key, value in by_column.items()
+              if key in columns and isinstance(value, (str, int, float)) and not isinstance(value, bool)}
+    for value in fields.values():
+        if (half := HALF_CHARACTER.search(value)) or "\0" in value:
+            on_error(f"{where} has {'half a character (a lone surrogate)' if half else 'a zero byte'} in {value!a}; correct it")
+            return None
+    return {key: value for key, value in fields.items() if value.strip()}
+
+
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError if a key occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"the key '{next(key for key in names if names.count(key) > 1)}' is there twice")
-    return found
+    names = [key for key, _ in pairs]
+    for key in names:
+        if names.count(key) > 1:
+            raise ValueError(f"the key '{key}' is there twice")
+    return dict(pairs)
 
 
-def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], optional: Sequence[str], multiline: bool,
+def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], wanted: Collection[str], multiline: bool,
          on_error: OnError) -> Iterator[Row]:
-    wanted = {*needed, *some, *optional}
-    delimiter, header = max(zip(DELIMITERS, map(_names, _headers(text)), strict=True), key=lambda one: len(wanted & set(one[1])))
+    delimiter, header = max(zip(DELIMITERS, _headers(text), strict=True), key=lambda one: len(set(wanted) & set(one[1])))
     _check_header(where, header, needed, some)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
     first = 1 + text.count("\n", 0, len(text) - len(text.lstrip()))
@@ -251,35 +226,27 @@ def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], o
 
 
 def first_of(fields: Mapping[str, str], columns: Sequence[str], where: str) -> str:
-    """The text of the first of `columns` that has one.
-
-    Raises:
-        UserError: none has; the message names `where`.
-    """
-    found = next((fields[name] for name in columns if name in fields), None)
-    if found is None:
-        raise UserError(f"{where} has nothing as {' or '.join(columns)}; add it, or remove the entry")
-    return found
+    """The text of the first of `columns` that has one; UserError about `where` if none has."""
+    for name in columns:
+        if name in fields:
+            return fields[name]
+    raise UserError(f"{where} has nothing as {' or '.join(columns)}; add it, or remove the entry")
 
 
 def _headers(text: str) -> list[list[str]]:
-    """Cells of the first non-empty line, split at each of DELIMITERS."""
+    """Column names in the first non-empty line, split at each of DELIMITERS; in lower case, without empty ones at the end."""
     line = text.lstrip().partition("\n")[0]
     found = []
     for delimiter in DELIMITERS:
         try:
-            found.append(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), []))
+            cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True), [])
         except csv.Error:
-            found.append([])
+            cells = []
+        names = [cell.strip().casefold() for cell in cells]
+        while names and not names[-1]:  # spreadsheets write them
+            names.pop()
+        found.append(names)
     return found
-
-
-def _names(header: Sequence[str]) -> list[str]:
-    """Column names in lower case, without the empty ones at the end that spreadsheets write."""
-    names = [name.strip().casefold() for name in header]
-    while names and not names[-1]:
-        names.pop()
-    return names
 
 
 def _check_header(where: object, header: Sequence[str], needed: Sequence[str], some: Sequence[str]) -> None:

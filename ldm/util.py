@@ -1,4 +1,4 @@
-"""What every part needs: a config becomes an object, a user's mistake becomes one sentence, a file appears whole."""
+"""Helpers of all modules: objects from configs, one-line errors, atomic writes, and the helpers of the public ldm.util."""
 
 import functools
 import importlib
@@ -19,19 +19,11 @@ if TYPE_CHECKING:
 __getattr__ = absent_names(__name__)
 
 # Keys of public configs that only concern their own training and speed; accepted and ignored.
-TRAINING_ONLY = frozenset({
-    # LatentDiffusion
-    "log_every_t", "first_stage_key", "cond_stage_key", "cond_stage_trainable", "image_size", "channels", "monitor",
-    "scheduler_config", "use_ema", "loss_type", "num_timesteps_cond", "learn_logvar", "logvar_init", "l_simple_weight",
-    "original_elbo_weight", "clip_denoised", "use_positional_encodings", "load_only_unet",
-    "embedding_reg_weight", "unfreeze_model", "model_lr",
-    # UNetModel
-    "use_checkpoint", "legacy", "use_fp16", "spatial_transformer_attn_type",
-    # AutoencoderKL
-    "lossconfig", "image_key", "colorize_nlabels", "resolution", "dropout",
-    # FrozenCLIPEmbedder
-    "device",
-})
+TRAINING_ONLY = frozenset("""
+    log_every_t first_stage_key cond_stage_key cond_stage_trainable image_size channels monitor scheduler_config use_ema loss_type
+    num_timesteps_cond learn_logvar logvar_init l_simple_weight original_elbo_weight clip_denoised use_positional_encodings load_only_unet
+    embedding_reg_weight unfreeze_model model_lr use_checkpoint legacy use_fp16 spatial_transformer_attn_type lossconfig image_key
+    colorize_nlabels resolution dropout device""".split())
 
 # Keys that select an architecture or an objective: only the value of Stable Diffusion v1 (and of SDXL's U-Net) is built here.
 ONLY_VALUE: dict[str, Any] = {
@@ -44,6 +36,7 @@ ONLY_VALUE: dict[str, Any] = {
 
 REASON = "APL_REASON"  # environment variable of a worker of `start_workers`: the pipe for its reason to end
 PATIENCE = 3.0         # seconds for another process of the run to print the reason first
+ENDED = "a process of this run has ended ({}); the same command resumes from the last saved state"
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
 
 
@@ -52,12 +45,9 @@ class UserError(ValueError):
 
 
 def instantiate_from_config(config: Mapping[str, Any] | str, **extra: Any) -> Any:
-    """Instantiate {target: "package.module.Class", params: {...}}; `extra` are further keyword arguments.
+    """Instantiate {target: "package.module.Class", params: {...}} with further keyword arguments `extra`; UserError if it cannot be.
 
     "__is_first_stage__" and "__is_unconditional__", which public configs have in place of a text encoder, give None.
-
-    Raises:
-        UserError: there is no target, it cannot be imported, or it does not accept the params.
     """
     if config in ("__is_first_stage__", "__is_unconditional__"):
         return None
@@ -89,19 +79,23 @@ def exists(x: Any) -> bool:
 
 def default(val: Any, d: Any) -> Any:
     """`val`, or `d` if `val` is None; if `d` is a function, its result."""
-    if exists(val):
-        return val
-    return d() if inspect.isfunction(d) else d
+    return val if exists(val) else d() if inspect.isfunction(d) else d
 
 
 def isimage(x: Any) -> bool:
     """Whether x is a batch of images, a tensor (B, 1 or 3, H, W)."""
-    return _is_batch(x) and x.shape[1] in (1, 3)
+    return _channels_of(x) in (1, 3)
 
 
 def ismap(x: Any) -> bool:
     """Whether x is a batch of feature maps, a tensor (B, C, H, W) with C > 3."""
-    return _is_batch(x) and x.shape[1] > 3
+    return _channels_of(x) > 3
+
+
+def _channels_of(x: Any) -> int:
+    import torch
+
+    return x.shape[1] if isinstance(x, torch.Tensor) and x.ndim == 4 else 0
 
 
 def mean_flat(tensor: "Tensor") -> "Tensor":
@@ -132,18 +126,8 @@ def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> "T
     return torch.stack(images)
 
 
-def _is_batch(x: Any) -> bool:
-    import torch
-
-    return isinstance(x, torch.Tensor) and x.ndim == 4
-
-
 def refuse_other_architectures(owner: str, params: Mapping[str, Any]) -> None:
-    """Ignore training-only keys of a public config and check the others.
-
-    Raises:
-        UserError: a key or value selects an architecture that this stack does not build.
-    """
+    """Ignore training-only keys of a public config; UserError if another selects an architecture that this stack does not build."""
     for key, value in params.items():
         if key in ONLY_VALUE:
             value = list(value or []) if isinstance(ONLY_VALUE[key], list) else value
@@ -170,8 +154,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: `write` fills a temporary file next to `path`, which is then renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, because some writers (np.save, PIL) choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # some writers choose the format by the suffix
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -188,22 +171,17 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomically(path, lambda target: target.write_bytes(text.encode("utf-8", errors="backslashreplace")))
 
 
-def ended_early(what: str) -> UserError:
-    """Error of a run that has lost one of its processes."""
-    return UserError(f"a process of this run has ended ({what}); the same command resumes from the last saved state")
-
-
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
 
-    A run prints one line: a worker of `start_workers` sends it to the command that started it; a worker of torchrun or SLURM whose
-    LOCAL_RANK is not 0 waits PATIENCE first.
+    A run prints one line: a worker of `start_workers` sends it to the command that started it; one of torchrun or SLURM whose LOCAL_RANK
+    is not 0 waits PATIENCE first.
     """
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a terminal that knows no such letter is no reason to stop
+                stream.reconfigure(errors="backslashreplace")  # for letters that the terminal cannot show
         try:
             return main(*args, **kwargs)
         except (UserError, OSError) as error:
@@ -214,7 +192,7 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
             if not any(words in str(error) for words in LOST):
                 raise
             time.sleep(PATIENCE)  # the lost process, or the command that started it, may know the reason
-            _exit(2, f"error: {ended_early('the connection to another process was lost')}")
+            _exit(2, f"error: {ENDED.format('the connection to another process was lost')}")
     return wrapped
 
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from args.common import Parser, check_paths
+from args.common import Parser
+from args.paths import check_paths
 from args.test_id_args import parse_test_id_args
 from ldm.apl.transfer_files import TABLES, read_token_tables
 from ldm.containers import ONNX, PICKLE, SAFETENSORS, ZIP, container_of, kind_of, not_a_file

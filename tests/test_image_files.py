@@ -11,7 +11,6 @@ import pytest
 from PIL import Image, ImageCms
 
 from ldm.data.images import ImageSource, load_image
-from ldm.image_files import TURNS
 from ldm.images import read_image
 from ldm.util import UserError
 
@@ -19,6 +18,8 @@ ORIENTATION = 0x0112
 # Left red, right blue, and the lower half darker: no two turns of it are alike.
 UPRIGHT = np.zeros((16, 32, 3), np.uint8)
 UPRIGHT[:, :16, 0], UPRIGHT[:, 16:, 2], UPRIGHT[8:] = 240, 240, UPRIGHT[8:] // 2
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # of turns that are not their own inverse
 
 
@@ -47,6 +48,14 @@ def test_every_orientation_is_turned_upright(tmp_path, orientation, suffix):
     assert image.shape == UPRIGHT.shape and np.abs(image.astype(int) - UPRIGHT).mean() < 12
     square = (load_image(ImageSource(path), 16).permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(square - UPRIGHT[:, 8:24]).mean() < 12
+
+
+def test_exif_that_cannot_be_written_again_still_turns_an_image_upright(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    path = saved(tmp_path / "a.png", Image.fromarray(UPRIGHT).transpose(TURNS[3]), exif=exif)
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda *_: 1 / 0)
+    assert np.array_equal(read_image(path), UPRIGHT)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"no exif at all",

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ldm.util import PATIENCE, REASON, ended_early
+from ldm.util import ENDED, PATIENCE, REASON, UserError
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
@@ -70,7 +70,7 @@ def _watch(workers: list[subprocess.Popen], reasons: int) -> int:
         if failed is not None:
             status = statuses[failed] or 0
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            raise ended_early(f"process {failed + 1} of the {len(workers)} on this machine {how}")
+            raise UserError(ENDED.format(f"process {failed + 1} of the {len(workers)} on this machine {how}"))
         if None not in statuses:
             return 0
 

@@ -14,8 +14,7 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_export_args(argv)
     # Imported here so that --help and errors in flags do not wait for torch.
-    from ldm.export.clients import instructions
-    from ldm.export.formats import export_prefix
+    from ldm.export.formats import export_prefix, instructions
 
     export_prefix(args.source, args.target, format=args.format, token=args.token, part=args.part)
     print("\n".join([f"written: {args.target}", *instructions(args.target, format=args.format, token=args.token, part=args.part)]))

@@ -37,7 +37,7 @@ def settings(**changes) -> Settings:
 def prepared(*flags):
     """Options and data of a training with these flags of train.py."""
     args = parse_train_args([*flags])
-    options = options_of(TrainingOptions, args, files=ModelFiles.of(args))
+    options = options_of(TrainingOptions, args, files=options_of(ModelFiles, args))
     return options, prepare_run(options)
 
 

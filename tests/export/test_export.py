@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from args.export_args import FORMATS
 from ldm.export.__main__ import main
-from ldm.export.clients import READ_BY
+from ldm.export.formats import READ_BY
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_safetensors_file
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer

@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(command
 def test_a_run_is_known_by_the_bytes_of_its_images_and_not_by_their_place(command, train_inputs, tmp_path, method, flag, folder, file):
     def arguments(place):
         args = parse_train_args(command(method, flag, place))
-        return MethodPlan(options_of(MethodOptions, args, files=ModelFiles.of(args)), vars(args)).arguments("fp32")
+        return MethodPlan(options_of(MethodOptions, args, files=options_of(ModelFiles, args)), vars(args)).arguments("fp32")
 
     before = arguments(train_inputs / folder)
     shutil.copytree(train_inputs / folder, tmp_path / "copy")
@@ -172,7 +172,7 @@ def test_a_prefix_of_another_name_stands_in_front_of_the_token(command, tmp_path
     vectors = torch.randn(3, 32)
     write_embedding_file(tmp_path / "theirs.pt", {"dog": vectors}, {"dog": tiny_model.cond_stage_model.tokenizer("dog")["input_ids"][1]})
     args = parse_train_args(command("textual_inversion", "--embedding", tmp_path / "theirs.pt"))
-    manager = token_manager(options_of(MethodOptions, args, files=ModelFiles.of(args)), tiny_model)
+    manager = token_manager(options_of(MethodOptions, args, files=options_of(ModelFiles, args)), tiny_model)
     assert list(manager.string_to_token_dict) == ["alz", "sks"] and torch.equal(manager.string_to_param_dict["alz"], vectors)
 
 

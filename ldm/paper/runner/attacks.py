@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from args.common import options_of
-from args.figure5_flags import portrait_arguments
+from args.paper_args import portrait_arguments
 from args.train_args import parse_train_args
 from ldm.contents import digest_of
 from ldm.edited_weights import edited
@@ -236,7 +236,7 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
     settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
     place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
     return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, options, name, person, attacked, seed,
-                   ModelFiles.of(portraits), portraits.precision, options_of(IdentityOptions, portraits))
+                   options_of(ModelFiles, portraits), portraits.precision, options_of(IdentityOptions, portraits))
             for name, person in people.items()]
 
 

@@ -125,7 +125,8 @@ def part_flags(preset: str, score: Mapping[str, object], source: str) -> PartFla
     """
     typed = ["--preset", preset, *as_flags(build_parser(), score, source, TAKEN)]
     args = parse_test_fid_clip_score_args([*typed, "--half", "both", "--group", "all", "--count_faces", "--no-anonymize"])
-    return options_of(PartFlags, args, files=ModelFiles.of(args), options=options_of(QualityOptions, args), all=named_as_before(vars(args)))
+    files, options = options_of(ModelFiles, args), options_of(QualityOptions, args)
+    return options_of(PartFlags, args, files=files, options=options, all=named_as_before(vars(args)))
 
 
 def named_as_before(flags: Mapping[str, object]) -> dict[str, object]:
