@@ -177,7 +177,7 @@ def test_people_whom_nobody_asked_for_are_refused(command, inputs, tmp_path, cap
 
 
 def test_wrong_flags_end_with_a_sentence(command, tmp_path, capsys):
-    assert "--devices 'tpu'" in sentence(capsys, command, tmp_path, "--devices=tpu")
+    assert "--devices: 'tpu'" in sentence(capsys, command, tmp_path, "--devices=tpu")
     assert "--face_pack none is not there" in sentence(capsys, command, tmp_path, "--face_pack=none")
     assert "--templates none is not there" in sentence(capsys, command, tmp_path, "--templates=none")
     assert "--n_samples" in sentence(capsys, command, tmp_path, "--n_samples=0")
