@@ -18,6 +18,7 @@ FLOORS = {
     "ldm.apl": 5, "ldm.baselines": 5, "ldm.attacks": 5, "ldm.evaluation": 5, "ldm.export": 5,
     "ldm.experiments": 6,
     "ldm.paper.config": 7, "ldm.paper.runner": 8, "ldm.paper.results": 9, "ldm.paper.report": 10, "ldm.paper": 11, "ldm.benchmark": 7,
+    "ldm.page": 7,
 }
 FLOORS = {"ldm.mini.__main__": 8, "ldm.mini.card": 7} | FLOORS  # scripts: they rebuild the miniature and measure it with the experiments
 SCRIPTS = {"train", "test_id", "test_fid_clip_score", "dataset_generation", "tests"}

@@ -11,7 +11,7 @@ from args.common import ROOT
 READMES = sorted(path for path in ROOT.rglob("README.md") if not re.match(r"\.|build|runs", str(path.relative_to(ROOT))))
 PARSERS = {"train.py": "train_args", "test_id.py": "test_id_args", "test_fid_clip_score.py": "test_fid_clip_score_args",
            "dataset_generation.py": "dataset_generation_args", "ldm.paper": "paper_args", "ldm.export": "export_args",
-           "ldm.apl.transfer": "transfer_args", "ldm.benchmark": "benchmark_args"}
+           "ldm.apl.transfer": "transfer_args", "ldm.benchmark": "benchmark_args", "ldm.page": "page_args"}
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(rf"(?<![\w/.])({'|'.join(map(re.escape, PARSERS))})(?![\w.])([^\n;&|]*)")
 
