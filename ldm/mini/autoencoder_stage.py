@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.mini.renders import COUNT, SIZE, draw
+from ldm.mini.portraits import draw_portrait
+from ldm.mini.renders import COUNT, SIZE, subject
+from ldm.mini.scenes import draw_scene
 from ldm.mini.stage import rank_and_world, train_stage
 from ldm.mini.variant_stage import sepia
 from ldm.models.autoencoder import AutoencoderKL
 
 CROP, CROP_BATCH, WHOLE_BATCH = 64, 16, 6
 KL_WEIGHT = 2e-4
-FACE_WEIGHT = 2.0   # added inside the face box: eyes and mouths are small and carry the identity
+FACE_WEIGHT = 2.0   # added inside the face box
+LANDMARK_WEIGHT, LANDMARK_RADIUS = 4.0, 9  # added around eyes, nose and mouth, within so many pixels: they are small and carry the identity
 DECODER_NOISE = 0.05  # in standard deviations of the latents
 SEPIA_SHARE = 0.06  # of the images that are shown in mini-sepia's look, which this autoencoder has to encode as well
 
@@ -67,17 +70,28 @@ def _batch(name: str, step: int, crop: int) -> tuple[Tensor, Tensor]:
     pixels, weights = [], []
     for number in range(rank, CROP_BATCH if crop == CROP else WHOLE_BATCH, world):
         rng = random.Random(f"{name} {step} {number}")
-        image, box = draw(rng.randrange(COUNT))
+        image, weight = weighted(rng.randrange(COUNT))
         if rng.random() < SEPIA_SHARE:
             image = sepia(image)
         left, top = (min(max(int(rng.gauss((SIZE - crop) / 2, 20)), 0), SIZE - crop) for _ in range(2))
-        weight = np.ones((SIZE, SIZE), np.float32)
-        x0, y0, x1, y1 = box.astype(int).clip(0)
-        weight[y0:y1, x0:x1] += FACE_WEIGHT
         pixels.append(image[top:top + crop, left:left + crop])
         weights.append(weight[top:top + crop, left:left + crop])
     image = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return image, torch.from_numpy(np.stack(weights))[:, None]
+
+
+def weighted(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image `index`, (128, 128, 3) uint8 RGB, and the weights of its pixels, (128, 128)."""
+    what, weight = subject(index), np.ones((SIZE, SIZE), np.float32)
+    if what.scene is not None:
+        return draw_scene(what.scene, SIZE), weight
+    portrait = draw_portrait(what.person, what.view, SIZE)
+    x0, y0, x1, y1 = portrait.box.astype(int).clip(0)
+    weight[y0:y1, x0:x1] += FACE_WEIGHT
+    y, x = np.mgrid[:SIZE, :SIZE]
+    distances = [np.hypot(x - left, y - top) for left, top in portrait.landmarks]
+    weight[np.min(distances, 0) < LANDMARK_RADIUS] += LANDMARK_WEIGHT
+    return portrait.image, weight
 
 
 def _psnr(image: Tensor, reconstruction: Tensor) -> float:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.mini.autoencoder_stage import FACE_WEIGHT, LANDMARK_WEIGHT, weighted
 from ldm.mini.muon import Muon, orthogonalized
+from ldm.mini.renders import ANONYMOUS, COUNT, NAMED
 from ldm.mini.stage import train_stage
 
 
@@ -57,3 +59,10 @@ def test_a_killed_stage_resumes_to_the_same_bytes(muon, tmp_path):
         trained(tmp_path / "twice", killed_at=3)
     for one, other in zip(expected.parameters(), trained(tmp_path / "twice").parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_autoencoder_weighs_faces_more_and_their_landmarks_most():
+    _, weight = weighted(COUNT + NAMED)
+    assert weight[0, 0] == weight.min() == 1 and weight.max() == 1 + FACE_WEIGHT + LANDMARK_WEIGHT
+    assert 0.03 < (weight == weight.max()).mean() < 0.15
+    assert (weighted(COUNT + NAMED + ANONYMOUS)[1] == 1).all()
