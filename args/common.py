@@ -60,8 +60,10 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_shown = action.default is None or "default:" in (action.help or "")
-        return action.help if is_shown else super()._get_help_string(action)
+        if action.default is None or "default:" in (action.help or ""):
+            return action.help
+        is_list = isinstance(action.default, list)
+        return f"{action.help} (default: {' '.join(map(str, action.default))})" if is_list else super()._get_help_string(action)
 
 
 def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
@@ -220,11 +222,12 @@ def preset_flags(parser: Parser, name: str) -> list[str]:
         if flag in ("preset", "help") or not any(flag in one.flags and section in ("", one.command, *one.sections)
                                                  for one in _all_parsers()):
             parser.error(f"{path} sets '{key}', which no command knows; correct or remove it")
-        by_section.setdefault(section, {})[flag] = value
+        if value is not None:
+            by_section.setdefault(section, {})[flag] = value
     own = parser.sections[parser.section] if parser.section else ()
     ours = {flag: value for flag, value in by_section.get(parser.command, {}).items() if flag not in own}
     values = by_section.get("", {}) | ours | by_section.get(parser.section, {})
-    return [word for flag, action in parser.flags.items() if values.get(flag) is not None for word in _as_flags(action, values[flag])]
+    return [word for flag, action in parser.flags.items() if flag in values for word in _as_flags(action, values[flag])]
 
 
 def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
@@ -236,7 +239,7 @@ def model_of_preset(parser: Parser, name: str) -> dict[str, Path | None]:
 
 
 def as_flags(parser: Parser, values: Mapping[str, object], source: str, taken: Collection[str] = ()) -> list[str]:
-    """Words of the command line for values by flag from a file `source`; exits if a flag is unknown or in `taken`, not for the file."""
+    """Words of the command line for values by flag from a file `source`; exits if it must not set a flag, one of `taken`."""
     actions = parser.flags
     for key in values:
         if key not in actions or key in ("preset", "help"):

@@ -175,8 +175,8 @@ def is_image(path: PurePath, report: Report) -> bool:
         report(OTHER_FORMAT, f"{path} has a format that Pillow does not open here; convert it to .png or .jpg")
     elif suffix in ARCHIVES:
         report(ARCHIVE, f"{path} is an archive, which is not read here; unpack it")
-    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path) and os.access(path, os.R_OK):
-        with path.open("rb") as file:
+    elif suffix not in TEXTS and isinstance(path, Path) and os.path.isfile(path):
+        with suppress(OSError), path.open("rb") as file:
             if IMAGE.match(file.read(16)):
                 report(NO_SUFFIX, f"{path} holds an image but has no image suffix, such as .jpg; rename it")
     return False

@@ -193,11 +193,11 @@ def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnEr
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError if a key occurs twice."""
-    names = [key for key, _ in pairs]
-    for key in names:
-        if names.count(key) > 1:
-            raise ValueError(f"the key '{key}' is there twice")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(key for key in names if names.count(key) > 1)}' is there twice")
+    return found
 
 
 def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], wanted: Collection[str], multiline: bool,

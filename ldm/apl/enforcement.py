@@ -72,7 +72,7 @@ class AnonymizationPrompt:
         source = f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}"
         if self.context_map is not None and other.context_map is not None:
             return AnonymizationPrompt(context_map=self.context_map.interpolate(other.context_map, weight), source=source)
-        return AnonymizationPrompt(*(torch.lerp(own, its, weight) for own, its in zip(self.vectors, other.vectors, strict=True)),
+        return AnonymizationPrompt(*((1 - weight) * own + weight * its for own, its in zip(self.vectors, other.vectors, strict=True)),
                                    source=source)
 
     def attach(self, target: Any, given_embeds: str = "refuse") -> "AnonymizationPrompt":

@@ -70,8 +70,9 @@ class LookAhead:
     def _targets(self, steps: range, samples: Samples) -> dict[str, Tensor]:
         """noisy_latent and the result of `frozen_predictions`, from the cache or computed."""
         count, named = len(samples.numbers), len(samples.identity_rows) if self.with_names else 0
-        rows = {"noisy_latent": count, "eps_attributes": count, "eps_name": named}
-        targets = self.cache.load(steps, rows) if self.cache else None
+        latent = self.model.channels, self.model.image_size, self.model.image_size
+        shapes = {"noisy_latent": (count, *latent), "eps_attributes": (count, *latent), "eps_name": (named, *latent)}
+        targets = self.cache.load(steps, shapes) if self.cache else None
         if targets is None:
             noisy_latent = self.data.noisy_latent(samples)
             targets = {"noisy_latent": noisy_latent,
@@ -124,8 +125,8 @@ class TargetCache:
         """Whether the cache holds the targets of these steps."""
         return self._path(steps).exists()
 
-    def load(self, steps: range, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-        """Load the targets of these steps, float32 (rows[name], 4, h, w) by name; None if there are no usable ones."""
+    def load(self, steps: range, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+        """Load the targets of these steps, float32 of these shapes (N, 4, h, w) by name; None if there are no usable ones."""
         if not self.has(steps):
             return None
         path = self._path(steps)
@@ -134,7 +135,7 @@ class TargetCache:
         except (OSError, SafetensorError) as error:
             warn(f"the stored targets {path} cannot be read ({error}) and are computed again")
             return None
-        if {name: len(tensor) for name, tensor in targets.items()} != rows:
+        if {name: tuple(tensor.shape) for name, tensor in targets.items()} != shapes:
             warn(f"{path} holds no targets of this training, and they are computed again")
             return None
         return {name: tensor.to(self.device, torch.float32) for name, tensor in targets.items()}

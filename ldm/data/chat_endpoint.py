@@ -57,10 +57,11 @@ class ChatEndpoint:
                 with opener.open(request, timeout=TIMEOUT) as response:
                     return response.read(LARGEST_ANSWER + 1)
             except urllib.error.HTTPError as error:
+                if attempt < ATTEMPTS - 1 and (error.code == 429 or error.code >= 500):
+                    continue
                 said = " ".join(error.read(300).decode(errors="replace").split())
                 flaw = f"refuses with status {error.code} ({said}); {ADVICE.get(error.code, 'check --base_url and --model')}"
-                if error.code != 429 and error.code < 500:
-                    break
+                break
             except (OSError, http.client.HTTPException) as error:  # no connection, timeout, or not HTTP
                 flaw = f"does not answer ({error}); check --base_url and whether the server runs"
         raise UserError(f"{self.url} {flaw}")

@@ -86,7 +86,7 @@ def test_bfloat16_targets_take_half_the_space_and_come_back_the_same(tmp_path):
     cache = TargetCache(tmp_path, key, limit=1e9, dtype=torch.bfloat16, device=torch.device("cpu"))
     eps = torch.randn(3, 4, 4, 4).bfloat16().float()  # as a U-Net in bfloat16 predicts it
     cache.save(range(3), {"eps_attributes": eps})
-    assert torch.equal(cache.load(range(3), {"eps_attributes": 3})["eps_attributes"], eps)
+    assert torch.equal(cache.load(range(3), {"eps_attributes": (3, 4, 4, 4)})["eps_attributes"], eps)
     assert next(tmp_path.rglob("*.safetensors")).stat().st_size < 3 * 64 * 2 + 200
 
 
@@ -99,13 +99,15 @@ def test_a_full_cache_takes_no_more_and_says_so_once(fabric, tiny_model, picture
     assert torch.equal(vectors(prefix), vectors(train(fabric, tiny_model, pictures, tmp_path / "alone")))
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"\x00" * 20, "cannot be read"), (None, "holds no targets of this training")])
+@pytest.mark.parametrize(("content", "message"), [
+    (b"\x00" * 20, "cannot be read"), (torch.ones(2, 4, 4, 4), "holds no targets of this training"),
+    (torch.ones(4, 4, 2, 2), "holds no targets of this training"), (torch.tensor(1.0), "holds no targets of this training")])
 def test_a_wrong_file_in_the_cache_is_named_and_made_again(cache, content, message, capsys):
     there = cache()
-    there.save(range(4), {"eps_attributes": torch.ones(2, 4, 4, 4)})
-    if content is not None:
+    there.save(range(4), {"eps_attributes": torch.ones(4, 4, 4, 4) if isinstance(content, bytes) else content})
+    if isinstance(content, bytes):
         there._path(range(4)).write_bytes(content)
-    assert there.load(range(4), {"eps_attributes": 4}) is None
+    assert there.load(range(4), {"eps_attributes": (4, 4, 4, 4)}) is None
     assert message in capsys.readouterr().err
 
 

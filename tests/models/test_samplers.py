@@ -108,7 +108,7 @@ def test_image_to_image_continues_where_sampling_was():
     by_hand = noisy
     for index in reversed(range(6)):
         t = torch.full((2,), int(sampler.ddim_timesteps[index]))
-        by_hand, _ = sampler.p_sample_ddim(by_hand, CONTEXT, t, index)
+        by_hand, _ = sampler.p_sample_ddim(by_hand, CONTEXT, t, index, False, False, False, 1.0, 0.0, None, None, 1.0, None)
     assert torch.equal(sampler.decode(noisy, CONTEXT, 6, verbose=False), by_hand)
 
 

@@ -123,13 +123,17 @@ class DDIMSampler:
     @torch.no_grad()
     def p_sample_ddim(self, x: Tensor, c: Tensor, t: Tensor, index: int, repeat_noise: bool = False,
                       use_original_steps: bool = False, quantize_denoised: bool = False, temperature: float = 1.0,
-                      noise_dropout: float = 0.0, **guidance: Any) -> tuple[Tensor, Tensor]:
-        """One step from timestep t (B,), number `index` of the schedule: latent one step below, predicted z_0; `guidance` as in sample."""
+                      noise_dropout: float = 0.0, score_corrector: Any = None, corrector_kwargs: dict | None = None,
+                      unconditional_guidance_scale: float = 1.0,
+                      unconditional_conditioning: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step from timestep t (B,), number `index` of the schedule: latent one step below, predicted z_0; arguments as in `sample`."""
         if quantize_denoised:
             raise UserError("quantize_denoised was asked for but a KL autoencoder has no codebook; leave it False")
         noise = {"repeat_noise": repeat_noise, "temperature": temperature, "noise_dropout": noise_dropout}
         grid = self.original_grid if use_original_steps else self.grid
-        return self._step(x, c, t, index, grid, t_next=t, history=[], noise=noise, **guidance)
+        return self._step(x, c, t, index, grid, t_next=t, history=[], noise=noise, score_corrector=score_corrector,
+                          corrector_kwargs=corrector_kwargs, unconditional_guidance_scale=unconditional_guidance_scale,
+                          unconditional_conditioning=unconditional_conditioning)
 
     @torch.no_grad()
     def stochastic_encode(self, x0: Tensor, t: Tensor, use_original_steps: bool = False, noise: Tensor | None = None) -> Tensor:
