@@ -130,7 +130,7 @@ def add_face_pack_arguments(add: Add) -> None:
     """Add the flags of the face detector and recognizer, shared with dataset_generation.py."""
     add("--face_pack", metavar="DIR", type=Path, help="folder with an InsightFace pack (*.onnx)")
     add("--det_size", metavar="PIXELS", type=number(int, 32, 4096), nargs="+", default=[640, 256, 128],
-        help="detector sizes, tried until a face is found")
+        help="detector sizes, tried in order until a face is found")
     add("--det_thresh", metavar="SCORE", type=number(float, 0, 1), default=0.5, help="minimum detector score of a face")
 
 
@@ -146,7 +146,7 @@ def add_sampling_arguments(add: Add, *, people: str, n_samples: int, scale: floa
     add("--n_samples", metavar="N", type=COUNT, default=n_samples, help="images per name")
     add("--ddim_steps", metavar="N", type=DDIM_STEPS, default=20, help="DDIM steps")
     add("--scale", metavar="FLOAT", type=NOT_NEGATIVE, default=scale, help="guidance scale")
-    add("--seed", metavar="N", type=SEED, default=0, help="seed of the images' noise, and of templates")
+    add("--seed", metavar="N", type=SEED, default=0, help="seed of the images' noise, and with --templates of their choice")
 
 
 def add_prompt_template_argument(add: Add, help: str) -> None:

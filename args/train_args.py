@@ -101,7 +101,7 @@ def build_parser(method: str = APL[0]) -> Parser:
 
     add = parser.add_argument_group("speed and memory", "the same steps, faster or with less memory").add_argument
     add("--lookahead", metavar="STEPS", type=COUNT,
-        help="steps whose frozen predictions share a batch (default: 16 samples, fewer if memory is short)")
+        help="steps whose frozen predictions share a batch (default: those of 16 samples, fewer if memory is short)")
     add("--target_cache", metavar="DIR", type=Path,
         help="cache of frozen predictions for runs of equal --data_seed that differ in alpha, m, lr or init")
     add("--target_cache_gb", metavar="GB", type=NOT_NEGATIVE, default=20.0, help="maximum size of --target_cache")
@@ -109,7 +109,7 @@ def build_parser(method: str = APL[0]) -> Parser:
         help="parts into which each device splits its samples of a step (gradient accumulation)")
     add("--checkpointing", action=SWITCH, default=False,
         help="recompute the U-Net's activations in the backward pass (gradient checkpointing)")
-    add("--compile", action=SWITCH, default=False, help="compile the U-Net's blocks (torch.compile); faster on a GPU, after minutes")
+    add("--compile", action=SWITCH, default=False, help="compile the U-Net's blocks in minutes (torch.compile); faster on a GPU")
     add("--cuda_graphs", action=SWITCH, default=False, help="replay the step as one CUDA graph; faster for batches of up to 4 on one GPU")
 
     add = parser.add_argument_group("training data").add_argument

@@ -62,7 +62,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preserve_prompts", metavar="FILE", type=Path, nargs="+", help="uce: texts to preserve: one per line, COCO .json, .jsonl or .csv")
     add("--erase_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each name")
     add("--preserve_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each preserved text")
-    add("--lamb", metavar="FLOAT", type=POSITIVE, default=0.5, help="uce: weight of the old matrices")
+    add("--lamb", metavar="FLOAT", type=POSITIVE, default=0.5, help="uce: weight of the original matrices")
     add("--ti_iterations", metavar="N", type=COUNT, default=500, help="forget_me_not with-ti: steps of textual inversion per name")
 
     add = parser.add_argument_group("attacks", "teach the model a new person from photos").add_argument
