@@ -65,9 +65,8 @@ def image_grid(images: Sequence[Sequence[np.ndarray | None]], row_labels: Sequen
     if (len(images), columns) != (len(row_labels), len(column_labels)):
         raise ValueError(f"{len(images)} x {columns} images with {len(row_labels)} x {len(column_labels)} labels; give one label for each")
     font, gap = ImageFont.load_default(size=max(10, cell // 10)), max(2, cell // 32)
-    letters = max(1, int(cell / font.getlength("n")))  # in a line of the width of a cell
-    row_texts = [textwrap.fill(label, letters + letters // 4, break_long_words=False) for label in row_labels]
-    column_texts = [textwrap.fill(label, letters, break_long_words=False) for label in column_labels]
+    row_texts = [_wrap(label, font, 1.25 * cell) for label in row_labels]
+    column_texts = [_wrap(label, font, cell) for label in column_labels]
     size_of = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox
     left = 3 * gap + max((int(size_of((0, 0), text, font=font)[2]) for text in row_texts), default=0)
     top = 3 * gap + max((int(size_of((0, 0), text, font=font)[3]) for text in column_texts), default=0)
@@ -95,3 +94,14 @@ def sheet_of_files(rows: Mapping[str, Sequence[Path | None]], columns: Sequence[
     """
     images = [[None if path is None else read_image(path) for path in paths] for paths in rows.values()]
     return image_grid(images, list(rows), [textwrap.shorten(text, LABEL) for text in columns], cell=cell)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """Wrap the text at spaces so that no line is wider than `width` pixels, except for single longer words."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)

@@ -112,6 +112,12 @@ def test_the_grid_shows_every_picture_in_its_cell():
     assert (pixels == (255, 0, 0)).all(-1).sum() == 32 * 32 and (pixels == (0, 0, 255)).all(-1).sum() == 2 * 32 * 32
 
 
+def test_a_label_stays_above_its_own_column():
+    wide, narrow = (image_grid([[RED, BLUE]], [""], [label, ""], cell=64) for label in ("WWWW " * 4, "i i i i"))
+    right = np.asarray(wide.crop((wide.width - 64, 0, wide.width, wide.height - 68)))  # above the second column
+    assert (right == 255).all() and wide.height > narrow.height
+
+
 def test_a_grid_with_too_few_labels_is_refused():
     with pytest.raises(ValueError, match="label"):
         image_grid([[RED, BLUE]], ["row"], ["only one"])
