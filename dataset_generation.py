@@ -41,8 +41,8 @@ def attributes(args: argparse.Namespace) -> None:
 def faces(args: argparse.Namespace) -> None:
     """Generate the images x^i of S_ID with the frozen model from the names."""
     from ldm.apl.launch import launch, set_precision
+    from ldm.data.benchmarks import read_templates
     from ldm.data.identities import GROUPS, read_people
-    from ldm.data.prompts import read_templates
     from ldm.device import pick_precision
     from ldm.evaluation.faces import FaceAnalyzer
     from ldm.experiments.identity_images import IdentityImages, Recipe

@@ -12,9 +12,9 @@ import pytest
 
 from args.test_fid_clip_score_args import parse_test_fid_clip_score_args
 from ldm.data.attribute_sentences import read_names
+from ldm.data.benchmarks import read_benchmark, read_templates
 from ldm.data.captions import caption_images
 from ldm.data.identities import read_people
-from ldm.data.prompts import read_benchmark, read_templates
 from ldm.images import write_image
 from ldm.text_files import read_text, rows_of
 from ldm.util import UserError

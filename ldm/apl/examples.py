@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.benchmarks import fill
 from ldm.data.captions import CaptionImage
 from ldm.data.frozen import TEXTS_KEPT, Contexts, image_moments, sample_latent
 from ldm.data.identities import IdentityImage
 from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import Mixture, Sample, normal
-from ldm.data.prompts import fill
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager

@@ -11,10 +11,10 @@ from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, TargetCache, steps_ahead
 from ldm.apl.trainer import Settings
 from ldm.contents import digest, hashes_of
+from ldm.data.benchmarks import fill, read_templates
 from ldm.data.captions import CaptionImage, caption_images
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
-from ldm.data.prompts import fill, read_templates
 from ldm.device import same_devices
 from ldm.generation import warn_of_cut_texts
 from ldm.left_out import LeftOut

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ldm.contents import digest, hashes_of
-from ldm.data.prompts import fill
+from ldm.data.benchmarks import fill
 from ldm.finetuning.samples import ImageLatents, noise_of, rng_of, timesteps_of
 from ldm.finetuning.trainer import FinetuningSettings, adam, training_step
 from ldm.generation import with_prefix

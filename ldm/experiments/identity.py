@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ldm.apl.launch import set_precision
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import Person
-from ldm.data.prompts import different_prompts
 from ldm.device import pick_precision
 from ldm.evaluation.attributes import attributes_kept
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.benchmarks import fill
 from ldm.data.images import write_metadata
-from ldm.data.prompts import fill
 from ldm.experiments.pipeline import unfinished_batches
 from ldm.generation import Job, generate
 from ldm.images import ImageWriter

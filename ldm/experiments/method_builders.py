@@ -14,9 +14,9 @@ from ldm.baselines.concept_ablation import ConceptAblation
 from ldm.baselines.esd import ESD, PARAMETERS_OF
 from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
 from ldm.data.attribute_sentences import read_names
+from ldm.data.benchmarks import fill, read_templates
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import CAPTION_FIELDS, ImageSource
-from ldm.data.prompts import fill, read_templates
 from ldm.finetuning.samples import ImageLatents, generated_latents
 from ldm.finetuning.trainer import Method
 from ldm.finetuning.weights import Weights, parameters_of

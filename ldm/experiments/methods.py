@@ -13,9 +13,9 @@ from args.common import PORTRAIT
 from ldm.attacks.textual_inversion import TextualInversion
 from ldm.baselines import uce
 from ldm.contents import digest, hashes_of
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import Person, read_people
 from ldm.data.images import load_image
-from ldm.data.prompts import different_prompts
 from ldm.device import same_devices
 from ldm.edited_weights import edited, write_edited_weights
 from ldm.experiments.method_builders import Material, MethodOptions, build_method

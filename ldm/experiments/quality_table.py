@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ldm.data.benchmarks import read_benchmark
 from ldm.data.captions import no_caption
 from ldm.data.identities import read_people
 from ldm.data.images import caption_of, read_collection
-from ldm.data.prompts import read_benchmark
 from ldm.evaluation.attributes import AttributeEncoder, FaRL
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.gallery import portraits_in

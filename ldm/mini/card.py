@@ -14,8 +14,8 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.apl.launch import set_precision
+from ldm.data.benchmarks import different_prompts
 from ldm.data.identities import read_people
-from ldm.data.prompts import different_prompts
 from ldm.device import pick_precision
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.faces import FaceAnalyzer

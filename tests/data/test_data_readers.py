@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.data.benchmarks import fill, read_templates
 from ldm.data.captions import caption_images
 from ldm.data.identities import Person, identity_images, read_people
 from ldm.data.images import ImageSource, load_image
-from ldm.data.prompts import fill, read_templates
 from ldm.experiments.identity_table import people_asked_for
 from ldm.left_out import LeftOut
 from ldm.util import UserError

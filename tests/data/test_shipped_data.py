@@ -12,8 +12,8 @@ import yaml
 
 from args import common
 from ldm.data.attribute_sentences import flaw_of, parse_answer
+from ldm.data.benchmarks import read_templates
 from ldm.data.identities import read_people
-from ldm.data.prompts import read_templates
 from ldm.evaluation.gallery import person_folders
 from ldm.images import images_in, read_image
 from ldm.run_folder import safe_name

@@ -15,8 +15,8 @@ from pathlib import Path
 from args.common import as_flags, options_of
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.contents import digest_of, file_hash
+from ldm.data.benchmarks import read_benchmark
 from ldm.data.identities import read_people
-from ldm.data.prompts import read_benchmark
 from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import people_asked_for
 from ldm.experiments.quality import HalfFolder

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ldm.data.prompts import read_benchmark
+from ldm.data.benchmarks import read_benchmark
 from ldm.util import UserError
 
 PROMPTS = ["a red boat", "Zoë's \"two\" cats"]
