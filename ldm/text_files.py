@@ -193,9 +193,8 @@ def texts_of(entry: object, where: str, columns: Collection[str], on_error: OnEr
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError if a key occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
+    found, names = dict(pairs), [key for key, _ in pairs]
+    if len(found) < len(names):
         raise ValueError(f"the key '{next(key for key in names if names.count(key) > 1)}' is there twice")
     return found
 

@@ -173,10 +173,11 @@ def _fields(texts: Mapping[str, str | None], where: object, report: Report) -> F
     if (text := texts.get(".json")) is not None:
         flaw, place = partial(report, UNREADABLE_METADATA), f"the .json of {where}"
         try:
-            fields = texts_of(with_one_caption(json.loads(text), place, report), place, FIELDS, flaw)
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             flaw(f"{place} is not valid JSON ({error}); correct the file")
             return None
+        fields = texts_of(with_one_caption(content, place, report), place, FIELDS, flaw)
     if fields is None or (text := texts.get(".txt")) is None:
         return fields
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()] or [""]

@@ -166,6 +166,7 @@ def test_wrong_templates_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("7.txt", b"caf\xe9", "7.txt is not UTF-8 text"), ("7.json", b"{", "not valid JSON"), ("metadata.jsonl", b"\xff", "not UTF-8"),
+    ("7.json", b"[1]", "^the .json of .*7.png holds .1. instead of an object"),
     ("metadata.csv", b'file_name,text\n7.png,"' + b"x" * 200_000 + b'"', "not valid CSV"), ("8.tar", b"\0" * 100, "8.tar is damaged"),
     ("7.jpg", b"", "have the same stem")])
 def test_training_refuses_a_flawed_collection_with_the_file(tmp_path, name, content, message):
