@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> None:
         print(describe(options, run), flush=True)
     precision = pick_precision(args.precision, fabric.device)
     arguments = arguments_of(options, run, precision, args.out_dir / "hashes.json")
-    logbook = Logbook(args.out_dir, arguments, resume=args.resume)
+    logbook = Logbook(args.out_dir, arguments, resume=args.resume, log_to=args.log_to.split(","))
     report = TrainingReport(options_of(IdentityOptions, args, **table_flags(args)), run.people, fabric, n_names=args.eval_names)
     if fabric.is_global_zero:
         for path in (args.embeddings_dir / f"{args.prompt}.json", args.out_dir / "arguments.json"):
@@ -106,7 +106,7 @@ def train_another(args: argparse.Namespace) -> None:
     if fabric.is_global_zero:
         print(plan.describe(), flush=True)
     precision = pick_precision(args.precision, fabric.device)
-    logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume)
+    logbook = Logbook(args.out_dir, plan.arguments(precision), resume=args.resume, log_to=(args.log_to or "").split(","))
     report = None  # its inputs are read before the training
     if plan.material.names:
         report = TrainingReport(options_of(IdentityOptions, args, **table_flags(args)), people_of(plan), fabric, n_names=args.eval_names)

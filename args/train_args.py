@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from args.paths import Input, check_paths, found, inputs_of
 from args.train_methods import APL, MAP, PREFIX, PUBLISHED, READ_BY, method_asked_for
 
 INITIALIZATIONS = ("uniform01", "vocab")
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")  # csv: log.csv in --out_dir; the others have packages of these names
 LONGEST_PREFIX = 60  # of CLIP's 77 tokens; the remaining ones are for the prompt, see ldm/modules/embedding_manager.py
 
 
@@ -133,7 +135,18 @@ def build_parser(method: str = APL[0]) -> Parser:
     add("--save_every", metavar="N", type=COUNT, default=1000, help="steps between saved prefixes")
     add("--val_every", metavar="N", type=number(int, 0), default=1000, help="steps between image grids; 0: none")
     add("--log_every", metavar="N", type=COUNT, default=50, help="steps between logged losses")
+    add("--log_to", metavar="LIST", type=_loggers, default="tensorboard,csv",
+        help=f"where losses and image grids are logged, separated by commas: {', '.join(LOGGERS)}")
     common.add_resume_argument(add, "resume an interrupted run of the same arguments")
     add("--dry_run", action="store_true", help="print existing and missing inputs, and the memory and time needed")
     parser.set_defaults(**PUBLISHED.get(method, {}))
     return parser
+
+
+def _loggers(text: str) -> str:
+    for name in text.split(","):
+        if name not in LOGGERS:
+            raise argparse.ArgumentTypeError(f"got '{name}'; give some of {','.join(LOGGERS)}")
+        if name != "csv" and find_spec(name) is None:
+            raise argparse.ArgumentTypeError(f"{name} is not installed; run: pip install {name}")
+    return text

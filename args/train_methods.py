@@ -31,7 +31,7 @@ READ_BY = {flag: methods for methods, flags in (
           "val_every lr_decay embeddings_dir n_identities"),
     (PREFIX, "init initializer_words num_vectors"), ((MAP,), "map_rank"), ((*PREFIX, "textual_inversion"), "placeholder"),
     ((*APL, "esd"), "ddim_steps"), ((*APL, "esd", "forget_me_not"), "identity_images"),
-    ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every"),
+    ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every log_to"),
     ((*APL, "concept_ablation", "textual_inversion"), "templates"), (ERASERS, "variant names_file"),
     (("esd", "concept_ablation", "forget_me_not"), "iters_per_concept"), (("concept_ablation", "forget_me_not"), "parameters"),
     (("esd",), "negative_guidance start_guidance z_t"), (("concept_ablation", "uce"), "anchor"),

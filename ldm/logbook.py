@@ -1,6 +1,7 @@
-"""Output of a training run: log.csv, TensorBoard, images, the state from which it can be resumed, and its cost.
+"""Output of a training run: log.csv, other loggers, images, the state from which it can be resumed, and its cost.
 
 log.csv contains no times, and the state contains the length of log.csv, so a resumed run writes the same bytes.
+Lightning's CSVLogger deletes the file of an earlier part, so log.csv is written here and the other loggers are Lightning's.
 """
 
 import json
@@ -8,7 +9,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -34,15 +35,17 @@ class Trained(Protocol):
 class Logbook:
     """Files under `out_dir`: log.csv, tensorboard/, pictures/, state.pt, cost.json.
 
+    `log_to` lists where metrics and images go, see `args.train_args.LOGGERS`; state.pt does not depend on it.
     `arguments` are everything that determines the trained tensors, including "iterations". With `resume`, a run continues from state.pt if
     it exists; UserError if that is damaged, or belongs to a run with other arguments; only "iterations" may be larger.
     """
 
     _log: BinaryIO          # from `open` on
-    _tensorboard: Any
+    _loggers: dict[str, Any]
 
-    def __init__(self, out_dir: str | Path, arguments: Mapping[str, Any], *, resume: bool = True):
-        self.out_dir, self.arguments = Path(out_dir), dict(arguments)
+    def __init__(self, out_dir: str | Path, arguments: Mapping[str, Any], *, resume: bool = True,
+                 log_to: Collection[str] = ("tensorboard", "csv")):
+        self.out_dir, self.arguments, self.log_to = Path(out_dir), dict(arguments), log_to
         self.state = _read_state(self.out_dir / "state.pt") if resume and (self.out_dir / "state.pt").exists() else None
         self.first_step = self.state["step"] if self.state else 0
         self.steps_ahead = self.state["steps_ahead"] if self.state else None  # as at the start of the run
@@ -60,28 +63,68 @@ class Logbook:
         return f"training, resumed at step {self.first_step}" if self.first_step else "training"
 
     def open(self) -> None:
-        """Open the files for writing, and remove log rows that are newer than the state."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Start the loggers unless the run is finished, open log.csv, and remove its rows that are newer than the state.
 
+        Raises UserError if a logger cannot start its run, for example without a login.
+        """
         self.out_dir.mkdir(parents=True, exist_ok=True)
+        unfinished = self.first_step < self.arguments["iterations"]
+        noted = self.out_dir / "runs.json"
+        runs = json.loads(noted.read_text(encoding="utf-8")) if self.state and noted.exists() else {}
+        self._loggers = {name: self._start(name, runs) for name in self.log_to if name != "csv" and unfinished}
+        if runs:
+            write_json(noted, runs)
         self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         self._log.truncate(self.state["log_bytes"] if self.state else 0)
         self._log.seek(0, os.SEEK_END)
-        self._tensorboard = SummaryWriter(self.out_dir / "tensorboard", purge_step=self.first_step + 1)
+
+    def _start(self, name: str, runs: dict[str, str]) -> Any:
+        """Lightning's logger, with the run whose id is in `runs` if the training is resumed, else with a new one, whose id is added."""
+        if name == "tensorboard":
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(self.out_dir, "tensorboard", version="", purge_step=self.first_step + 1)
+        from pytorch_lightning import loggers  # imports torchmetrics, which takes seconds
+
+        folder = self.out_dir.absolute()
+        try:
+            if name == "wandb":
+                logger = loggers.WandbLogger(folder.name, folder, runs.get(name), project=os.environ.get("WANDB_PROJECT", "apl"))
+                run = logger.experiment.id
+            else:
+                server = os.environ.get("MLFLOW_TRACKING_URI")
+                logger = loggers.MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "apl"), folder.name,
+                                              server or f"sqlite:///{folder}/mlflow.db", run_id=runs.get(name),
+                                              artifact_location=None if server else (folder / "mlflow").as_uri())
+                run = logger.run_id
+            if name not in runs:  # MLflow refuses other values, such as more iterations
+                logger.log_hyperparams(self.arguments)
+            runs[name] = run
+        except Exception as error:  # of each package's own kind
+            raise UserError(f"--log_to {name} cannot start a run ({error}); correct its settings, or leave it out") from error
+        return logger
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of log.csv, and the same numbers to TensorBoard."""
-        if self._log.tell() == 0:
-            self._log.write((",".join(["step", *values]) + "\n").encode())
-        self._log.write((",".join([str(step), *(f"{value:.6g}" for value in values.values())]) + "\n").encode())
-        self._log.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        """Write one line of log.csv, and the same numbers to the other loggers."""
+        if "csv" in self.log_to:
+            if self._log.tell() == 0:
+                self._log.write((",".join(["step", *values]) + "\n").encode())
+            self._log.write((",".join([str(step), *(f"{value:.6g}" for value in values.values())]) + "\n").encode())
+            self._log.flush()
+        for logger in self._loggers.values():
+            logger.log_metrics(dict(values), step)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """Write an image to pictures/step-000500.png and to TensorBoard."""
-        write_atomically(self.out_dir / "pictures" / f"step-{step:06d}.png", picture.save)
-        self._tensorboard.add_image("with and without the prefix", np.asarray(picture), step, dataformats="HWC")
+        """Write an image to pictures/step-000500.png and to the loggers."""
+        path, title = self.out_dir / "pictures" / f"step-{step:06d}.png", "with and without the prefix"
+        write_atomically(path, picture.save)
+        for name, logger in self._loggers.items():
+            if name == "tensorboard":
+                logger.experiment.add_image(title, np.asarray(picture), step, dataformats="HWC")
+            elif name == "wandb":
+                logger.log_image(title, [picture], step)
+            else:
+                logger.experiment.log_artifact(logger.run_id, path, "pictures")
 
     def state_is_due(self) -> bool:
         """Whether enough time has passed since the last state."""
@@ -117,7 +160,11 @@ class Logbook:
 
     def close(self) -> None:
         self._log.close()
-        self._tensorboard.close()
+        for name, logger in self._loggers.items():
+            if name == "wandb":  # Lightning leaves the run open for more
+                logger.experiment.finish()
+            else:
+                logger.finalize("success")
 
 
 def peak_memory() -> int:

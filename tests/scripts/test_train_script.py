@@ -23,6 +23,7 @@ from tests.apl.test_trainer import prepared
 from tests.as_script import run_script
 from tests.refusals import refusal
 from tests.scoring import PixelAnalyzer
+from tests.test_logbook import TITLE, stand_in  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,13 @@ def test_a_run_writes_prefixes_log_pictures_arguments_and_the_final_table(comman
     assert drift[0]["mse"] == 0 < drift[1]["mse"]
     printed = capsys.readouterr().out
     assert "id_acc_mean" in printed and "other noise" in printed and "S_ID" in printed
+
+
+def test_losses_and_the_image_grid_arrive_at_the_loggers_that_are_asked_for(command, tmp_path, stand_in):  # noqa: F811
+    train.main(command("--log_to", "csv,wandb", "--eval_names", 0))
+    [(arguments, (step, losses), second, image, finished)] = stand_in.runs.values()
+    assert arguments["lr"] == 1e-3 and step == 2 and {"loss", "loss_id"} <= set(losses) and image[:2] == (4, TITLE)
+    assert (tmp_path / "runs/apl/log.csv").read_text().count("\n") == 3 and not (tmp_path / "runs/apl/tensorboard").exists()
 
 
 def test_a_context_map_has_a_file_a_table_and_a_description_of_its_own(command, tmp_path, capsys):
