@@ -109,7 +109,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the frozen model and of its devices."""
     add = parser.add_argument_group("frozen model").add_argument
     add("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
-    add("--ckpt_path", metavar="FILE", type=Path, help="checkpoint, .ckpt or .safetensors")
+    add("--ckpt_path", metavar="PATH", type=Path, help="checkpoint, .ckpt or .safetensors, or a diffusers folder")
     add("--vae_path", metavar="FILE", type=Path, help="autoencoder that replaces the checkpoint's or that it lacks")
     add("--edited_weights", metavar="FILE", type=Path, help=".safetensors of tensors that replace some of the checkpoint's")
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto",

@@ -24,6 +24,7 @@ TO_DO = {
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give its path",
     "clip": "put open_clip weights there, or give their path",
 }
+MODELS = ("ckpt_path", "vae_path")  # flags of a file or a diffusers folder
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 LISTS = {"people", "names", "names_file", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts", "templates",
          "captions", "identity_meta", "anchors", "drift_prompts"}  # text files, which may be pipes
@@ -92,6 +93,16 @@ def _kept(path: Path) -> Path:
 
 
 def _input_flaw(flag: str, path: Path) -> str | None:
+    if flag in MODELS and path.is_dir():
+        from ldm.diffusers_folder import is_model_folder, weights_files
+        from ldm.util import UserError
+
+        try:
+            if is_model_folder(path):
+                weights_files(path)
+                return None
+        except UserError as error:
+            return str(error)
     kind = "folder" if flag in FOLDERS else "file"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         from ldm.containers import not_a_file  # without torch

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from args.paths import ROOT
+from ldm.diffusers_folder import is_model_folder, weights_files
 from ldm.image_files import ImageSource, files_below
 from ldm.left_out import LeftOut
 from ldm.run_folder import write_json
@@ -19,7 +20,12 @@ MANY = 1000  # number of files from which hashes are cached on disk
 
 
 def file_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file, cached in memory while its size and times of change stay the same."""
+    """First 16 hexadecimal digits of the SHA-256 of a file, cached in memory while its size and times of change stay the same.
+
+    Of a diffusers folder, the hash of the hashes of the weights files that are read.
+    """
+    if (folder := Path(path)).is_dir():
+        return digest({part: [*map(file_hash, files)] for part, files in weights_files(folder).items()})
     return _hash(*_state(path))
 
 
@@ -64,7 +70,7 @@ def _known(value: Any) -> Any:
     if not isinstance(value, Path):
         return [*map(_known, value)] if isinstance(value, list) else value
     if value.is_file() or value.is_dir():
-        return _content_of(value) if value.is_dir() else file_hash(value)
+        return file_hash(value) if value.is_file() or is_model_folder(value) else _content_of(value)
     path = Path(os.path.abspath(value))
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from args.paths import found
 from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.contents import file_hash
+from ldm.diffusers_folder import is_model_folder, read_folder
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import with_own
@@ -52,7 +53,8 @@ class ModelFiles:
     @property
     def name(self) -> str:
         """Name of the model in tables."""
-        return (self.edited_weights or self.ckpt_path).stem
+        path = self.edited_weights or self.ckpt_path
+        return path.name if path.is_dir() else path.stem
 
     def hash(self) -> str:
         """Hash of all weights files, 16 hexadecimal digits; for a checkpoint alone its `file_hash`."""
@@ -68,7 +70,7 @@ class ModelFiles:
 def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
                       dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
                       edited_weights: str | Path | None = None) -> LatentDiffusion:
-    """Build the model of a config and load a checkpoint (.safetensors or PyTorch); returns it in eval mode, without gradients.
+    """Build the model of a config and load a checkpoint (.safetensors, PyTorch, or diffusers folder); returns it frozen, in eval mode.
 
     The model is built on the meta device and its tensors are moved out of the state dict one by one, so that the peak memory is about
     the larger of model and file; a memory-mapped .ckpt adds pages that the system can reclaim. UserError if a file is missing, damaged,
@@ -130,10 +132,12 @@ def has_two_encoders(config_path: str | Path) -> bool:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or a PyTorch checkpoint, by key, on the CPU. PyTorch checkpoints are memory-mapped if possible.
 
-    An outer `state_dict` entry is unwrapped. Nothing in the file is executed. UserError if the file is missing, damaged, without tensors,
-    or a pickle that would run code.
+    A diffusers folder is read under the keys of a checkpoint. An outer `state_dict` entry is unwrapped. Nothing in the file is executed.
+    UserError if the file is missing, damaged, without tensors, or a pickle that would run code.
     """
     path = Path(path)
+    if is_model_folder(path):
+        return read_folder(path, read_state_dict)
     container = container_of(path, "checkpoint file", GIVE_CHECKPOINT)
     try:  # memory-mapped, the whole file would stay resident until the last tensor is moved
         content = load_file(path, backend="pread") if container == SAFETENSORS else _pickled(path, container)
@@ -224,7 +228,7 @@ def check_metadata(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 def safetensors_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata in the header of a .safetensors file, including our own entries; empty for other files."""
-    if kind_of(path) != SAFETENSORS:
+    if Path(path).is_dir() or kind_of(path) != SAFETENSORS:
         return {}
     with safe_open(path, framework="pt") as file:
         return with_own(file.metadata() or {})

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm.containers import SAFETENSORS, container_of, damaged
+from ldm.diffusers_folder import is_model_folder
 from ldm.loading import read_state_dict
 from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file
 from ldm.modules.file_kinds import describe
@@ -39,8 +40,7 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: the file is damaged, no SDXL checkpoint, or its tables do not share a vocabulary.
     """
-    kind = container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format")
-    if kind == SAFETENSORS:
+    if not is_model_folder(path) and container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format") == SAFETENSORS:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 _check_tables(path, {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})
