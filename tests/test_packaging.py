@@ -63,6 +63,16 @@ def test_the_package_has_every_folder_and_script():
     assert (ROOT / "ldm/py.typed").exists() and (ROOT / "args/py.typed").exists()
 
 
+@pytest.mark.parametrize(("command", "script"), [
+    ("apl-train", "train"), ("apl-test-id", "test_id"), ("apl-test-quality", "test_fid_clip_score"), ("apl-data", "dataset_generation"),
+    ("apl-paper", "ldm.paper"), ("apl-export", "ldm.export"), ("apl-page", "ldm.page")])
+def test_an_installed_command_does_what_its_script_does(tmp_path, command, script):
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][command]
+    help_of = "import sys; sys.argv = ['command', '--help']\n"
+    installed = run(f"{help_of}import importlib.metadata as m; m.EntryPoint('{command}', '{entry}', 'console_scripts').load()()", tmp_path)
+    assert installed == run(f"{help_of}import runpy; runpy.run_module('{script}', run_name='__main__')", tmp_path) != ""
+
+
 def test_scripts_and_library_are_imported_from_any_folder(tmp_path):
     run("import ldm.apl, train, test_id, test_fid_clip_score, dataset_generation", tmp_path)
 
