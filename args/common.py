@@ -76,8 +76,8 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     preset, typed = chosen.parse_known_args(argv)[0].preset, typed_flags(argv)
     if preset is None:  # the paper's command gives only the files of its model
         named = typed & {"config_path", "ckpt_path"}
-        preset = "sd-v1-5" if named else "mini"
-        parser.remark = " (--preset sd-v1-5 is the default if a model's paths are given; give another)" if named else ""
+        preset = _preset_of(argv) if named else "mini"
+        parser.remark = f" (--preset {preset} is the default if a model's paths are given; give another)" if named else ""
     defaults = parser.parse_args(preset_flags(parser, preset))
     parser.set_defaults(**vars(defaults))
     args = parser.parse_args(argv)
@@ -86,6 +86,20 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     if "edited_weights" in typed and defaults.edited_weights and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"warning: --edited_weights {args.edited_weights} replaces the preset's {defaults.edited_weights}", file=sys.stderr)
     return args
+
+
+def _preset_of(argv: list[str] | None) -> str:
+    """Default preset of a model that is given by its paths: by the kind of a diffusers folder, otherwise Stable Diffusion v1.5."""
+    from ldm.diffusers_folder import is_model_folder, is_sdxl
+    from ldm.util import UserError
+
+    chosen = Parser(add_help=False)
+    chosen.add_argument("--ckpt_path", type=Path)
+    path = chosen.parse_known_args(argv)[0].ckpt_path
+    try:
+        return "sdxl" if path is not None and is_model_folder(path) and is_sdxl(path) else "sd-v1-5"
+    except UserError:  # the check of the paths reports it
+        return "sd-v1-5"
 
 
 def options_of(kind: type[Options], args: argparse.Namespace, **others: object) -> Options:
@@ -102,7 +116,7 @@ def typed_flags(argv: list[str] | None) -> set[str]:
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
     """Add the flag that sets the defaults of all others."""
     parser.add_argument("--preset", metavar="NAME", help=f"defaults of all flags, including those below: {_preset_names()}, or a YAML file "
-                                                         "(default: mini, or sd-v1-5 if a model's paths are given)")
+                                                         "(default: mini; if a model's paths are given sd-v1-5, or sdxl for its folder)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +124,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("frozen model").add_argument
     add("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
     add("--ckpt_path", metavar="PATH", type=Path, help="checkpoint, .ckpt or .safetensors, or a diffusers folder")
-    add("--vae_path", metavar="FILE", type=Path, help="autoencoder that replaces the checkpoint's or that it lacks")
+    add("--vae_path", metavar="PATH", type=Path, help="autoencoder that replaces the checkpoint's or that it lacks; file or folder")
     add("--edited_weights", metavar="FILE", type=Path, help=".safetensors of tensors that replace some of the checkpoint's")
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto",
         help="precision of the model; auto: bf16 if the device supports it, else fp32")

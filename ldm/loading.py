@@ -19,7 +19,7 @@ from yaml import YAMLError
 from args.paths import found
 from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.contents import file_hash
-from ldm.diffusers_folder import is_model_folder, read_folder
+from ldm.diffusers_folder import is_model_folder, is_sdxl, read_folder
 from ldm.finite import FETCH_AGAIN, check_finite
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import with_own
@@ -67,7 +67,7 @@ class ModelFiles:
         return load_frozen_model(self.config_path, self.ckpt_path, device, vae_path=self.vae_path, edited_weights=self.edited_weights)
 
 
-def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: str | torch.device = "cpu",
+def load_frozen_model(config_path: str | Path | None, ckpt_path: str | Path, device: str | torch.device = "cpu",
                       dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
                       edited_weights: str | Path | None = None) -> LatentDiffusion:
     """Build the model of a config and load a checkpoint (.safetensors, PyTorch, or diffusers folder); returns it frozen, in eval mode.
@@ -77,11 +77,17 @@ def load_frozen_model(config_path: str | Path, ckpt_path: str | Path, device: st
     of another architecture, or incomplete, or a weight is not finite.
 
     Args:
+        config_path: None for that of Stable Diffusion v1 or SDXL, whichever a diffusers folder holds.
         dtype: type of the model; every floating type is converted to it.
-        vae_path: file of an autoencoder, alone or in a checkpoint, that replaces the checkpoint's.
+        vae_path: file of an autoencoder, alone or in a checkpoint, or a diffusers folder, that replaces the checkpoint's.
         edited_weights: .safetensors of some of the model's tensors, which replace the checkpoint's.
     """
-    config_path, ckpt_path = found(config_path), found(ckpt_path)
+    ckpt_path = found(ckpt_path)
+    if config_path is None:
+        if not is_model_folder(ckpt_path):
+            raise UserError(f"there is no config for {ckpt_path}; {GIVE_CONFIG}")
+        config_path = CONFIGS[SDXL if is_sdxl(ckpt_path) else V1]
+    config_path = found(config_path)
     vae_path, edited_weights = (None if path is None else found(path) for path in (vae_path, edited_weights))
     config = read_config(config_path)
     with torch.device("meta"):
@@ -154,13 +160,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def read_autoencoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Tensors of an autoencoder, alone or in a checkpoint, by their keys there; UserError if one is missing or of another shape."""
-    state = read_state_dict(path)
+    pipeline = is_model_folder(Path(path)) and Path(path, "vae").is_dir()
+    state = read_state_dict(Path(path, "vae") if pipeline else path)  # of a pipeline's folder only this part
     found = {key: state.get(key, state.get(key.removeprefix(AUTOENCODER))) for key in expected if key.startswith(AUTOENCODER)}
     wrong = [key for key, value in found.items() if value is None or tuple(value.shape) != expected[key]]
     if wrong:
         raise UserError(f"{path} is {describe(state) or 'not an autoencoder of this model'}: {len(wrong)} of its {len(found)} tensors "
                         f"are missing or have another shape (first: {wrong[0]}); give an autoencoder in the original (CompVis) format, "
-                        "alone or in a checkpoint")
+                        "alone or in a checkpoint, or a diffusers folder")
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from args.common import Parser, add_model_arguments, add_preset_argument, parse_with_preset
 from args.test_id_args import parse_test_id_args
 from ldm.benchmark.diffusers_twin import diffusers_pipeline
 from ldm.contents import digest_of
@@ -186,3 +187,33 @@ def test_folder_is_a_flag_of_every_command_and_known_by_its_weights(folder, copy
     args = parse_test_id_args(["--preset", "mini", "--ckpt_path", str(folder)])
     (copy / "README.md").write_text("unrelated")
     assert args.ckpt_path == folder and digest_of({"ckpt_path": folder}) == digest_of({"ckpt_path": copy})
+
+
+def test_vae_path_takes_a_pipeline_or_an_autoencoder_alone(folder, copy, tiny_model, tiny_files):
+    path = copy / "vae/diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+    shutil.rmtree(copy / "unet")
+    for vae_path in (copy, copy / "vae"):
+        loaded = ModelFiles(*tiny_files, vae_path=vae_path).load().state_dict()
+        assert all(torch.equal(loaded[key], value + key.startswith("first_stage_model.")) for key, value in tiny_model.state_dict().items())
+    path.unlink()
+    with pytest.raises(UserError, match="there are no weights in .*/vae"):
+        load_frozen_model(*tiny_files, vae_path=copy / "vae")
+
+
+@pytest.mark.parametrize(("sdxl", "config"), [(False, "v1-inference.yaml"), (True, "sdxl-base.yaml")])
+def test_config_is_chosen_by_the_kind_of_the_folder(copy, sdxl, config):
+    if sdxl:
+        index = copy / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}))
+        shutil.copytree(copy / "text_encoder", copy / "text_encoder_2")
+    parser = Parser(prog="test_id.py")
+    add_preset_argument(parser)
+    add_model_arguments(parser)
+    args = parse_with_preset(parser, ["--ckpt_path", str(copy)])
+    assert args.config_path.name == config and args.preset == ("sdxl" if sdxl else "sd-v1-5")
+    assert config in refused(None, copy)  # this model is smaller than the config says
+
+
+def test_config_of_a_file_must_be_given(tiny_files):
+    assert "there is no config for" in refused(None, tiny_files[1])
