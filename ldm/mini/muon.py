@@ -33,11 +33,9 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.tensor(0.0)
                     state["momentum"] = torch.zeros_like(parameter)
                     if not _is_matrix(parameter):
-                        state["square"] = torch.zeros_like(parameter)
-                state["step"] += 1
+                        state |= {"square": torch.zeros_like(parameter), "step": torch.tensor(0.0)}
                 update = self._update(parameter.grad, state, group["momentum"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
 
@@ -49,7 +47,7 @@ class Muon(torch.optim.Optimizer):
             matrix = gradient.lerp(mean, momentum).flatten(1)
             return orthogonalized(matrix).view_as(gradient) * (ADAMW_RMS * max(matrix.shape) ** 0.5)
         square = state["square"].lerp_(gradient.square(), 0.01)
-        count = state["step"].item()
+        count = state["step"].add_(1).item()
         return (mean / (1 - momentum**count)) / ((square / (1 - 0.99**count)).sqrt() + 1e-8)
 
 
