@@ -21,7 +21,9 @@ from ldm.mini.card import miniature_metrics, write_card
 from ldm.mini.clip_stage import build_mini_clip, train_mini_clip
 from ldm.mini.contrastive_stage import train_second_text_encoder
 from ldm.mini.data_stage import write_caption_images, write_identity_images, write_photos, write_prompts
+from ldm.mini.decoder_stage import train_decoder
 from ldm.mini.face_pack import build_face_pack
+from ldm.mini.face_recogniser import train_recogniser
 from ldm.mini.stage import rank_and_world
 from ldm.mini.text_stage import train_text_encoder
 from ldm.mini.unet_stage import latents_of_renders, train_unet
@@ -31,7 +33,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import exit_with_sentence, instantiate_from_config, write_atomically
 
 CONFIG, DATA = Path("configs/stable-diffusion/mini-next.yaml"), Path("data/mini-next")  # data/mini holds the first edition until then
-STAGES = ("autoencoder", "decoder", "text", "unet", "mini-sd", "clip", "faces", "data", "mini-sd-b", "mini-sepia", "text-xl", "mini-xl",
+STAGES = ("faces", "autoencoder", "text", "unet", "decoder", "mini-sd", "clip", "data", "mini-sd-b", "mini-sepia", "text-xl", "mini-xl",
           "card")
 SCALE = 4.0   # guidance of the miniature
 
@@ -43,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work_dir", metavar="DIR", type=Path, default=Path("build/mini"), help="states, logs and trained parts")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--autoencoder_steps", metavar="N", type=int, default=4_800, help="steps of 16 crops, then of 6 images")
+    parser.add_argument("--autoencoder_steps", metavar="N", type=int, default=6_500, help="steps of 16 crops, then of 6 images, twice")
     parser.add_argument("--decoder_steps", metavar="N", type=int, default=1_500, help="steps of 6 images")
     parser.add_argument("--text_steps", metavar="N", type=int, default=6_000, help="steps of 96 captions")
     parser.add_argument("--text_xl_steps", metavar="N", type=int, default=3_000, help="steps of 128 captions")
@@ -76,10 +78,12 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
     work_dir, device, checkpoint = args.work_dir, args.device, DATA / "mini-sd.safetensors"
     model = trained_so_far(work_dir).to(device) if stage not in ("clip", "faces", "card", "text-xl") else None
     if stage == "autoencoder":
-        trained = train_autoencoder(model.first_stage_model, work_dir, steps=args.autoencoder_steps,
-                                    crop_steps=int(0.84 * args.autoencoder_steps))
+        first, further = (int(share * args.autoencoder_steps) for share in (0.74, 0.26))
+        train_autoencoder(model.first_stage_model, work_dir, steps=first, crop_steps=int(0.84 * first))
+        trained = train_autoencoder(model.first_stage_model, work_dir, steps=further, crop_steps=int(0.62 * further), lr=1e-3, decay=0.75,
+                                    ema=0.997, name="autoencoder-further")
     elif stage == "decoder":
-        trained = train_autoencoder(model.first_stage_model, work_dir, steps=args.decoder_steps, crop_steps=0, decoder_only=True)
+        trained = train_decoder(model.first_stage_model, train_recogniser(work_dir, device), work_dir, steps=args.decoder_steps)
     elif stage == "text":
         trained = train_text_encoder(model.cond_stage_model, work_dir, steps=args.text_steps)
     elif stage == "text-xl":

@@ -19,7 +19,7 @@ from ldm.mini.stage import train_stage
 
 ANCHORS = {8: (16, 32), 16: (64, 128), 32: (256, 512)}    # stride -> sizes in pixels of the faces that its two anchors find
 OUTPUTS = 15                                              # of an anchor: score, 4 box distances, 5 key points
-STEPS = 3300
+STEPS = 6500
 SCENE_SHARE = 0.45         # of the images that show no face
 
 

@@ -19,7 +19,7 @@ MARGIN_FULL = 0.4              # share of the steps over which the margin grows 
 GROUPS, MEMBERS = 8, 8         # of a batch: strangers who share all attributes, one image each
 GEOMETRY_WEIGHT = 2.0          # of reading the geometry off the embedding, which starts the training; the reader is dropped
 JITTER = 1.2                   # pixels of the 128-pixel image: how far detected key points are off
-STEPS = 6000
+STEPS = 5000
 
 
 class FaceRecogniser(nn.Module):

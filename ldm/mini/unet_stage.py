@@ -50,6 +50,7 @@ def latents_of_renders(autoencoder: AutoencoderKL, work_dir: Path, look: Look | 
 def encoded(autoencoder: AutoencoderKL, indices: range, look: Look | None) -> Tensor:
     """Posterior means of the images with these indices, (len(indices), 4, 16, 16) fp16."""
     device, means = next(autoencoder.parameters()).device, []
+    autoencoder.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     bar = tqdm(range(0, len(indices), ENCODED_AT_ONCE), desc="encoding the world", unit="batch", disable=rank_and_world()[0] > 0)
     for first in bar:
         images = [draw(index)[0] for index in indices[first:first + ENCODED_AT_ONCE]]

@@ -2,11 +2,14 @@
 
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ldm.mini.autoencoder_stage import FACE_WEIGHT, LANDMARK_WEIGHT, weighted
+from ldm.mini.decoder_stage import aligned_faces
+from ldm.mini.face_renders import aligned
 from ldm.mini.muon import Muon, orthogonalized
 from ldm.mini.renders import ANONYMOUS, COUNT, NAMED
 from ldm.mini.stage import train_stage
@@ -62,7 +65,18 @@ def test_a_killed_stage_resumes_to_the_same_bytes(muon, tmp_path):
 
 
 def test_the_autoencoder_weighs_faces_more_and_their_landmarks_most():
-    _, weight = weighted(COUNT + NAMED)
+    _, weight, _ = weighted(COUNT + NAMED)
     assert weight[0, 0] == weight.min() == 1 and weight.max() == 1 + FACE_WEIGHT + LANDMARK_WEIGHT
     assert 0.03 < (weight == weight.max()).mean() < 0.15
     assert (weighted(COUNT + NAMED + ANONYMOUS)[1] == 1).all()
+
+
+def test_the_decoder_stage_aligns_faces_as_the_recogniser_was_trained():
+    (face, _, landmarks), (scene, _, nothing) = weighted(COUNT + NAMED), weighted(COUNT + NAMED + ANONYMOUS)
+    images = torch.from_numpy(np.stack([scene, face])).permute(0, 3, 1, 2).float().requires_grad_()
+    found = aligned_faces(images, [nothing, landmarks])
+    assert found.shape == (1, 3, 112, 112)
+    difference = np.abs(found[0].detach().permute(1, 2, 0).numpy() - aligned(face, landmarks))[4:-4, 4:-4]   # edges are padded otherwise
+    assert difference.mean() < 0.5
+    found.sum().backward()
+    assert images.grad[1].abs().sum() > 0 and not images.grad[0].any()
