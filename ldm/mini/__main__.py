@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decoder_steps", metavar="N", type=int, default=1_500, help="steps of 6 images")
     parser.add_argument("--text_steps", metavar="N", type=int, default=6_000, help="steps of 96 captions")
     parser.add_argument("--text_xl_steps", metavar="N", type=int, default=3_000, help="steps of 128 captions")
-    parser.add_argument("--unet_steps", metavar="N", type=int, default=60_000, help="steps of 32 latents")
+    parser.add_argument("--unet_steps", metavar="N", type=int, default=14_000, help="steps of 32 latents for each process")
     parser.add_argument("--variant_steps", metavar="N", type=int, default=1_600, help="steps of 32 latents, of each variant")
     parser.add_argument("--xl_steps", metavar="N", type=int, default=6_000, help="steps of 32 latents, of mini-xl")
     parser.add_argument("--clip_steps", metavar="N", type=int, default=3_500, help="steps of 128 pairs")
@@ -91,7 +91,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
     elif stage == "unet":
         latents = latents_of_renders(model.first_stage_model, work_dir)
         print(f"latents times scale_factor have a standard deviation of {latents.float().std() * model.scale_factor:.3f}")
-        trained = train_unet(model, latents, work_dir, steps=args.unet_steps)
+        trained = train_unet(model, latents, work_dir, steps=args.unet_steps, lr=4e-3, decay=0.7)
     elif stage in VARIANTS:
         changed = train_variant(stage, model, work_dir, steps=args.variant_steps)
         return save_half(changed, DATA / f"{stage}.safetensors", base_model=file_hash(checkpoint))

@@ -61,13 +61,15 @@ def encoded(autoencoder: AutoencoderKL, indices: range, look: Look | None) -> Te
 
 
 def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps: int, lr: float = 1e-3, name: str = "unet",
-               ema: float = 0.9995, snr_clip: float = SNR_CLIP, is_trained: Callable[[str], bool] | None = None) -> nn.Module:
+               ema: float = 0.9995, decay: float = 0.25, snr_clip: float = SNR_CLIP,
+               is_trained: Callable[[str], bool] | None = None) -> nn.Module:
     """The averaged `model.model` (the U-Net with its wrapper) after `steps` steps of eps-prediction.
 
     Args:
         latents: (COUNT, 4, 16, 16), not scaled.
         name: of the stage's files; other names sample other batches.
         ema: decay of the average per step; lower for fewer steps, such as those that start from trained weights.
+        decay: share of the steps over which the learning rate decreases to zero.
         snr_clip: of the min-SNR weighting; infinity weights every timestep alike.
         is_trained: which tensors of the U-Net, by key, are trained; None: all.
     """
@@ -98,5 +100,5 @@ def train_unet(model: LatentDiffusion, latents: Tensor, work_dir: Path, *, steps
         weight = (snr_clip / snr[timestep]).clamp(max=1.0)
         return (weight * error).mean(), {"mse": error.mean().item()}
 
-    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=ema, decay=0.25, parameters=trained,
+    return train_stage(name, model.model, loss_of, steps=steps, lr=lr, work_dir=work_dir, ema=ema, decay=decay, parameters=trained,
                        muon=True)
