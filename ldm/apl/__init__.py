@@ -9,7 +9,7 @@ Read `step.py` first: the training step as the paper defines it. Then, in this o
     look_ahead.py        batches with frozen predictions, from examples.py (S_ID and S_Reg) or from disk
     training_run.py      from the options of train.py to data and batches; launch.py, workers.py and acceleration.py run it
     transfer_routes.py   transfer to SDXL (section 4.2); transfer.py is its command
-    enforcement.py       the prefix in a service
+    enforcement.py       the prefix in a service; guard.py and protected_methods.py are its hooks, and its methods of the pipeline
 """
 
 from typing import Any

@@ -2,47 +2,56 @@
 
 There is no trigger word: the vectors are inserted as embeddings after the begin-of-text token. Guarantees and limits:
 
-- Every prompt that `encode_prompt` encodes is prefixed; negative prompts, including empty ones, keep their bits. Attach to each pipeline
-  that the service calls, also to one that is built from another's components.
+- Every prompt that `encode_prompt` encodes is prefixed; negative prompts, including empty ones, keep their bits.
+- The text encoder of a protected pipeline refuses every other call, such as one from a pipeline built from its components. Attach to
+  each pipeline that the service calls.
 - Threads may encode at the same time, also through a shared text encoder. As without a prefix, each thread needs its own scheduler and
   tokenizer, which keep state. Do not attach or detach during generation.
-- Only texts are protected. Image prompts (IP-Adapter, img2img), phrases that a pipeline encodes elsewhere (GLIGEN), and service code that
-  calls the text encoder itself bypass the prefix.
+- Only texts are protected, not image prompts (IP-Adapter, img2img). README.md lists every known way around the prefix.
 """
 
-import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from ldm.generation import with_prefix
+from ldm.apl.guard import Guard
+from ldm.apl.protected_methods import GIVEN_EMBEDS, ProtectedEncodePrompt, protected_conditioning
+from ldm.model_card import Described, model_card
 from ldm.modules.context_map import ContextMap, is_map_file
-from ldm.modules.embedding_file import read_embedding_file
+from ldm.modules.embedding_file import carried_metadata, read_embedding_file
 from ldm.modules.embedding_manager import Manager, longest_prefix, manager_for
+from ldm.modules.prefix_folder import FILE, asking_the_hub, form_of, prefix_file_of, write_prefix_folder
 from ldm.util import UserError
 
-GIVEN_EMBEDS = ("refuse", "allow", "prefix")
 # Requirements for a pipeline of Stable Diffusion v1 or SDXL: names and classes of its parts, parameters of its encode_prompt.
 ENCODERS = {"text_encoder": ("tokenizer", CLIPTextModel), "text_encoder_2": ("tokenizer_2", CLIPTextModelWithProjection)}
 PARAMETERS = {"prompt", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt", "prompt_embeds"}
 
 
-class AnonymizationPrompt:
-    """A learned prefix that `attach` inserts in front of every prompt of a model, or a context map that it applies to every prompt."""
+class AnonymizationPrompt(ModelHubMixin):
+    """A learned prefix that `attach` inserts in front of every prompt of a model, or a context map that it applies to every prompt.
 
-    def __init__(self, *vectors: Tensor, context_map: ContextMap | None = None, source: str = "the prefix"):
-        """Create it from vectors (m, d) for one text encoder or for each of SDXL's two, or from a map; `source` names it in messages."""
+    `save_pretrained(folder)` and `push_to_hub(repo_id)` are those of huggingface_hub's ModelHubMixin.
+    """
+
+    _hub_mixin_config = {}  # not the mixin's config, which holds the arguments of __init__
+
+    def __init__(self, *vectors: Tensor, context_map: ContextMap | None = None, source: str = "the prefix",
+                 metadata: Mapping[str, Any] | None = None):
+        """Create it from vectors (m, d) for one text encoder or for each of SDXL's two, or from a map.
+
+        `source` names it in messages; `metadata` are JSON values of its training.
+        """
         self.vectors = tuple(matrix.detach().clone() for matrix in vectors)
-        self.context_map, self.source = context_map, source
-        # Method that encodes prompts, and fronts, of each attached model.
-        self._attached: weakref.WeakKeyDictionary[Any, tuple[str, list[_EncoderFront]]] = weakref.WeakKeyDictionary()
+        self.context_map, self.source, self.metadata = context_map, source, dict(metadata or {})
+        self.attached: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # models, and their methods that encode prompts
+        self.guards: weakref.WeakSet[Guard] = weakref.WeakSet()  # of their text encoders, which may outlive them
 
     @property
     def _form(self) -> str:
@@ -53,16 +62,49 @@ class AnonymizationPrompt:
     def __repr__(self) -> str:
         return f"AnonymizationPrompt({self.source} {self._form})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AnonymizationPrompt":
+        """This prompt itself, so that a deep copy of a protected pipeline is attached to the same one."""
+        return self
+
     @classmethod
     def load(cls, path: str | Path) -> "AnonymizationPrompt":
         """Load a prefix, from a file with one entry or with clip_l and clip_g, or a context map; UserError for other files."""
         if is_map_file(path):
-            return cls(context_map=ContextMap.of_file(path), source=str(path))
+            context_map = ContextMap.of_file(path)
+            return cls(context_map=context_map, source=str(path), metadata=context_map.metadata)
         file = read_embedding_file(path)
         if file.pair is None and len(file.vectors) > 1:
             raise UserError(f"{path} holds vectors for {', '.join(file.vectors)}, and nothing says which of them are the prefix; "
                             "give a file with one entry, or with clip_l and clip_g")
-        return cls(*(file.pair or file.vectors.values()), source=str(path))
+        carried = carried_metadata(Path(path), file)
+        return cls(*(file.pair or file.vectors.values()), source=str(path), metadata=carried["metadata"] | {"step": carried["step"]})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,  # type: ignore[override]
+                        token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False,
+                        force_download: bool = False) -> "AnonymizationPrompt":
+        """Load a prefix or a context map from a folder of `save_pretrained`, or from the model `owner/name` of the Hugging Face Hub.
+
+        Only one .safetensors file is read. Raises UserError if there is none, it cannot be downloaded, or it holds something else.
+        """
+        file = prefix_file_of(pretrained_model_name_or_path, revision=revision, token=token, cache_dir=cache_dir,
+                              local_files_only=local_files_only, force_download=force_download)
+        prompt = cls.load(file)
+        prompt.source = str(pretrained_model_name_or_path)
+        return prompt
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, with the options of ModelHubMixin; returns the commit's URL. UserError if it cannot be."""
+        with asking_the_hub(repo_id):
+            return super().push_to_hub(repo_id, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_prefix_folder(save_directory, self.context_map or self.vectors, self.metadata)
+
+    def generate_model_card(self, **options: Any) -> ModelCard:
+        """The model card, without results; `options` are further fields of `ldm.model_card.Described`."""
+        kind, form = form_of(self.context_map or self.vectors)
+        return model_card(Described(kind=kind, form=form, file=FILE, training=self.metadata, **options))
 
     def interpolate(self, other: "AnonymizationPrompt", weight: float) -> "AnonymizationPrompt":
         """The prefix, or context map, (1 - weight) * self + weight * other; UserError if their shapes differ."""
@@ -75,7 +117,7 @@ class AnonymizationPrompt:
         return AnonymizationPrompt(*((1 - weight) * own + weight * its for own, its in zip(self.vectors, other.vectors, strict=True)),
                                    source=source)
 
-    def attach(self, target: Any, given_embeds: str = "refuse") -> "AnonymizationPrompt":
+    def attach(self, target: Any, given_embeds: str = "refuse", *, allow_unprotected: bool = False) -> "AnonymizationPrompt":
         """Insert the vectors in front of every prompt of `target` from now on; long texts are truncated. Returns this prefix.
 
         UserError if the prefix is of another model, if there is no such model, or if `target` has another prefix already.
@@ -89,6 +131,8 @@ class AnonymizationPrompt:
                 "prefix": for one text encoder, insert the contexts of begin of text and of the vectors in front, and drop as many at the
                 end. This protects less: on 16 people of the miniature ID-ACC is 0.68 without the prefix, 0.32 in this way, and 0.14
                 with the prefix in front of the text; rank-1 0.93, 0.47, 0.19. A context map is applied exactly as to prompts.
+            allow_unprotected: let the text encoders of a pipeline encode prompts that do not come through a protected pipeline, such as one
+                built from its components. Without it such calls raise UserError, until `detach`.
         """
         if given_embeds not in GIVEN_EMBEDS:
             raise UserError(f"there is no given_embeds '{given_embeds}'; give one of {', '.join(GIVEN_EMBEDS)}")
@@ -96,48 +140,47 @@ class AnonymizationPrompt:
         if name is None:
             raise UserError(f"{type(target).__name__} has no method encode_prompt; give a diffusers pipeline of Stable Diffusion v1 or "
                             "SDXL, or a LatentDiffusion")
-        attached = getattr(vars(target).get(name), "attached", None)
-        if attached == (self, given_embeds):
+        attachment = getattr(vars(target).get(name), "attachment", None)
+        if attachment == (self, given_embeds, allow_unprotected):
             return self
-        if attached is not None:
-            raise UserError(f"{attached[0].source} is attached to this {type(target).__name__} already, with "
-                            f"given_embeds='{attached[1]}'; call its detach() first")
-        original, encoders = getattr(target, name), _text_encoders(target, name)
+        if attachment is not None:
+            raise UserError(f"{attachment[0].source} is attached to this {type(target).__name__} already, with given_embeds="
+                            f"'{attachment[1]}' and allow_unprotected={attachment[2]}; call its detach() first")
+        encoders = _text_encoders(target, name)
         vectors = self._checked(type(target).__name__, encoders)
-        fronts: list[_EncoderFront] = []
+        attachment = self, given_embeds, allow_unprotected
         if name == "encode_prompt":
             if given_embeds == "prefix" and len(encoders) > 1:
                 raise UserError(f"given_embeds='prefix' was asked of {type(target).__name__}, whose pooled embedding cannot be prefixed "
                                 "afterwards; give 'refuse' or 'allow'")
-            fronts = [_EncoderFront(encoder, matrix, tokenizer.eos_token_id)
-                      for (encoder, tokenizer), matrix in zip(encoders, vectors, strict=False)]
-            finish = (lambda context: context) if self.context_map is None else self.context_map.finish
-            method = _prefixed_encode_prompt(original, fronts, given_embeds, finish)
+            target.encode_prompt = ProtectedEncodePrompt(target, [
+                (encoder, matrix, tokenizer.eos_token_id)
+                for (encoder, tokenizer), matrix in zip(encoders, vectors or [None], strict=True)], attachment)
         else:
             manager: Manager | None = self.context_map
             if manager is None:
                 manager = manager_for(target.cond_stage_model, num_vectors_per_token=len(vectors[0])).requires_grad_(False)
                 for own, matrix in zip(manager.embedding_parameters(), vectors, strict=True):
                     own.data = matrix.to(own)
-            method = _prefixed_conditioning(original, manager)
-        method.attached = (self, given_embeds)  # type: ignore[attr-defined]
-        setattr(target, name, method)
-        self._attached[target] = name, fronts
+            target.get_learned_conditioning = protected_conditioning(target.get_learned_conditioning, manager)
+            target.get_learned_conditioning.attachment = attachment
+            self.attached[target] = name
         return self
 
     def detach(self, target: Any = None) -> None:
-        """Restore `target`, or everything that this prefix is attached to; does nothing if it is not attached."""
-        for model in list(self._attached) if target is None else [target]:
-            if model not in self._attached:
+        """Restore `target`, or everything that this prompt is attached to; does nothing if it is not attached."""
+        for model in list(self.attached) if target is None else [target]:
+            if model not in self.attached:
                 continue
-            name, fronts = self._attached.pop(model)
-            for front in fronts:
-                for handle in front.handles:
-                    handle.remove()
-            original = vars(model)[name].__wrapped__
+            name = self.attached.pop(model)
+            method = vars(model)[name]
             delattr(model, name)
-            if getattr(model, name) != original:  # an instance attribute of the caller
-                setattr(model, name, original)
+            if getattr(model, name) != method.__wrapped__:  # an instance attribute of the caller
+                setattr(model, name, method.__wrapped__)
+            if isinstance(method, ProtectedEncodePrompt):
+                method.release()
+        for guard in list(self.guards) if target is None else []:  # of pipelines that are gone, and of copied text encoders
+            guard.release()
 
     def _checked(self, kind: str, encoders: Sequence[tuple[Any, Any]]) -> Sequence[Tensor]:
         """The vectors for each text encoder, () with a context map; UserError if this prompt belongs to another model than a `kind`."""
@@ -170,113 +213,6 @@ class AnonymizationPrompt:
         return vectors
 
 
-# Per thread: the text encoders that currently encode a prompt, and whether the vectors were inserted.
-_serving: ContextVar[dict["_EncoderFront", bool]] = ContextVar("_serving")
-
-
-class _EncoderFront:
-    """Insert vectors (m, d) into a pipeline's text encoder while that pipeline encodes a prompt in this thread.
-
-    The token ids are shifted first, so that positions, padding and the pooled output (at the end of text) are those of the longer text.
-    """
-
-    def __init__(self, encoder: Any, vectors: Tensor, end_of_text: int):
-        self.encoder, self.vectors, self.end_of_text = encoder, vectors, end_of_text
-        self.table: nn.Module | None = None
-        self.handles = [encoder.register_forward_pre_hook(self._make_room)]
-
-    def follow_table(self) -> None:
-        """Hook the table of token embeddings again if `load_textual_inversion` has replaced it."""
-        table = self.encoder.get_input_embeddings()
-        if table is not self.table:
-            self.table = table
-            self.handles.append(table.register_forward_hook(self._put_vectors))
-
-    def _make_room(self, _encoder: nn.Module, arguments: tuple) -> tuple | None:
-        if self not in _serving.get(()):
-            return None
-        token_ids, *others = arguments
-        return shifted(token_ids, len(self.vectors), self.end_of_text), *others
-
-    def _put_vectors(self, _table: nn.Module, _arguments: tuple, token_embeddings: Tensor) -> Tensor | None:
-        if self not in _serving.get(()):
-            return None
-        _serving.get()[self] = True
-        vectors = self.vectors.to(token_embeddings).expand(len(token_embeddings), -1, -1)
-        return torch.cat([token_embeddings[:, :1], vectors, token_embeddings[:, 1 + vectors.shape[1]:]], dim=1)
-
-
-def shifted(token_ids: Tensor, m: int, end_of_text: int) -> Tensor:
-    """Token ids (B, L) with room for m vectors after the first; the end of a text that no longer fits takes the last position."""
-    first, rest, dropped = token_ids.split([1, token_ids.shape[1] - 1 - m, m], dim=1)
-    moved = torch.cat([first.expand(-1, 1 + m), rest], dim=1)
-    moved[:, -1].masked_fill_((dropped == end_of_text).any(1), end_of_text)
-    return moved
-
-
-def _prefixed_encode_prompt(original: Callable, fronts: Sequence[_EncoderFront], given_embeds: str,
-                            finish: Callable[[Tensor], Tensor]) -> Callable:
-    """Wrap a pipeline's `encode_prompt`: encode the prompt alone, with the prefix or the map, and pass the result to the original."""
-    signature = inspect.signature(original)
-    own: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # outputs of this method, by id
-
-    def encode(call: inspect.BoundArguments, **changed: Any) -> Sequence[Tensor]:
-        """Call the original for the prompt without guidance, so that everything it encodes is the prompt."""
-        for front in fronts:
-            front.follow_table()
-        alone = call.arguments | {"do_classifier_free_guidance": False, "num_images_per_prompt": 1} | changed
-        served = dict.fromkeys(fronts, False)
-        token = _serving.set(served)
-        try:
-            encoded = original(**alone)
-        finally:
-            _serving.reset(token)
-        if not all(served.values()):
-            raise UserError("the anonymization prompt did not reach the text encoder, which was compiled or exchanged after attach, "
-                            "so nothing is generated; call detach() and attach it again")
-        return encoded
-
-    @functools.wraps(original)
-    def encode_prompt(*args: Any, **kwargs: Any) -> Sequence[Tensor]:
-        call = signature.bind(*args, **kwargs)
-        embeds = call.arguments.get("prompt_embeds")
-        foreign = [given for given in (embeds, call.arguments.get("pooled_prompt_embeds"))
-                   if given is not None and own.get(id(given)) is not given]
-        if foreign and given_embeds == "refuse":
-            raise UserError("prompt_embeds were given that this pipeline's encode_prompt did not return, and the anonymization prompt "
-                            "cannot be put in front of their text; give the text as prompt, or attach with given_embeds='allow'")
-        if embeds is None:
-            context, _, *pooled = encode(call)
-            call.arguments |= dict(zip(("prompt_embeds", "pooled_prompt_embeds"), [finish(context), *pooled], strict=False))
-        elif foreign and given_embeds == "prefix":
-            if fronts:
-                front = encode(call, prompt="", prompt_embeds=None)[0][:, :1 + len(fronts[0].vectors)].to(embeds)
-                embeds = torch.cat([front.expand(len(embeds), -1, -1), embeds[:, 1:1 + embeds.shape[1] - front.shape[1]]], dim=1)
-            call.arguments["prompt_embeds"] = finish(embeds)
-        encoded = original(**call.arguments)
-        own.update((id(output), output) for output in encoded[::2])
-        return encoded
-
-    return encode_prompt
-
-
-def _prefixed_conditioning(original: Callable, manager: Manager) -> Callable:
-    """Wrap LatentDiffusion's `get_learned_conditioning`: prefix, or map, every text except the empty one."""
-    @functools.wraps(original)
-    def get_learned_conditioning(texts: str | Sequence[str], embedding_manager: Any = None) -> Any:
-        if embedding_manager is not None:
-            raise UserError("an embedding_manager was given to a model to which an anonymization prompt is attached; leave it out, or "
-                            "call the prompt's detach() first")
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        empty = torch.tensor([text == "" for text in texts])
-        if empty.all():
-            return original(texts)
-        prefixed = original(with_prefix(texts, manager), manager)
-        return torch.where(empty[:, None, None].to(prefixed.device), original(texts), prefixed) if empty.any() else prefixed
-
-    return get_learned_conditioning
-
-
 def _text_encoders(target: Any, method: str) -> list[tuple[Any, Any]]:
     """One or two text encoders with their tokenizers; UserError for a pipeline of another architecture."""
     if method == "get_learned_conditioning":
@@ -291,6 +227,9 @@ def _text_encoders(target: Any, method: str) -> list[tuple[Any, Any]]:
         reason = f"encode_prompt without {', '.join(sorted(missing))}" if missing else ", ".join(strange) or "no text_encoder"
         raise UserError(f"{type(target).__name__} has {reason}, but an anonymization prompt attaches only to pipelines with the CLIP "
                         "text encoders of Stable Diffusion v1 or SDXL; give one of those")
+    if any(module._compiled_call_impl is not None for encoder in found.values() for module in encoder.modules()):
+        raise UserError(f"the text encoder of {type(target).__name__} is compiled, and what is compiled already would not see the "
+                        "anonymization prompt; attach first, and then compile")
     return [(found[name], getattr(target, tokenizer)) for name, (tokenizer, _) in ENCODERS.items() if name in found]
 
 

@@ -1,6 +1,6 @@
 """AnonymizationPrompt: whatever a caller writes, the prefix stands in front of it, and nothing else changes by a bit.
 
-Longer than other files, for all tests share a few pipelines that take seconds to build.
+What goes around it is in test_fail_closed.py.
 """
 
 import copy
@@ -14,130 +14,30 @@ import threading
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import ldm.apl
 from ldm.apl import AnonymizationPrompt
-from ldm.apl.enforcement import _EncoderFront, shifted
+from ldm.apl.guard import Guard, Insertion, inserting, shifted
 from ldm.generation import generate
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import write_embedding_file, write_safetensors_file
 from ldm.modules.embedding_manager import EmbeddingManager, manager_for
-from ldm.modules.encoders.modules import FrozenCLIPEmbedder, clip_tokenizer
+from ldm.modules.encoders.modules import clip_tokenizer
 from ldm.util import UserError
+from tests.apl.pipelines import BOS, EOT, LONG, NAME, OTHERS, VECTORS, WIDE, M, draw, drawn, encode, equal
 
-M, BOS, EOT = 3, 49406, 49407
-NAME, LONG = "a photo of Ann Bell", " ".join(["portrait"] * 100)
+pytestmark = pytest.mark.usefixtures("left_clean")
+
 TEXTS = [NAME, "", "alz", "<alz> Ann Bell", " ".join(["man"] * 71), " ".join(["man"] * 73), " ".join(["man"] * 75), LONG,
          "<|endoftext|>", "<|endoftext|> Ann Bell", "Ann <|startoftext|><|endoftext|> Bell", "<|startoftext|> Ann", "hello! Ann!"]
-
-
-def drawn(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def text_config(width):
-    return CLIPTextConfig(hidden_size=width, num_hidden_layers=3, num_attention_heads=2, intermediate_size=2 * width,
-                          projection_dim=24, bos_token_id=BOS, eos_token_id=EOT, vocab_size=49408)
-
-
-def unet_and_vae(**unet):
-    return {"unet": UNet2DConditionModel(sample_size=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-                                         attention_head_dim=4, **unet),
-            "vae": AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=8,
-                                 down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2),
-            "scheduler": DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)}
-
-
-@pytest.fixture(scope="module")
-def embedder():
-    torch.manual_seed(0)
-    embedder = FrozenCLIPEmbedder(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
-    return embedder.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def sd(embedder):
-    torch.manual_seed(1)
-    pipeline = StableDiffusionPipeline(
-        **unet_and_vae(cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                       up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
-        text_encoder=embedder.transformer.text_model, tokenizer=clip_tokenizer(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def sdxl():
-    torch.manual_seed(2)
-    second = clip_tokenizer()
-    second.pad_token = "!"  # id 0, as in SDXL's tokenizer_2
-    pipeline = StableDiffusionXLPipeline(
-        **unet_and_vae(cross_attention_dim=16 + 24, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                       up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time", addition_time_embed_dim=8,
-                       projection_class_embeddings_input_dim=6 * 8 + 24),
-        text_encoder=CLIPTextModel(text_config(16)).eval(), text_encoder_2=CLIPTextModelWithProjection(text_config(24)).eval(),
-        tokenizer=clip_tokenizer(), tokenizer_2=second, add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(autouse=True)
-def left_clean(sd, sdxl, tiny_model):
-    """Each test leaves the shared models as it found them."""
-    yield
-    assert "encode_prompt" not in {**vars(sd), **vars(sdxl)} and "get_learned_conditioning" not in vars(tiny_model)
-    modules = [module for encoder in (sd.text_encoder, sdxl.text_encoder, sdxl.text_encoder_2) for module in encoder.modules()]
-    hooks = [hook for module in modules for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
-    assert not any(isinstance(getattr(hook, "__self__", None), _EncoderFront) for hook in hooks)  # transformers has hooks too
-
-
-VECTORS, OTHERS, WIDE = drawn(M, 16, seed=3), drawn(M, 16, seed=4), drawn(M, 24, seed=5)
-
-
-@pytest.fixture
-def prompt():
-    prompt = AnonymizationPrompt(VECTORS)
-    yield prompt
-    prompt.detach()
-
-
-@pytest.fixture
-def pair():
-    pair = AnonymizationPrompt(VECTORS, WIDE)
-    yield pair
-    pair.detach()
-
-
-def encode(pipeline, text, negative=None, *, images=1, guidance=True, **options):
-    """What the pipeline makes of a prompt: SD (context, negative); SDXL with the pooled ones behind."""
-    with torch.no_grad():
-        return pipeline.encode_prompt(prompt=text, device="cpu", num_images_per_prompt=images, do_classifier_free_guidance=guidance,
-                                      negative_prompt=negative, **options)
-
-
-def draw(pipeline, **options):
-    options = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "np"} | options
-    return pipeline(**options, generator=torch.Generator().manual_seed(0)).images
-
-
-def equal(outputs, others):
-    return all(torch.equal(a, b) for a, b in zip(outputs, others, strict=True))
 
 
 def reference(encoder, vectors, tokenizer, text):
     """The encoder's own output for begin, `vectors` as further words of its table, text cut to fit, end of text, padding."""
     encoder, m = copy.deepcopy(encoder), len(vectors)
+    Guard.of(encoder).release()
     table = encoder.get_input_embeddings()
     table.weight = torch.nn.Parameter(torch.cat([table.weight, vectors]))
     words = tokenizer(text, add_special_tokens=False)["input_ids"][:75 - m]
@@ -150,9 +50,10 @@ def reference(encoder, vectors, tokenizer, text):
 def test_the_context_is_bit_for_bit_the_managers(sd, embedder, prompt, text):
     manager = EmbeddingManager(embedder, num_vectors_per_token=M)
     manager.string_to_param_dict["alz"].data = VECTORS
-    prompt.attach(sd)
     with torch.no_grad():
-        assert torch.equal(encode(sd, text)[0], embedder(f"alz {text}", manager))
+        expected = embedder(f"alz {text}", manager)
+    prompt.attach(sd)
+    assert torch.equal(encode(sd, text)[0], expected)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -278,15 +179,13 @@ def test_one_prompt_serves_several_pipelines(sd, prompt):
     expected = encode(sd, NAME)
     assert equal(encode(other, NAME), expected)
     prompt.detach(other)
-    assert equal(encode(sd, NAME), expected) and not torch.equal(encode(other, NAME)[0], expected[0])
+    assert equal(encode(sd, NAME), expected)
 
 
 def test_pipelines_with_a_shared_text_encoder_are_told_apart(sd, prompt):
     other = StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False)
-    plain, second = encode(other, NAME), AnonymizationPrompt(OTHERS)
-    prompt.attach(sd)
-    assert equal(encode(other, NAME), plain)
-    second.attach(other)
+    second = AnonymizationPrompt(OTHERS)
+    prompt.attach(sd), second.attach(other)
     for pipeline, vectors in ((sd, VECTORS), (other, OTHERS)):
         expected = reference(sd.text_encoder, vectors, sd.tokenizer, NAME).last_hidden_state
         assert torch.equal(encode(pipeline, NAME)[0], expected)
@@ -297,7 +196,7 @@ def test_threads_that_are_in_one_text_encoder_at_once(sd, prompt):
     other, third = (StableDiffusionImg2ImgPipeline(**sd.components | {"tokenizer": clip_tokenizer()}, requires_safety_checker=False)
                     for _ in range(2))  # a tokenizer each: transformers' keep padding and truncation as their state
     second = AnonymizationPrompt(OTHERS).attach(third)
-    prompt.attach(sd)
+    prompt.attach(sd).attach(other)
     pipelines = [sd, other, third]
     expected = [encode(pipeline, NAME, "blurry") for pipeline in pipelines]
     together = threading.Barrier(len(pipelines), timeout=300)
@@ -364,20 +263,13 @@ def test_textual_inversion_works_before_and_after_attaching(sd, prompt):
     assert ids[0, 5:8].tolist() == [49408, 49409, 49410]
     table = own.text_encoder.get_input_embeddings()
     handle = table.register_forward_hook(lambda *_: torch.cat([table.weight[[BOS]], VECTORS, table.weight[ids[0, 1 + M:]]])[None])
-    expected = own.text_encoder(ids).last_hidden_state
+    with inserting({Guard.of(own.text_encoder): Insertion()}):
+        expected = own.text_encoder(ids).last_hidden_state
     handle.remove()
     with torch.no_grad():
         assert torch.equal(encode(own, "a <cat> <dog>")[0], expected)
     own.unload_textual_inversion("<dog>")  # puts another table in the place of the old one
     assert torch.equal(encode(own, NAME)[0], encode(prompt.attach(sd) and sd, NAME)[0])
-
-
-def test_a_text_encoder_that_was_exchanged_is_noticed(sd, prompt):
-    own = StableDiffusionPipeline(**sd.components, requires_safety_checker=False)
-    prompt.attach(own)
-    own.text_encoder = copy.deepcopy(own.text_encoder)
-    with pytest.raises(UserError, match="did not reach the text encoder"):
-        encode(own, NAME)
 
 
 @pytest.mark.parametrize("which", ["tiny_model", "tiny_xl_model"])
@@ -443,22 +335,14 @@ def test_interpolation_is_a_dial_between_two_checkpoints():
         weak.interpolate(AnonymizationPrompt(OTHERS, source="b.pt"), 0.5)
 
 
-@pytest.fixture
-def mapped():
-    """A context map far from the identity."""
-    tensors = {"map_up": drawn(16, 2, seed=6), "map_down": drawn(2, 16, seed=7), "bias": drawn(16, seed=8)}
-    prompt = AnonymizationPrompt(context_map=ContextMap.of(tensors), source="map.safetensors")
-    yield prompt
-    prompt.detach()
-
-
 @pytest.mark.parametrize("text", [NAME, "", LONG])
 def test_a_context_map_gives_the_pipeline_the_context_of_the_model_and_negative_prompts_keep_their_bits(sd, embedder, mapped, text):
     plain = encode(sd, text, "blurry", images=2)
+    with torch.no_grad():
+        expected = embedder(text, mapped.context_map)
     mapped.attach(sd)
     context, negative = encode(sd, text, "blurry", images=2)
-    with torch.no_grad():
-        assert torch.equal(context[:1], embedder(text, mapped.context_map)) and torch.equal(context[0], context[1])
+    assert torch.equal(context[:1], expected) and torch.equal(context[0], context[1])
     assert torch.equal(negative, plain[1]) and not torch.equal(context, plain[0])
     mapped.detach()
     assert equal(encode(sd, text, "blurry", images=2), plain)

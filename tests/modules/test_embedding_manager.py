@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.apl.enforcement import shifted
+from ldm.apl.guard import shifted
 from ldm.apl.prefix import build_prefix
 from ldm.generation import with_prefix
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
