@@ -8,6 +8,7 @@ from args.common import Parser
 
 FORMATS = {"universal": ".pt", "safetensors": ".safetensors", "a1111": ".pt", "comfyui": ".safetensors", "diffusers": ".safetensors",
            "invokeai": ".safetensors", "sdxl": ".safetensors"}  # format -> suffix of its file
+HUB = "hub"  # format of a folder
 TYPED = r"[A-Za-z0-9._-]+"  # file names that every client recognizes in a prompt: no space, no bracket, no colon
 TOKEN = r"[a-z0-9._-]+"  # diffusers' tokenizer lower-cases the prompt, but not the token that it looks for
 
@@ -16,9 +17,13 @@ def parse_export_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Checked flags, with the file name in `target`; an invalid value exits with a sentence and status 2. IN is not checked."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    suffix = FORMATS[args.format]
     if not re.fullmatch(TOKEN, args.token):
         parser.error(f"--token '{args.token}' would not be found in a prompt; give lower-case letters, digits, '.', '_' or '-', as in alz")
+    if args.format == HUB:
+        if args.part is not None:
+            parser.error(f"--part {args.part} has no use with --format {HUB}, which takes the whole file; leave it out")
+        return args
+    suffix = FORMATS[args.format]
     if args.target.is_dir():
         args.target /= args.token + suffix
     if args.target.suffix != suffix:
@@ -43,8 +48,9 @@ def build_parser() -> Parser:
     parser.add_argument("source", metavar="IN", type=Path, help="prefix file of any form: .pt, .bin or .safetensors")
     parser.add_argument("target", metavar="OUT", type=Path,
                         help="file to write; A1111, Forge, ComfyUI and InvokeAI use its name in prompts; a folder names it by --token")
-    parser.add_argument("--format", choices=FORMATS, required=True,
-                        help="format of OUT: universal (all clients and the released code), safetensors (all clients), sdxl, or one client")
+    parser.add_argument("--format", choices=[*FORMATS, HUB], required=True,
+                        help="format of OUT: universal (all clients and the released code), safetensors (all clients), sdxl, one client, "
+                             f"or {HUB} (a folder with a model card)")
     parser.add_argument("--token", metavar="WORD", default="alz", help="placeholder word of the prefix: <WORD> in diffusers")
     parser.add_argument("--part", metavar="NAME",
                         help="entry to export from a file with several: a placeholder, or clip_l or clip_g of an SDXL file "

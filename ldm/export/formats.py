@@ -55,7 +55,7 @@ def export_prefix(source: Path, target: Path, *, format: str, token: str = "alz"
         if lengths[0] != lengths[1]:
             raise UserError(f"{source} holds {lengths[0]} vectors for clip_l but {lengths[1]} for clip_g; give a file with equal numbers")
         return write_safetensors_file(target, dict(zip(SDXL_KEYS, file.pair, strict=True)), **carried)
-    vectors = _matrix(source, file, format, part)
+    vectors = matrix_of(source, file, format, part)
     match format:
         case "universal":  # imported here because transformers takes seconds
             from ldm.modules.embedding_manager import single_token
@@ -79,7 +79,7 @@ def instructions(path: Path, *, format: str, token: str, part: str | None = None
     return [client.format(path=path.as_posix(), stem=path.stem, token=token) for client in clients]
 
 
-def _matrix(source: Path, file: EmbeddingFile, format: str, part: str | None) -> Tensor:
+def matrix_of(source: Path, file: EmbeddingFile, format: str, part: str | None) -> Tensor:
     """The entry to export, (m, d)."""
     if part in file.vectors:
         return file.vectors[part]
