@@ -153,9 +153,9 @@ class AnonymizationPrompt(ModelHubMixin):
             if given_embeds == "prefix" and len(encoders) > 1:
                 raise UserError(f"given_embeds='prefix' was asked of {type(target).__name__}, whose pooled embedding cannot be prefixed "
                                 "afterwards; give 'refuse' or 'allow'")
-            target.encode_prompt = ProtectedEncodePrompt(target, [
-                (encoder, matrix, tokenizer.eos_token_id)
-                for (encoder, tokenizer), matrix in zip(encoders, vectors or [None], strict=True)], attachment)
+            inserted: Sequence[Tensor | None] = vectors or [None]
+            fronts = [(encoder, matrix, tokenizer.eos_token_id) for (encoder, tokenizer), matrix in zip(encoders, inserted, strict=True)]
+            target.encode_prompt = ProtectedEncodePrompt(target, fronts, attachment)
         else:
             manager: Manager | None = self.context_map
             if manager is None:

@@ -54,7 +54,8 @@ class Guard:
     """
 
     def __init__(self, encoder: Any):
-        self.encoder, self.strict, self.prompt = encoder, False, None
+        self.encoder, self.strict = encoder, False
+        self.prompt: Any = None  # the AnonymizationPrompt that was attached last
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         self.table = encoder.get_input_embeddings()
         # Every way through the text encoder and its parts leads through the owner of the table, which load_textual_inversion keeps.

@@ -31,11 +31,13 @@ Content = tuple[Tensor, ...] | ContextMap  # vectors (m, d) of one text encoder,
 def write_prefix_folder(folder: Path, content: Content, metadata: Mapping[str, Any]) -> None:
     """Write the tensors, with `metadata` in the file's header, and the config that describes them; other files are kept."""
     kind, form = form_of(content)
-    if isinstance(content, ContextMap):
-        tensors = dict(content.named_parameters())
-    else:  # emb_params: the key that every client reads
-        tensors = dict(zip(SDXL_KEYS if kind == "pair" else ("emb_params",), content, strict=True))
+    tensors: dict[str, Tensor] = {}
     given = dict(metadata)
+    if isinstance(content, ContextMap):
+        tensors.update(content.named_parameters())
+        given.setdefault("text_encoder", content.text_encoder)
+    else:  # emb_params: the key that every client reads
+        tensors.update(zip(SDXL_KEYS if kind == "pair" else ("emb_params",), content, strict=True))
     write_safetensors_file(folder / FILE, tensors, step=given.pop("step", None), metadata=given)
     write_text(folder / CONFIG, json.dumps({"library": "apl", "file": FILE, "kind": kind, "form": form}, indent=1) + "\n")
 
@@ -94,5 +96,6 @@ def asking_the_hub(name: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _unreachable(name: str, error: Exception) -> UserError:
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     return UserError(f"{name} is no folder here and not in the Hub's cache, and the Hub did not do what was asked "
-                     f"({first_line(error.__cause__ or error)}); connect to the network, log in with 'hf auth login', or give a folder")
+                     f"({first_line(cause)}); connect to the network, log in with 'hf auth login', or give a folder")
