@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "ldm.util": 0, "ldm.containers": 0, "ldm.finite": 0, "ldm.public_names": 0,
     "ldm.models": 1, "ldm.modules": 1,
-    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.images": 2, "ldm.run_folder": 2, "ldm.sharing": 2,
+    "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.images": 2, "ldm.run_folder": 2, "ldm.sharing": 2, "ldm.model_card": 2,
     "ldm.text_files": 2, "ldm.logbook": 2, "ldm.edited_weights": 2, "ldm.names": 2,
-    "ldm.left_out": 2, "ldm.model_card": 2, "ldm.cpu_bf16": 2, "ldm.image_files": 2, "ldm.contents": 2, "ldm.diffusers_folder": 1,
+    "ldm.left_out": 2, "ldm.cpu_bf16": 2, "ldm.image_files": 2, "ldm.contents": 2, "ldm.diffusers_folder": 1,
     "ldm.data": 3, "ldm.mini": 3, "ldm.finetuning": 4,
     "ldm.apl": 5, "ldm.baselines": 5, "ldm.attacks": 5, "ldm.evaluation": 5, "ldm.export": 5,
     "ldm.experiments": 6,

@@ -1,13 +1,13 @@
 """Convert a prefix for another program: python -m ldm.export IN OUT --format universal|safetensors|a1111|comfyui|diffusers|invokeai|sdxl
-Or into a folder for the Hugging Face Hub: python -m ldm.export IN DIR --format hub
 
     python -m ldm.export embeddings/apl-mini.pt alz.safetensors --format diffusers
     python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # convert back, with equal vectors
+    python -m ldm.export embeddings/apl-mini.pt runs/apl-hub --format hub                     # a folder for the Hugging Face Hub
 
 Writes OUT and prints, for each program that reads it, where to put the file and how to use it in a prompt.
 """
 
-from args.export_args import HUB, parse_export_args
+from args.export_args import parse_export_args
 from ldm.util import exit_with_sentence
 
 
@@ -15,14 +15,14 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_export_args(argv)
     # Imported here so that --help and errors in flags do not wait for torch.
-    if args.format == HUB:
+    from ldm.export.formats import export_prefix, instructions
+
+    if args.format == "hub":
         from ldm.export.hub import export_for_hub
 
         told = export_for_hub(args.source, args.target, token=args.token)
         print("\n".join([f"written: {args.target}", *told, f"upload: hf upload OWNER/NAME {args.target}"]))
         return
-    from ldm.export.formats import export_prefix, instructions
-
     export_prefix(args.source, args.target, format=args.format, token=args.token, part=args.part)
     print("\n".join([f"written: {args.target}", *instructions(args.target, format=args.format, token=args.token, part=args.part)]))
 
