@@ -2,7 +2,7 @@
 
     python -m ldm.export embeddings/apl-mini.pt alz.safetensors --format diffusers
     python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # convert back, with equal vectors
-    python -m ldm.export embeddings/apl-mini.pt runs/apl-hub --format hub                     # a folder for the Hugging Face Hub
+    python -m ldm.export embeddings/apl-mini.pt runs/apl-hub --format hub     # write a folder for the Hugging Face Hub
 
 Writes OUT and prints, for each program that reads it, where to put the file and how to use it in a prompt.
 """
