@@ -26,8 +26,8 @@ TO_DO = {
 }
 MODELS = ("ckpt_path", "vae_path")  # flags of a file or a diffusers folder
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
-LISTS = {"people", "names", "names_file", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts", "templates",
-         "captions", "identity_meta", "anchors", "drift_prompts"}  # text files, which may be pipes
+LISTS = {"people", "names", "names_file", "keep_names", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts",
+         "templates", "captions", "identity_meta", "anchors", "drift_prompts"}  # text files, which may be pipes
 PIPES = "APL_PIPES"  # environment variable with the buffer file of each pipe, for child processes
 
 

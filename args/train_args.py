@@ -118,6 +118,8 @@ def build_parser(method: str = APL[0]) -> Parser:
     add("--identity_images", metavar="DIR", type=Path, help="S_ID: images of the people of --people")
     add("--n_identities", metavar="N", type=COUNT, help="use only the first N people of S_ID (default: all)")
     add("--caption_images", metavar="DIR", type=Path, help="S_Reg: images with captions")
+    add("--keep_names", metavar="FILE", type=Path,
+        help="S_keep: names that may be shown (apl, apl-map, uce, speed); one per line, people.csv, or MACE's celebrity table")
     add("--templates", metavar="FILE", type=Path, help="prompt templates, one per line, used for both c1 and c2")
 
     add = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix; not for attacks").add_argument

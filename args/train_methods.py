@@ -8,22 +8,25 @@ from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
 PREFIX, MAP = ("apl", "apl-released", "apl-no-reg"), "apl-map"  # what they learn: vectors in front, or a map of the context
 APL = (*PREFIX, MAP)
-ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
+CLOSED_FORM = ("uce", "speed")  # without training
+ERASERS = ("esd", "concept_ablation", *CLOSED_FORM, "forget_me_not")
 ATTACKS = ("dreambooth", "textual_inversion")
 METHODS = (*APL, *ERASERS, *ATTACKS)
-# Published settings of the methods other than APL's, for one concept.
+# Published settings of the methods other than APL's, for one concept; of speed for a hundred people.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "esd": {"iterations": 1000, "lr": 1e-5, "batch_size": 1, "lr_decay": 0.0, "variant": "esd-x"},
     "concept_ablation": {"iterations": 100, "lr": 1.6e-5, "batch_size": 8, "lr_decay": 0.0, "variant": "model-based",
                          "parameters": "xattn-kv", "prior_weight": 0.0, "n_prior_images": 1000},
     "uce": {"variant": "last-token"},
+    "speed": {"variant": "unfiltered", "anchor": "person", "lamb": 0.05},
     "forget_me_not": {"iterations": 35, "lr": 2e-6, "batch_size": 1, "lr_decay": 0.0, "variant": "with-ti", "parameters": "full"},
     "dreambooth": {"iterations": 800, "lr": 2e-6, "batch_size": 1, "lr_decay": 0.0, "save_every": 100, "prior_weight": 1.0,
                    "n_prior_images": 200},
     "textual_inversion": {"iterations": 5000, "lr": 5e-3, "batch_size": 4, "lr_decay": 0.0, "save_every": 500},
 }
 VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_ablation": ("model-based", "noise-based"),
-            "uce": ("last-token", "to-end"), "forget_me_not": ("with-ti", "without-ti")}
+            "uce": ("last-token", "to-end"), "speed": ("filtered", "unfiltered"),
+            "forget_me_not": ("with-ti", "without-ti")}
 PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 # Flags that only some methods read, with these methods; all methods read the other flags.
 READ_BY = {flag: methods for methods, flags in (
@@ -34,9 +37,10 @@ READ_BY = {flag: methods for methods, flags in (
     ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every log_to"),
     ((*APL, "concept_ablation", "textual_inversion"), "templates"), (ERASERS, "variant names_file"),
     (("esd", "concept_ablation", "forget_me_not"), "iters_per_concept"), (("concept_ablation", "forget_me_not"), "parameters"),
-    (("esd",), "negative_guidance start_guidance z_t"), (("concept_ablation", "uce"), "anchor"),
+    (("esd",), "negative_guidance start_guidance z_t"), (("concept_ablation", *CLOSED_FORM), "anchor"),
     (("concept_ablation",), "anchor_prompts augment"), (("concept_ablation", "dreambooth"), "prior_weight n_prior_images"),
-    (("uce",), "preserve_prompts erase_scale preserve_scale lamb"), (("forget_me_not",), "ti_iterations"),
+    (("apl", MAP, *CLOSED_FORM), "keep_names"), (CLOSED_FORM, "preserve_prompts lamb"), (("uce",), "erase_scale preserve_scale"),
+    (("forget_me_not",), "ti_iterations"),
     (ATTACKS, "photos token class_word embedding"), (("dreambooth",), "train_text_encoder"),
     ((*APL, *ERASERS), "people gallery face_pack clip prompts_file eval_names eval_samples threshold det_size det_thresh c2"),
 ) for flag in flags.split()}
@@ -55,14 +59,15 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     add("--start_guidance", metavar="FLOAT", type=NOT_NEGATIVE, default=3.0, help="esd: guidance scale for sampling z_t")
     add("--z_t", choices=("sampled", "noised"), default="sampled",
         help="esd: sample z_t with the model, or add noise to an image of --identity_images")
-    add("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce: phrase that replaces a name")
+    add("--anchor", metavar="TEXT", default="a person", help="concept_ablation, uce, speed: phrase that replaces a name")
     add("--anchor_prompts", metavar="FILE", type=Path,
         help="concept_ablation: prompts with the anchor, one per line (default: --templates)")
     add("--augment", action=SWITCH, default=True, help="concept_ablation: scale images randomly and describe the scale in the prompt")
-    add("--preserve_prompts", metavar="FILE", type=Path, nargs="+", help="uce: texts to preserve: one per line, COCO .json, .jsonl or .csv")
+    add("--preserve_prompts", metavar="FILE", type=Path, nargs="+",
+        help="uce, speed: texts to preserve: one per line, COCO .json, .jsonl or .csv")
     add("--erase_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each name")
     add("--preserve_scale", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="uce: weight of each preserved text")
-    add("--lamb", metavar="FLOAT", type=POSITIVE, default=0.5, help="uce: weight of the original matrices")
+    add("--lamb", metavar="FLOAT", type=POSITIVE, default=0.5, help="uce, speed: weight of the original matrices")
     add("--ti_iterations", metavar="N", type=COUNT, default=500, help="forget_me_not with-ti: steps of textual inversion per name")
 
     add = parser.add_argument_group("attacks", "teach the model a new person from photos").add_argument
@@ -96,7 +101,7 @@ def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> N
 def needed_by(args: argparse.Namespace) -> tuple[str, ...]:
     """Flags of files that the method needs; APL's trainer reports missing files itself."""
     names = () if args.names_file else ("people",)
-    return {"esd": (*names, *["identity_images"] * (args.z_t == "noised")), "concept_ablation": names, "uce": names,
+    return {"esd": (*names, *["identity_images"] * (args.z_t == "noised")), "concept_ablation": names, **dict.fromkeys(CLOSED_FORM, names),
             "forget_me_not": (*names, "identity_images"), **dict.fromkeys(ATTACKS, ("photos",))}.get(args.train_method, ())
 
 

@@ -13,6 +13,7 @@ from ldm.apl.trainer import Settings
 from ldm.contents import digest, hashes_of
 from ldm.data.benchmarks import fill, read_templates
 from ldm.data.captions import CaptionImage, caption_images
+from ldm.data.celebrities import kept_captions, read_kept_names, refuse_both
 from ldm.data.identities import IdentityImage, Person, identity_images, read_people
 from ldm.data.mixture import Mixture
 from ldm.device import same_devices
@@ -56,6 +57,7 @@ class TrainingOptions(Settings):
     people: Path | None
     identity_images: Path | None
     caption_images: Path | None
+    keep_names: Path | None
     templates: Path | None
     n_identities: int | None
     mix: float
@@ -91,7 +93,8 @@ class TrainingRun:
 
     people: dict[str, Person]        # people in S_ID come first
     identities: list[IdentityImage]  # S_ID
-    captions: list[CaptionImage]     # S_Reg
+    captions: list[CaptionImage]     # S_Reg; the last half of them name people of S_keep, if there are any
+    kept_names: list[str]            # S_keep
     templates: list[str]
     mixture: Mixture
     left_out: LeftOut                # by the readers of S_ID and S_Reg
@@ -107,15 +110,22 @@ def prepare_run(options: TrainingOptions) -> TrainingRun:
 
     mix, left_out = options.identity_share, LeftOut(strict=True)
     people = read_people(needed("people")) if mix > 0 or options.people else {}
-    identities = identity_images(needed("identity_images"), people, left_out) if mix > 0 else []
+    kept_names = read_kept_names(options.keep_names) if options.keep_names else []
+    if kept_names and not 0 < mix < 1:
+        raise UserError(f"--keep_names has no use with --mix {mix:g}, which samples from one set alone; leave out one of them")
+    images = identity_images(needed("identity_images"), people, left_out, keep=bool(kept_names)) if mix > 0 else []
+    identities = [image for image in images if people[image.name].group == "train"]
     if options.n_identities and identities:
         identities = of_first_people(identities, people, options.n_identities)
     shown = {image.name for image in identities}
     people = dict(sorted(people.items(), key=lambda item: item[0] not in shown))  # as the final table orders them
     captions = caption_images(needed("caption_images"), left_out) if mix < 1 else []
     templates = read_templates(options.templates) if options.templates else ["{}"]
+    refuse_both(shown, kept_names, options.keep_names)
+    if kept_names:
+        captions += kept_captions(kept_names, images, templates, len(captions))
     mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps, mix)
-    return TrainingRun(people, identities, captions, templates, mixture, left_out)
+    return TrainingRun(people, identities, captions, kept_names, templates, mixture, left_out)
 
 
 def of_first_people(images: list[IdentityImage], people: dict[str, Person], count: int) -> list[IdentityImage]:
@@ -186,7 +196,9 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
                  f"{files.config_path}, on {options.devices}, {options.precision}",
         what: f"{learned}, seed {options.seed}",
         "S_ID": f"{len(run.identities)} images of {len(names)} people, {len(run.templates)} templates, sampled with probability {mix:g}",
-        "S_Reg": f"{len(run.captions)} images with captions, sampled with probability {1 - mix:g}",
+        "S_Reg": f"{len(run.captions)} images with captions"
+                 + f", half of which name the {len(run.kept_names)} people of S_keep" * bool(run.kept_names)
+                 + f", sampled with probability {1 - mix:g}",
         "training": f"{options.train_method}, alpha {options.alpha:g}; {options.iterations} steps of {options.batch_size} samples, "
                     f"Adam with learning rate {options.lr:g}"
                     + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + f"; t from {run.mixture.bins} bins",

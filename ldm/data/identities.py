@@ -63,12 +63,13 @@ def write_people(people: Mapping[str, Person], path: str | Path) -> None:
     write_csv([asdict(person) for person in people.values()], path, ["name", "group", "attributes"])
 
 
-def identity_images(folder: str | Path, people: Mapping[str, Person], report: Report | None = None) -> list[IdentityImage]:
-    """Images of people of the train group, in the order of `read_collection`, which defines the layouts and `report`.
+def identity_images(folder: str | Path, people: Mapping[str, Person], report: Report | None = None, *,
+                    keep: bool = False) -> list[IdentityImage]:
+    """Images of people of the train group, and with `keep` of the keep group, in the order of `read_collection`.
 
-    The person's name comes from the metadata (column name) or else from the sub-folder, in any spelling (ldm/names.py).
-    Images of the other groups are left out: S_test must stay unseen, and S_keep may be shown. Raises UserError for no image, an image
-    without a name, a name without attributes, or no image of the train group.
+    `read_collection` defines the layouts and `report`. The person's name comes from the metadata (column name) or else from the
+    sub-folder, in any spelling (ldm/names.py). Images of the other groups are left out: S_test must stay unseen, and S_keep may be shown.
+    Raises UserError for no image, an image without a name, a name without attributes, or no image of the train group.
     """
     images, known, report = [], NameList(people), report or LeftOut(strict=True)
     spelled: dict[str, set[str]] = {}
@@ -84,7 +85,7 @@ def identity_images(folder: str | Path, people: Mapping[str, Person], report: Re
                             "add a row name,group,attributes for this name, remove the image, or give --identity_images with images "
                             "of the people of your list alone")
         spelled.setdefault(person.name, set()).add(name)
-        if person.group == "train":
+        if person.group == "train" or (keep and person.group == KEEP):
             images.append(IdentityImage(source, person.name, person.attributes))
         else:
             reason, why = (KEEP_GROUP, "may be shown") if person.group == KEEP else (TEST_GROUP, "must stay unseen")
@@ -92,6 +93,6 @@ def identity_images(folder: str | Path, people: Mapping[str, Person], report: Re
     for name, spellings in spelled.items():
         if len(spellings) > 1:
             warn(f"{folder} has images of one person under the names {', '.join(map(repr, sorted(spellings)))}; all are used as '{name}'")
-    if not images:
+    if not any(people[image.name].group == "train" for image in images):
         raise UserError(f"the folder {folder} shows nobody of the train group; put images of S_ID into it")
     return images

@@ -10,11 +10,12 @@ from torch import Tensor
 from args.train_methods import ERASERS
 from ldm.attacks.dreambooth import DreamBooth
 from ldm.attacks.textual_inversion import TextualInversion, TokenVectors, tokens_of_names
+from ldm.baselines import speed, uce
 from ldm.baselines.concept_ablation import ConceptAblation
 from ldm.baselines.esd import ESD, PARAMETERS_OF
 from ldm.baselines.forget_me_not import PROMPT, ForgetMeNot
-from ldm.data.attribute_sentences import read_names
-from ldm.data.benchmarks import fill, read_templates
+from ldm.data.benchmarks import different_prompts, fill, read_templates
+from ldm.data.celebrities import read_erased_names, read_kept_names, refuse_both
 from ldm.data.identities import IdentityImage, identity_images, read_people
 from ldm.data.images import CAPTION_FIELDS, ImageSource
 from ldm.finetuning.samples import ImageLatents, generated_latents
@@ -52,6 +53,7 @@ class MethodOptions:
     save_every: int | None
     people: Path | None  # training data, and names for it
     names_file: Path | None
+    keep_names: Path | None
     identity_images: Path | None
     photos: Path | None
     templates: Path | None
@@ -95,6 +97,7 @@ class Material:
     """
 
     names: list[str]             # names to erase
+    kept_names: list[str]        # names that may be shown
     images: list[IdentityImage]  # images of these people
     photos: list[ImageSource]    # photos of the person that an attack learns
 
@@ -102,13 +105,15 @@ class Material:
     def read(cls, options: MethodOptions, report: Report) -> "Material":
         """Read the data that the options name."""
         names = _names_to_erase(options) if options.train_method in ERASERS else []
+        kept_names = read_kept_names(options.keep_names) if options.keep_names else []
+        refuse_both(names, kept_names, options.keep_names)
         images = identity_images(options.identity_images, read_people(options.people), report) if options.identity_images else []
         erased = set(names)
         images = [image for image in images if image.name in erased]
         if options.identity_images and (without := sorted(erased - {image.name for image in images})):
             raise UserError(f"{options.identity_images} has no image of {', '.join(without[:3])}, to be erased; add some, or leave the "
                             "name out")
-        return cls(names, images, _photos_in(options.photos, report) if options.photos else [])
+        return cls(names, kept_names, images, _photos_in(options.photos, report) if options.photos else [])
 
     @property
     def sources(self) -> list[ImageSource]:
@@ -123,13 +128,13 @@ class Material:
 
 def weights_to_train(options: MethodOptions, model: LatentDiffusion) -> Weights:
     """Float32 copies of the parameters that the method trains; empty for a token. Call it before the model's precision is changed."""
-    of_method = {"esd": PARAMETERS_OF.get(options.variant), "uce": "xattn-kv", "dreambooth": "full"}
+    of_method = {"esd": PARAMETERS_OF.get(options.variant), "uce": "xattn-kv", "speed": "xattn-v", "dreambooth": "full"}
     group = of_method.get(options.train_method, options.parameters)
     return Weights(model, parameters_of(model, group, text_encoder=bool(options.train_text_encoder)) if group else [])
 
 
 def build_method(options: MethodOptions, material: Material, weights: Weights, fabric: Devices, kept: Callable[[], None]) -> Method:
-    """The method of --train_method, with the images and texts that it needs; not for uce, a closed form without training.
+    """The method of --train_method, with the images and texts that it needs; not for a closed form, see `edit_in_closed_form`.
 
     All devices share the work of this preparation; `kept` is called on rank 0 after each part of it that is saved.
 
@@ -174,6 +179,16 @@ def build_method(options: MethodOptions, material: Material, weights: Weights, f
     raise AssertionError(options.train_method)
 
 
+def edit_in_closed_form(options: MethodOptions, material: Material, weights: Weights) -> tuple[dict[str, Tensor], float]:
+    """Edited matrices of uce or speed by their keys, and the largest condition number of the inverted matrices."""
+    preserve = [text for path in options.preserve_prompts or () for text in different_prompts(path)] + material.kept_names
+    given: dict[str, Any] = {"guide": options.anchor, "preserve": preserve, "lamb": options.lamb}
+    if options.train_method == "speed":
+        return speed.edit(weights, material.names, filtered=options.variant == "filtered", seed=options.seed, **given)
+    return uce.edit(weights, material.names, to_end=options.variant == "to-end", erase_scale=options.erase_scale,
+                    preserve_scale=options.preserve_scale, **given)
+
+
 def token_manager(options: MethodOptions, model: LatentDiffusion) -> EmbeddingManager:
     """Manager with the prefix or context map of --embedding, if any, and a new token initialized with the vectors of the class word."""
     def manager_of(*placeholders: str) -> EmbeddingManager:
@@ -205,7 +220,7 @@ def anchor_prompts(options: MethodOptions, templates: Sequence[str]) -> list[str
 
 def _names_to_erase(options: MethodOptions) -> list[str]:
     """Names of --names_file, or else those of S_ID in --people."""
-    names, repeated = read_names(options.names_file) if options.names_file else (
+    names, repeated = read_erased_names(options.names_file) if options.names_file else (
         [person.name for person in read_people(options.people).values() if person.group == "train"], 0)
     if repeated or not names:
         what = f"has {repeated} names twice" if repeated else "has nobody of the group train"

@@ -10,15 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from args.common import PORTRAIT
+from args.train_methods import CLOSED_FORM
 from ldm.attacks.textual_inversion import TextualInversion
-from ldm.baselines import uce
 from ldm.contents import digest, hashes_of
-from ldm.data.benchmarks import different_prompts
-from ldm.data.identities import Person, read_people
+from ldm.data.identities import KEEP, Person, read_people
 from ldm.data.images import load_image
 from ldm.device import same_devices
 from ldm.edited_weights import edited, write_edited_weights
-from ldm.experiments.method_builders import Material, MethodOptions, build_method
+from ldm.experiments.method_builders import Material, MethodOptions, build_method, edit_in_closed_form
 from ldm.experiments.variants import BASE, Variant, checkpoint_weights, load_variants
 from ldm.finetuning.trainer import FinetuningSettings, train
 from ldm.finetuning.weights import Weights
@@ -80,7 +79,7 @@ class MethodPlan:
     def arguments(self, precision: str) -> dict[str, Any]:
         """Everything that determines the result, as JSON values: flags, and hashes of images, lists and weights."""
         options = self.options
-        files = [options.anchor_prompts, options.templates, *(options.preserve_prompts or ())]
+        files = [options.anchor_prompts, options.templates, *(options.preserve_prompts or ()), options.keep_names]
         files += [options.embedding] if self.method == "textual_inversion" else []
         images = [image.name for image in self.material.images], hashes_of(self.material.sources, options.out_dir / "hashes.json")
         return {name: getattr(options, name) for name in LEARNED_FROM} | {
@@ -105,7 +104,7 @@ class MethodPlan:
             beneath = read_edited_weights(options.files.edited_weights, shapes_of(weights.model), options.files.ckpt_path)
             record["beneath"] = file_hash(options.files.edited_weights)
         if fabric.is_global_zero:
-            if self.method == "uce" and options.resume and result.exists():  # a training compares its saved state instead
+            if self.method in CLOSED_FORM and options.resume and result.exists():  # a training compares its saved state instead
                 there, asked = safetensors_metadata(result), json.loads(json.dumps(record, default=str))
                 if different := [key for key, value in asked.items() if there.get(key) != value]:
                     raise UserError(f"{result} was made with another {', '.join(different)}; use another --out_dir, or --no-resume to "
@@ -113,11 +112,8 @@ class MethodPlan:
             written = {"arguments": self.flags, "learned_from": logbook.arguments, "versions": versions()}
             write_json(options.out_dir / "arguments.json", written)
             self.left_out.announce(options.out_dir)
-        if self.method == "uce":
-            preserve = [text for path in options.preserve_prompts or () for text in different_prompts(path)]
-            tensors, condition = uce.edit(weights, self.material.names, guide=options.anchor, preserve=preserve,
-                                          to_end=options.variant == "to-end", erase_scale=options.erase_scale,
-                                          preserve_scale=options.preserve_scale, lamb=options.lamb)
+        if self.method in CLOSED_FORM:
+            tensors, condition = edit_in_closed_form(options, self.material, weights)
             if fabric.is_global_zero:
                 print(f"condition number of the inverted matrix: {condition:.3g}")
                 write_edited_weights(result, beneath | tensors, condition=condition, **record)
@@ -139,7 +135,7 @@ class MethodPlan:
 
 
 def people_of(plan: MethodPlan) -> Mapping[str, Person]:
-    """People of --people for the final table; with --names_file, the erased names form the group train, and all others the group test."""
+    """People of --people for the final table; with --names_file, erased names are the group train, and others but S_keep the group test."""
     options = plan.options
     people = read_people(options.people) if options.people else {}
     if not options.names_file:
@@ -147,7 +143,8 @@ def people_of(plan: MethodPlan) -> Mapping[str, Person]:
     if unknown := [name for name in plan.material.names if name not in people]:
         warn(f"{', '.join(unknown[:3])} of {options.names_file} {'is' if len(unknown) == 1 else 'are'} not in --people {options.people}, "
              "and will not be in the final table and images")
-    return {name: replace(person, group="train" if name in plan.material.names else "test") for name, person in people.items()}
+    groups = dict.fromkeys(people, "test") | dict.fromkeys(plan.material.kept_names, KEEP) | dict.fromkeys(plan.material.names, "train")
+    return {name: person if person.group == KEEP else replace(person, group=groups[name]) for name, person in people.items()}
 
 
 def attack_report(plan: MethodPlan, fabric: Devices, model: LatentDiffusion, result: Path) -> str:

@@ -18,6 +18,7 @@ AROUND = (f"{UNET}time_embed.", f"{UNET}out.")  # layers outside the blocks; "no
 # Group name -> predicate on names of U-Net parameters.
 PARAMETERS = {
     "xattn-kv": lambda key: CROSS_ATTENTION in key and (".to_k." in key or ".to_v." in key),
+    "xattn-v": lambda key: CROSS_ATTENTION in key and ".to_v." in key,
     "xattn": lambda key: CROSS_ATTENTION in key,
     "noxattn": lambda key: CROSS_ATTENTION not in key and not key.startswith(AROUND),
     "full": lambda key: True,

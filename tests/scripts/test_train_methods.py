@@ -12,6 +12,7 @@ import train
 from args.common import options_of
 from args.train_args import parse_train_args
 from args.train_methods import PUBLISHED, READ_BY
+from ldm.baselines.uce import phrase_contexts
 from ldm.edited_weights import write_edited_weights
 from ldm.experiments.method_builders import MethodOptions, token_manager
 from ldm.experiments.methods import MethodPlan
@@ -21,12 +22,12 @@ from tests.refusals import refusal
 from tests.scoring import PixelAnalyzer
 
 FEW = {  # flags that make each method short
-    "esd": ("--iterations", 4, "--ddim_steps", 2, "--save_every", 2), "uce": (),
+    "esd": ("--iterations", 4, "--ddim_steps", 2, "--save_every", 2), "uce": (), "speed": (),
     "concept_ablation": ("--iterations", 4, "--batch_size", 2, "--n_prior_images", 3, "--save_every", 2),
     "forget_me_not": ("--iterations", 4, "--ti_iterations", 1, "--save_every", 2),
     "dreambooth": ("--iterations", 4, "--save_every", 2, "--n_prior_images", 2),
     "textual_inversion": ("--iterations", 4, "--save_every", 2, "--batch_size", 2)}
-ERASERS = ("esd", "concept_ablation", "uce", "forget_me_not")
+ERASERS = ("esd", "concept_ablation", "uce", "speed", "forget_me_not")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_an_eraser_writes_changed_tensors_that_say_how_they_came_about(command, 
     assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1e7 and cost["result_bytes"] == result_of(tmp_path, method).stat().st_size
 
 
-@pytest.mark.parametrize("method", [method for method in FEW if method != "uce"])
+@pytest.mark.parametrize("method", [method for method in FEW if method not in ("uce", "speed")])
 def test_a_run_that_goes_on_ends_with_the_bytes_of_one_that_did_not_stop(command, tmp_path, method):
     train.main(command(method))
     whole = result_of(tmp_path, method).read_bytes()
@@ -130,6 +131,9 @@ def test_published_settings_are_the_defaults_and_a_presets_section_goes_before(t
     ("esd", ("--variant", "model-based"), "give one of esd-x, esd-x-strict, esd-u, esd-full"),
     ("uce", ("--iters_per_concept", "3"), "--iters_per_concept has no use with --train_method uce"),
     ("uce", ("--names_file", "twice.txt"), "has 1 names twice"),
+    ("speed", ("--keep_names", "twice.txt"), "'Ada Stone' is to be erased and is also on the list twice.txt"),
+    ("esd", ("--keep_names", "unknown.txt"), "--keep_names has no use with --train_method esd"),
+    ("speed", ("--erase_scale", "3"), "--erase_scale has no use with --train_method speed"),
     ("uce", ("--names_file", "empty.txt"), "holds no name"),
     ("esd", ("--ddim_steps", "60"), "--ddim_steps 60 does not divide the 1000 timesteps"),
     ("esd", ("--iters_per_concept", "3"), "--iterations has no use with --iters_per_concept 3"),
@@ -152,6 +156,18 @@ def test_bad_input_is_answered_with_one_sentence(command, capsys, tmp_path, meth
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "2.png").write_bytes((tmp_path / "many" / "n1" / "1.png").read_bytes()[:40])
     assert said in refusal(capsys, train.main, command(method, *flags))
+
+
+@pytest.mark.parametrize("method", ["uce", "speed"])
+def test_names_that_may_be_shown_are_preserved_by_a_closed_form(command, tmp_path, tiny_model, method):
+    (tmp_path / "keep.csv").write_text("name,group,attributes\nCleo Vance,keep,\nAda Stone,train,A pilot\n")
+    kept, = phrase_contexts(tiny_model, ["Cleo Vance"], to_end=False)
+    moved = []
+    for flags in ((), ("--keep_names", "keep.csv", "--no-resume")):
+        train.main(command(method, "--lamb", 0.05, *flags))
+        edits = load_file(result_of(tmp_path, method))
+        moved.append(sum((kept @ (value - tiny_model.get_parameter(key)).T).norm().item() for key, value in edits.items()))
+    assert 0 <= moved[1] < (0.01 if method == "speed" else 1) * moved[0]
 
 
 def test_iterations_are_counted_for_each_name(command, tmp_path):
@@ -208,7 +224,7 @@ def test_tokens_of_two_encoders_are_refused(command, capsys, tiny_xl_files, meth
     assert "for one text encoder" in refusal(capsys, train.main, given)
 
 
-@pytest.mark.parametrize("method", ["esd", "concept_ablation", "uce", "dreambooth"])
+@pytest.mark.parametrize("method", ["esd", "concept_ablation", "uce", "speed", "dreambooth"])
 def test_models_of_sdxls_form_are_edited_too(command, tmp_path, tiny_xl_files, method):
     train.main(command(method, "--config_path", tiny_xl_files[0], "--ckpt_path", tiny_xl_files[1]))
     assert all(torch.isfinite(value).all() for value in load_file(result_of(tmp_path, method)).values())

@@ -173,6 +173,22 @@ def test_the_first_people_of_the_list_alone_are_learned_from(command, inputs):
     assert of_first_people(everybody, people, 2) == everybody
 
 
+def test_names_that_may_be_shown_are_half_of_s_reg_with_the_name_in_both_prompts(command, inputs, tmp_path, capsys):
+    (tmp_path / "people.csv").write_text((inputs / "people.csv").read_text() + "Dora Lane,keep,\n")
+    (tmp_path / "mixed.txt").write_text("Dora Lane\nben  WOOD\n")
+    keeping = "--people", "people.csv", "--keep_names", "people.csv", "--eval_names", 0, "--val_every", 0
+    plan, without = prepared(*command(*keeping))[1], prepared(*command())[1]
+    assert plan.captions[:2] == without.captions and {image.caption for image in plan.captions[2:]} <= {"Dora Lane", "a photo of Dora Lane"}
+    assert (plan.mixture.n_caption, plan.identities, plan.kept_names) == (4, without.identities, ["Dora Lane"])
+    train.main(command(*keeping))
+    assert "4 images with captions, half of which name the 1 people of S_keep, sampled with probability 0.5" in capsys.readouterr().out
+    assert "captions or templates had other words" in sentence(capsys, command("--eval_names", 0, "--val_every", 0))
+    assert "'Ben Wood' is to be erased and is also on the list mixed.txt" in sentence(capsys, command("--keep_names", "mixed.txt"))
+    assert "--keep_names has no use with --mix 1" in sentence(capsys, command("--keep_names", "mixed.txt", "--mix", 1))
+    without_reg = command("--keep_names", "mixed.txt", "--train_method", "apl-no-reg")
+    assert "--keep_names has no use with --train_method apl-no-reg" in sentence(capsys, without_reg)
+
+
 def test_another_learning_rate_in_the_same_folder_is_refused(command, capsys):
     train.main(command("--eval_names", 0, "--val_every", 0))
     assert "lr 0.001 instead of 0.1" in sentence(capsys, command("--lr", 0.1))

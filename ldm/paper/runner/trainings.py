@@ -19,7 +19,7 @@ from typing import Any
 from args.common import as_flags
 from args.paths import ROOT
 from args.train_args import build_parser, parse_train_args
-from args.train_methods import APL
+from args.train_methods import APL, CLOSED_FORM
 from ldm.apl.workers import STARTED_BY
 from ldm.contents import digest_of, file_hash
 from ldm.device import Place
@@ -31,9 +31,10 @@ TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
 UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
              "val_every")  # flags that do not affect results
-WHERE_GIVEN = ("map_rank",)  # omitted where None, so that trainings from before this flag keep their folders
+WHERE_GIVEN = ("map_rank", "keep_names")  # omitted where None, so that trainings from before these flags keep their folders
 TAKEN = {"seed", "eval_names", *UNCOUNTED} - {"devices"}  # flags that a row must not set
-CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, "uce": 0}  # U-Net evaluations per sample and step; 5 for other methods
+# U-Net evaluations per sample and step; 5 for other methods.
+CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, **dict.fromkeys(CLOSED_FORM, 0)}
 
 
 @dataclass(frozen=True)
