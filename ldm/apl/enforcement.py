@@ -7,6 +7,7 @@ There is no trigger word: the vectors are inserted as embeddings after the begin
   each pipeline that the service calls.
 - Threads may encode at the same time, also through a shared text encoder. As without a prefix, each thread needs its own scheduler and
   tokenizer, which keep state. Do not attach or detach during generation.
+- With `allow`, prompts that name people who may be shown, and nobody else, are not prefixed (ldm/apl/allow_list.py).
 - Only texts are protected, not image prompts (IP-Adapter, img2img). README.md lists every known way around the prefix.
 """
 
@@ -20,6 +21,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from ldm.apl.allow_list import Gate, gate_of
 from ldm.apl.guard import Guard
 from ldm.apl.protected_methods import GIVEN_EMBEDS, ProtectedEncodePrompt, protected_conditioning
 from ldm.model_card import Described, model_card
@@ -43,13 +45,14 @@ class AnonymizationPrompt(ModelHubMixin):
     _hub_mixin_config = {}  # not the mixin's config, which holds the arguments of __init__
 
     def __init__(self, *vectors: Tensor, context_map: ContextMap | None = None, source: str = "the prefix",
-                 metadata: Mapping[str, Any] | None = None):
+                 metadata: Mapping[str, Any] | None = None, allow: Iterable[str] | Gate = ()):
         """Create it from vectors (m, d) for one text encoder or for each of SDXL's two, or from a map.
 
-        `source` names it in messages; `metadata` are JSON values of its training.
+        `source` names it in messages; `metadata` are JSON values of its training. `allow` are names that may be shown (S_keep), or a gate
+        such as `ldm.apl.allow_list.AllowList`, which decides for each prompt; it is not saved.
         """
         self.vectors = tuple(matrix.detach().clone() for matrix in vectors)
-        self.context_map, self.source, self.metadata = context_map, source, dict(metadata or {})
+        self.context_map, self.source, self.metadata, self.gate = context_map, source, dict(metadata or {}), gate_of(allow)
         self.attached: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # models, and their methods that encode prompts
         self.guards: weakref.WeakSet[Guard] = weakref.WeakSet()  # of their text encoders, which may outlive them
 
@@ -67,29 +70,30 @@ class AnonymizationPrompt(ModelHubMixin):
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> "AnonymizationPrompt":
+    def load(cls, path: str | Path, *, allow: Iterable[str] | Gate = ()) -> "AnonymizationPrompt":
         """Load a prefix, from a file with one entry or with clip_l and clip_g, or a context map; UserError for other files."""
         if is_map_file(path):
             context_map = ContextMap.of_file(path)
-            return cls(context_map=context_map, source=str(path), metadata=context_map.metadata)
+            return cls(context_map=context_map, source=str(path), metadata=context_map.metadata, allow=allow)
         file = read_embedding_file(path)
         if file.pair is None and len(file.vectors) > 1:
             raise UserError(f"{path} holds vectors for {', '.join(file.vectors)}, and nothing says which of them are the prefix; "
                             "give a file with one entry, or with clip_l and clip_g")
         carried = carried_metadata(Path(path), file)
-        return cls(*(file.pair or file.vectors.values()), source=str(path), metadata=carried["metadata"] | {"step": carried["step"]})
+        return cls(*(file.pair or file.vectors.values()), source=str(path), metadata=carried["metadata"] | {"step": carried["step"]},
+                   allow=allow)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None,  # type: ignore[override]
                         token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False,
-                        force_download: bool = False) -> "AnonymizationPrompt":
+                        force_download: bool = False, allow: Iterable[str] | Gate = ()) -> "AnonymizationPrompt":
         """Load a prefix or a context map from a folder of `save_pretrained`, or from the model `owner/name` of the Hugging Face Hub.
 
         Only one .safetensors file is read. Raises UserError if there is none, it cannot be downloaded, or it holds something else.
         """
         file = prefix_file_of(pretrained_model_name_or_path, revision=revision, token=token, cache_dir=cache_dir,
                               local_files_only=local_files_only, force_download=force_download)
-        prompt = cls.load(file)
+        prompt = cls.load(file, allow=allow)
         prompt.source = str(pretrained_model_name_or_path)
         return prompt
 
@@ -107,15 +111,15 @@ class AnonymizationPrompt(ModelHubMixin):
         return model_card(Described(kind=kind, form=form, file=FILE, training=self.metadata, **options))
 
     def interpolate(self, other: "AnonymizationPrompt", weight: float) -> "AnonymizationPrompt":
-        """The prefix, or context map, (1 - weight) * self + weight * other; UserError if their shapes differ."""
+        """The prefix, or context map, (1 - weight) * self + weight * other, with the gate of self; UserError if their shapes differ."""
         if self._form != other._form:
             raise UserError(f"{self.source} {self._form} and {other.source} {other._form}, and nothing is between them; give two prefixes, "
                             "or two context maps, of one shape, such as two checkpoints of one training")
-        source = f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}"
+        named: dict[str, Any] = {"source": f"{1 - weight:g} * {self.source} + {weight:g} * {other.source}", "allow": self.gate or ()}
         if self.context_map is not None and other.context_map is not None:
-            return AnonymizationPrompt(context_map=self.context_map.interpolate(other.context_map, weight), source=source)
-        return AnonymizationPrompt(*((1 - weight) * own + weight * its for own, its in zip(self.vectors, other.vectors, strict=True)),
-                                   source=source)
+            return AnonymizationPrompt(context_map=self.context_map.interpolate(other.context_map, weight), **named)
+        vectors = ((1 - weight) * own + weight * its for own, its in zip(self.vectors, other.vectors, strict=True))
+        return AnonymizationPrompt(*vectors, **named)
 
     def attach(self, target: Any, given_embeds: str = "refuse", *, allow_unprotected: bool = False) -> "AnonymizationPrompt":
         """Insert the vectors in front of every prompt of `target` from now on; long texts are truncated. Returns this prefix.
@@ -162,7 +166,7 @@ class AnonymizationPrompt(ModelHubMixin):
                 manager = manager_for(target.cond_stage_model, num_vectors_per_token=len(vectors[0])).requires_grad_(False)
                 for own, matrix in zip(manager.embedding_parameters(), vectors, strict=True):
                     own.data = matrix.to(own)
-            target.get_learned_conditioning = protected_conditioning(target.get_learned_conditioning, manager)
+            target.get_learned_conditioning = protected_conditioning(target.get_learned_conditioning, manager, self.gate)
             target.get_learned_conditioning.attachment = attachment
             self.attached[target] = name
         return self

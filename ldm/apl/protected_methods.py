@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.apl.allow_list import Gate, chosen, opened
 from ldm.apl.guard import Guard, Insertion, inserting
 from ldm.generation import with_prefix
 from ldm.modules.embedding_manager import Manager
@@ -67,8 +68,11 @@ class ProtectedEncodePrompt:
                             "cannot be put in front of their text; give the text as prompt, or attach with given_embeds='allow'")
         finish = (lambda context: context) if prompt.context_map is None else prompt.context_map.finish
         if embeds is None:
-            context, _, *pooled = self._encode(call)
-            call.arguments |= dict(zip(("prompt_embeds", "pooled_prompt_embeds"), [finish(context), *pooled], strict=False))
+            context, *pooled = self._encode(call)[::2]
+            rows = [finish(context), *pooled]
+            if (are_open := opened(prompt.gate, call.arguments.get("prompt"), call.arguments.get("prompt_2"))).any():
+                rows = [chosen(are_open, *pair) for pair in zip(self._encode(call, plain=True)[::2], rows, strict=True)]
+            call.arguments |= dict(zip(("prompt_embeds", "pooled_prompt_embeds"), rows, strict=False))
         elif foreign and given_embeds == "prefix":
             if prompt.context_map is None:
                 front = self._encode(call, prompt="", prompt_embeds=None)[0][:, :1 + len(prompt.vectors[0])].to(embeds)
@@ -79,9 +83,9 @@ class ProtectedEncodePrompt:
         self._own.update((_identity(output), output) for output in encoded[::2])
         return encoded
 
-    def _encode(self, call: inspect.BoundArguments, **changed: Any) -> Sequence[Tensor]:
-        """Call the original for the prompt without guidance, so that everything it encodes is the prompt."""
-        insertions = {guard: Insertion(vectors, end_of_text) for guard, vectors, end_of_text in self.fronts}
+    def _encode(self, call: inspect.BoundArguments, *, plain: bool = False, **changed: Any) -> Sequence[Tensor]:
+        """Call the original for the prompt without guidance, so that everything it encodes is the prompt; with `plain` without vectors."""
+        insertions = {guard: Insertion(None if plain else vectors, end_of_text) for guard, vectors, end_of_text in self.fronts}
         with inserting(insertions):
             encoded = self.original(**call.arguments | {"do_classifier_free_guidance": False, "num_images_per_prompt": 1} | changed)
         if not all(insertion.reached for insertion in insertions.values()):
@@ -95,18 +99,18 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
-def protected_conditioning(original: Callable, manager: Manager) -> Callable:
-    """LatentDiffusion's `get_learned_conditioning` that prefixes, or maps, every text except the empty one."""
+def protected_conditioning(original: Callable, manager: Manager, gate: Gate | None) -> Callable:
+    """LatentDiffusion's `get_learned_conditioning` that prefixes, or maps, every text except the empty one and those that the gate opens."""
     @functools.wraps(original)
     def get_learned_conditioning(texts: str | Sequence[str], embedding_manager: Any = None) -> Any:
         if embedding_manager is not None:
             raise UserError("an embedding_manager was given to a model to which an anonymization prompt is attached; leave it out, or "
                             "call the prompt's detach() first")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        empty = torch.tensor([text == "" for text in texts])
-        if empty.all():
+        are_plain = torch.tensor([text == "" for text in texts]) | opened(gate, texts)
+        if are_plain.all():
             return original(texts)
         prefixed = original(with_prefix(texts, manager), manager)
-        return torch.where(empty[:, None, None].to(prefixed.device), original(texts), prefixed) if empty.any() else prefixed
+        return chosen(are_plain, original(texts), prefixed) if are_plain.any() else prefixed
 
     return get_learned_conditioning

@@ -327,6 +327,34 @@ def test_every_form_of_file_is_read(tmp_path, sd, sdxl):
         AnonymizationPrompt.load(tmp_path / "two.safetensors")
 
 
+def test_prompts_about_people_who_may_be_shown_are_left_alone_each_by_itself(sd, sdxl, pair, mapped):
+    """Bit for bit: the rows of allowed prompts are those of the pipeline, all others those behind the prefix or the map."""
+    texts = [NAME, "a photo of Ann Bell and Ben Wood", "a red car"]
+    for pipeline, closed in ((sd, AnonymizationPrompt(VECTORS)), (sd, mapped), (sdxl, pair)):
+        own = encode(pipeline, texts)
+        closed.attach(pipeline)
+        prefixed = encode(pipeline, texts)
+        closed.detach()
+        AnonymizationPrompt(*closed.vectors, context_map=closed.context_map, allow=["ann  BELL"]).attach(pipeline)
+        attached = vars(pipeline)["encode_prompt"].attachment[0]
+        found = encode(pipeline, texts)
+        attached.detach()
+        for got, plain, hidden in zip(found[::2], own[::2], prefixed[::2], strict=True):
+            assert torch.equal(got[0], plain[0]) and torch.equal(got[1:], hidden[1:]) and not torch.equal(plain[0], hidden[0])
+        assert equal(found[1::2], own[1::2])
+
+
+def test_a_model_of_this_repository_leaves_allowed_prompts_alone_too(tiny_model):
+    texts = ["", NAME, "a photo of Ben Wood"]
+    own = tiny_model.get_learned_conditioning(texts)
+    prefix = AnonymizationPrompt(drawn(M, 32, seed=3), allow=lambda text: "Bell" in text)
+    prefix.attach(tiny_model)
+    found = tiny_model.get_learned_conditioning(texts)
+    assert torch.allclose(tiny_model.get_learned_conditioning([NAME]), own[1:2], atol=1e-5)
+    prefix.detach()
+    assert torch.equal(found[:2], own[:2]) and not torch.equal(found[2], own[2])
+
+
 def test_interpolation_is_a_dial_between_two_checkpoints():
     weak, strong = AnonymizationPrompt(VECTORS, WIDE, source="a.pt"), AnonymizationPrompt(OTHERS, 2 * WIDE, source="b.pt")
     assert equal(weak.interpolate(strong, 0).vectors, weak.vectors) and equal(weak.interpolate(strong, 1).vectors, strong.vectors)
