@@ -13,6 +13,7 @@ TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of
           "figure6": "over the training", "figure7": "without L_Reg", "figure8": "by the number of identities",
           "table2": "competing methods, metrics", "figure4": "competing methods, images",
           "figure5": "attacks that teach the model new people"}  # in the order in which they are made
+OWN = {"celebrity100": "names to erase and names to keep, not in the paper"}  # made only by name, for they need further inputs
 FIGURE5_FLAGS = {"photos", "embedding", "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OTHERS = {"all": "all of them, the claims and the report", "list": "list of tables and figures with their progress",
           "report": "one page of all finished results, report.html and report.md"}
@@ -27,7 +28,7 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = common.parse_with_preset(parser, argv)
     if not args.what:
-        parser.error(f"WHAT is missing; give some of {', '.join([*TABLES, *OTHERS])}, as in python -m ldm.paper table1")
+        parser.error(f"WHAT is missing; give some of {', '.join([*TABLES, *OWN, *OTHERS])}, as in python -m ldm.paper table1")
     if args.num_nodes != 1:
         parser.error(f"--num_nodes {args.num_nodes} has no use here; start the same command on each machine, with a shared --out_dir")
     alone = [word for word in args.what if word in OTHERS]
@@ -38,13 +39,14 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     asked = [str(found(word)) if word.endswith(common.YAML) else word for word in args.what]
     args.what = [*TABLES] if alone else list(dict.fromkeys(asked))
     for word in args.what:
-        if word not in TABLES and not (word.endswith(common.YAML) and Path(word).is_file()):
-            parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OTHERS])}, or a YAML file such as "
+        if word not in TABLES | OWN and not (word.endswith(common.YAML) and Path(word).is_file()):
+            parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OWN, *OTHERS])}, or a YAML file such as "
                          "configs/paper/table3.yaml")
         names = [Path(one).stem for one in args.what if one != word]
-        if Path(word).stem in names or (word not in TABLES and Path(word).stem in TABLES and Path(word).resolve().parent != CONFIGS):
+        taken = word not in TABLES | OWN and Path(word).stem in TABLES | OWN and Path(word).resolve().parent != CONFIGS
+        if Path(word).stem in names or taken:
             parser.error(f"{word} would overwrite another {Path(word).stem} in the same folder; rename the file")
-        if Path(word).stem in ("training", "targets", "pictures", "attacks"):
+        if Path(word).stem in ("training", "targets", "pictures", "attacks", "celebrities"):
             parser.error(f"{word} would use the folder of the {Path(word).stem} of all tables; rename the file")
     if "figure5" not in args.what:
         for flag in sorted(typed_flags(argv) & FIGURE5_FLAGS):
@@ -62,7 +64,7 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> Parser:
     """Flags of the paper's tables and figures."""
-    lines = "\n".join(f"  {name:8} {what}" for name, what in (TABLES | OTHERS).items())
+    lines = "\n".join(f"  {name:8} {what}" for name, what in (TABLES | OWN | OTHERS).items())
     parser = Parser(prog="paper.py", usage="python -m ldm.paper WHAT [WHAT ...] [--preset NAME] [--seeds N] [--devices LIST] [flags]",
                     formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="Reproduce the tables and figures of the paper: train what is missing, generate images, score them, and "

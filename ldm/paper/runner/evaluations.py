@@ -139,6 +139,11 @@ def part(out_dir: Path, name: str, model: str, flags: PartFlags, result: Source 
     """The part of a row. Equal parts of several tables share one folder. `model` is the preset's name."""
     others = UNCOUNTED + (NOT_OF_PROMPTS if name == "prompts" else NOT_OF_PEOPLE)
     digest = digest_of({flag: value for flag, value in flags.all.items() if flag not in others})
+    folder = out_dir / "pictures" / slug(Path(model).stem) / label_of(result, step) / f"{name}-{digest}"
+    return Part(folder, name, flags, result, step, base)
+
+
+def label_of(result: Source, step: int | None = None) -> str:
+    """Name of a result's folder of images."""
     label = "none" if result is None else f"{slug(result.stem)}-{file_hash(result)[:8]}" if isinstance(result, Path) else result.folder.name
-    label += "" if step is None else f"-step-{step}"
-    return Part(out_dir / "pictures" / slug(Path(model).stem) / label / f"{name}-{digest}", name, flags, result, step, base)
+    return label if step is None else f"{label}-step-{step}"
