@@ -11,10 +11,11 @@ from args.common import ROOT
 
 CHECKED = ("args", "ldm", "README.md", "CONTRIBUTING.md", "configs/README.md", "configs/presets", "data/README.md", "embeddings/README.md",
            "train.py", "test_id.py", "test_fid_clip_score.py", "dataset_generation.py")
-# Phrases in which such a word has another meaning: the paper's Figures, people, a prompt, a verdict that ldm.paper has printed, and the
-# miniature's captions and seeds.
+# Phrases in which such a word has another meaning: the paper's Figures, people, a prompt, a verdict that ldm.paper has printed, words of
+# users' prompts, and the miniature's captions and seeds.
 ALLOWED = re.compile(r"tables?( and| or|,) figures?|figures \d|figures? of the paper|public figures|painting, drawing, cartoon"
-                     r"|within noise \d+|a picture of \{\}|picture of the day|pictures in the family album|^pictures $|for the figures",
+                     r"|within noise \d+|photograph picture image|sketch drawing painting|a picture of \{\}|picture of the day"
+                     r"|pictures in the family album|^pictures $|for the figures",
                      re.IGNORECASE)
 BLOCK, INLINE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), re.compile(r"`[^`\n]+`|\S*/\S*|\S+\.(png|csv)")
 

@@ -87,7 +87,7 @@ def kept_captions(names: Sequence[str], images: Sequence[IdentityImage], templat
     """`count` samples of S_Reg that name people of S_keep, so that c1 = c2 = the prompt with the name.
 
     Each has a random template, and a random image of the person, or else of anybody in `images`: the loss compares two predictions for
-    the same noisy image, whoever it shows.
+    the same noisy image, which may show anybody.
     """
     known, everybody = NameList(names), [image.source for image in images]
     own = {name: [image.source for image in images if known.find(image.name) == name] or everybody for name in names}

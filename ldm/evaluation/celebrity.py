@@ -118,8 +118,8 @@ def _share(rows: Sequence[Row], group: str, is_hit: Callable[[Row], bool],
     if not total[1]:
         return None, np.full(RESAMPLES, np.nan)
     seed = list(ACCURACY_OF).index(group)  # the groups are resampled independently of each other
-    sums = table[np.random.default_rng(seed).integers(len(table), size=(RESAMPLES, len(table)))].sum(1)
-    return float(total[0] / total[1]), np.divide(*sums.T, out=np.full(RESAMPLES, np.nan), where=sums[:, 1] > 0)
+    hits, counted = table[np.random.default_rng(seed).integers(len(table), size=(RESAMPLES, len(table)))].sum(1).T
+    return float(total[0] / total[1]), np.divide(hits, counted, out=np.full(RESAMPLES, np.nan), where=counted > 0)
 
 
 def _estimate(value: float | None, resampled: np.ndarray) -> Estimate:

@@ -90,8 +90,8 @@ def read_protocol(path: Path, preset: str) -> Protocol:
     """The protocol of a YAML file on a preset; UserError if the file is not a valid one."""
     try:
         content = of_preset(yaml.safe_load(path.read_text(encoding="utf-8")), preset)
-        rows = [of_preset(row, preset) for row in content.pop("rows")]
-        rows = [ProtocolRow(**row | ({"train": of_preset(row["train"], preset)} if "train" in row else {})) for row in rows]
+        entries = [of_preset(entry, preset) for entry in content.pop("rows")]
+        rows = [ProtocolRow(**entry | {"train": of_preset(entry["train"], preset)} if "train" in entry else entry) for entry in entries]
         content |= {"score": of_preset(content.get("score", {}), preset), "rows": rows, "name": path.stem}
         protocol = Protocol(**{key: value for key, value in content.items() if key not in ("kind", "lists")})
         templates = [*protocol.photo_templates, *protocol.art_templates]
