@@ -85,6 +85,7 @@ def test_the_cells_of_known_faces(table, inputs):
     # The gate opens for the names to keep, whose images are then the base model's.
     assert [cells["SPEED, gate", column] for column in ("Acc_s", "faces, kept", "Acc_e, all images", "faces, S_test")] == [1, 1, 0.5, 0]
     assert cells["SPEED, gate", "H_c, all images"] == pytest.approx(2 / 3) and cells["UCE", "seconds"] == 3
+    assert (made.cells["SPEED, gate", "Acc_e"].low, made.cells["SPEED, gate", "Acc_e, all images"].high) == (1, 1)  # ends are shares too
     about = json.loads((inputs / "out/mine/about.json").read_text())
     assert "kept 100.0%" in about["remark"] and "erased 0.0%, kept 100.0%, S_test 0.0%" in about["remark"] and "SPEED, gate" in console
     assert (inputs / "out/mine/mine.png").exists() and about["rows"][1]["commands"]

@@ -66,7 +66,9 @@ class CelebrityTable:
                 known = [metric[column] for metric in seeds if metric[column].value is not None]
                 if known:
                     cell = cell_of([one.value for one in known], [(one.high - one.low) / 2 for one in known])
-                    found[row.name, column] = cell if len(known) == len(seeds) else replace(cell, values=())
+                    ends = known[0][1:] if len(known) == 1 else (max(cell.low, 0.0), min(cell.high, 1.0))  # all metrics are shares
+                    found[row.name, column] = replace(cell, low=ends[0], high=ends[1],
+                                                      values=cell.values if len(known) == len(seeds) else ())
             for column, (key, unit) in COSTS.items():
                 if costs := [piece.result.cost[key] / unit for piece in pieces if isinstance(piece.result, Training)]:
                     found[row.name, column] = cell_of(costs, [])
