@@ -100,7 +100,7 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
 
 
 def protected_conditioning(original: Callable, manager: Manager, gate: Gate | None) -> Callable:
-    """LatentDiffusion's `get_learned_conditioning` that prefixes, or maps, every text except the empty one and those that the gate opens."""
+    """LatentDiffusion's `get_learned_conditioning` that prefixes, or maps, every text but the empty one and those that the gate opens."""
     @functools.wraps(original)
     def get_learned_conditioning(texts: str | Sequence[str], embedding_manager: Any = None) -> Any:
         if embedding_manager is not None:
