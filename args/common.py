@@ -76,7 +76,8 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     preset, typed = chosen.parse_known_args(argv)[0].preset, typed_flags(argv)
     if preset is None:  # the paper's command gives only the files of its model
         named = typed & {"config_path", "ckpt_path"}
-        preset = _preset_of(argv) if named else "mini"
+        chosen.add_argument("--ckpt_path", type=Path)
+        preset = preset_of(chosen.parse_known_args(argv)[0].ckpt_path) if named else "mini"
         parser.remark = f" (--preset {preset} is the default if a model's paths are given; give another)" if named else ""
     defaults = parser.parse_args(preset_flags(parser, preset))
     parser.set_defaults(**vars(defaults))
@@ -88,16 +89,13 @@ def parse_with_preset(parser: Parser, argv: list[str] | None) -> argparse.Namesp
     return args
 
 
-def _preset_of(argv: list[str] | None) -> str:
-    """Default preset of a model that is given by its paths: by the kind of a diffusers folder, otherwise Stable Diffusion v1.5."""
-    from ldm.diffusers_folder import is_model_folder, is_sdxl
+def preset_of(path: Path | None) -> str:
+    """Preset of a checkpoint: by the kind of a diffusers folder, otherwise Stable Diffusion v1.5."""
+    from ldm.hub import holds_sdxl
     from ldm.util import UserError
 
-    chosen = Parser(add_help=False)
-    chosen.add_argument("--ckpt_path", type=Path)
-    path = chosen.parse_known_args(argv)[0].ckpt_path
     try:
-        return "sdxl" if path is not None and is_model_folder(path) and is_sdxl(path) else "sd-v1-5"
+        return "sdxl" if path is not None and holds_sdxl(path) else "sd-v1-5"
     except UserError:  # the check of the paths reports it
         return "sd-v1-5"
 
@@ -123,8 +121,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the frozen model and of its devices."""
     add = parser.add_argument_group("frozen model").add_argument
     add("--config_path", metavar="FILE", type=Path, help="model config, target:/params: schema")
-    add("--ckpt_path", metavar="PATH", type=Path, help="checkpoint, .ckpt or .safetensors, or a diffusers folder")
-    add("--vae_path", metavar="PATH", type=Path, help="autoencoder that replaces the checkpoint's or that it lacks; file or folder")
+    add("--ckpt_path", metavar="PATH", type=Path, help="checkpoint file, diffusers folder, or owner/name[@revision] of the Hub")
+    add("--vae_path", metavar="PATH", type=Path, help="autoencoder instead of the checkpoint's or where it has none; as --ckpt_path")
     add("--edited_weights", metavar="FILE", type=Path, help=".safetensors of tensors that replace some of the checkpoint's")
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto",
         help="precision of the model; auto: bf16 if the device supports it, else fp32")

@@ -24,7 +24,7 @@ TO_DO = {
     "farl_weights": "put FaRL-Base-Patch16-LAIONFace20M-ep16.pth there, or give its path",
     "clip": "put open_clip weights there, or give their path",
 }
-MODELS = ("ckpt_path", "vae_path")  # flags of a file or a diffusers folder
+MODELS = ("ckpt_path", "vae_path")  # flags of a file, a diffusers folder or a model of the Hub
 MODEL_FILES = ("config_path", "ckpt_path", "vae_path", "edited_weights")
 LISTS = {"people", "names", "names_file", "keep_names", "answers", "benchmark", "prompts_file", "preserve_prompts", "anchor_prompts",
          "templates", "captions", "identity_meta", "anchors", "drift_prompts"}  # text files, which may be pipes
@@ -54,7 +54,10 @@ class Input(NamedTuple):
 
 
 def check_paths(parser: "Parser", args: argparse.Namespace, needed: tuple[str, ...]) -> None:
-    """Exit unless all input files and folders in `args` and those of the flags `needed` exist, and output folders are writable."""
+    """Exit unless all input files and folders in `args` and those of the flags `needed` exist, and output folders are writable.
+
+    Models of the Hub are then replaced by their folders in its cache, and downloaded if necessary.
+    """
     for flag in needed:
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing; give it, or a --preset that has it")
@@ -69,6 +72,20 @@ def check_paths(parser: "Parser", args: argparse.Namespace, needed: tuple[str, .
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             parser.error(f"--{flag} {folder} cannot be written ({place}: {error.strerror}); give another folder")
+    fetch_models(parser, args)
+
+
+def fetch_models(parser: "Parser", args: argparse.Namespace) -> None:
+    """Replace models of the Hub by their paths in its cache; exits if one cannot be fetched."""
+    from ldm.hub import local_model  # without torch
+    from ldm.util import UserError
+
+    for flag in MODELS:
+        if (path := getattr(args, flag, None)) is not None:
+            try:
+                setattr(args, flag, local_model(path, "vae" if flag == "vae_path" else ""))
+            except UserError as error:
+                parser.error(f"--{flag}: {error}")
 
 
 def inputs_of(parser: "Parser", args: argparse.Namespace) -> list[Input]:
@@ -103,6 +120,11 @@ def _input_flaw(flag: str, path: Path) -> str | None:
                 return None
         except UserError as error:
             return str(error)
+    if flag in MODELS:
+        from ldm.hub import is_hub_id
+
+        if is_hub_id(path):
+            return None
     kind = "folder" if flag in FOLDERS else "file"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         from ldm.containers import not_a_file  # without torch

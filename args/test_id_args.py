@@ -27,7 +27,10 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) -> list[dict[str, Path | None]]:
-    """Files of each of --models, by flag; exits if a file is missing or a flag of `typed` has no use."""
+    """Files of each of --models, by flag; exits if a file is missing or a flag of `typed` has no use.
+
+    A diffusers folder or a model of the Hub has --config_path, or the config of its own kind if that is another and was not typed.
+    """
     models, files = [], [name for name in args.models if _is_checkpoint(name)]
     if "edited_weights" in typed:
         parser.error("--edited_weights has no use with --models; give a YAML file with the lines 'like: PRESET' and 'edited_weights: FILE'")
@@ -35,15 +38,31 @@ def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) 
         parser.error("--vae_path has no use with presets as --models; give a YAML file with the lines 'like: PRESET' and 'vae_path: FILE'")
     for name in args.models:
         own = {"config_path": args.config_path, "ckpt_path": Path(name), "vae_path": args.vae_path, "edited_weights": None}
-        models.append(own if name in files else common.model_of_preset(parser, name))
-        check_paths(parser, argparse.Namespace(**models[-1]), ("config_path", "ckpt_path"))
+        model = argparse.Namespace(**own if name in files else common.model_of_preset(parser, name))
+        check_paths(parser, model, ("config_path", "ckpt_path"))
+        if name in files and "config_path" not in typed:
+            model.config_path = _config_of(parser, model)
+        models.append(vars(model))
     return models
+
+
+def _config_of(parser: Parser, model: argparse.Namespace) -> Path:
+    """The model's config; for a diffusers folder of the other kind (Stable Diffusion v1 or SDXL), that of its preset."""
+    from ldm.diffusers_folder import is_model_folder, is_sdxl
+
+    if not is_model_folder(model.ckpt_path):
+        return model.config_path
+    sdxl = is_sdxl(model.ckpt_path)
+    is_same = sdxl == ("conditioner_config:" in model.config_path.read_text(encoding="utf-8"))
+    return model.config_path if is_same else common.model_of_preset(parser, "sdxl" if sdxl else "sd-v1-5")["config_path"]
 
 
 def _is_checkpoint(name: str) -> bool:
     """Whether one of --models is a checkpoint, which may be missing, rather than a preset."""
+    from ldm.hub import is_hub_id
+
     path = Path(name)
-    is_there = path.is_file() or (path / "model_index.json").is_file()  # a diffusers folder is refused later, with a specific message
+    is_there = path.is_file() or (path / "model_index.json").is_file() or is_hub_id(path)
     return path.suffix not in common.YAML and (is_there or path.suffix.lower() in (".ckpt", ".safetensors"))
 
 
@@ -56,7 +75,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("generation").add_argument
     add("--embedding", metavar="FILE", type=Path, nargs="+", help="files of prefixes, context maps or edited weights; one further row each")
     add("--models", metavar="MODEL", nargs="+",
-        help="models to compare: presets, or checkpoints of --config_path; prefixes are used where they fit")
+        help="models to compare: presets, or checkpoints of --config_path as --ckpt_path takes them; prefixes are used where they fit")
     common.add_prompt_template_argument(add, help="prompt, with {name}")
     common.add_sampling_arguments(add, people="all", n_samples=4, scale=7.0)
     add("--n_names", metavar="N", type=COUNT, help="number of names per group (default: all)")

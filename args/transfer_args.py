@@ -23,10 +23,12 @@ def parse_transfer_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.to is not None:
         args.ckpt_path = args.ckpt_path or model_of_preset(parser, args.to)["ckpt_path"]  # not its `scale`, the guidance scale
         if args.ckpt_path is None:
-            parser.error(f"--to {args.to} names no checkpoint; give a preset that does, or --ckpt_path FILE")
+            parser.error(f"--to {args.to} names no checkpoint; give a preset that does, or --ckpt_path PATH")
     elif args.ckpt_path is None:
-        parser.error("there is no target model; give --to PRESET, or --ckpt_path FILE of an SDXL checkpoint")
-    check_paths(parser, argparse.Namespace(ckpt_path=args.ckpt_path, anchors=args.anchors), ())
+        parser.error("there is no target model; give --to PRESET, or --ckpt_path PATH of an SDXL checkpoint")
+    checked = argparse.Namespace(ckpt_path=args.ckpt_path, anchors=args.anchors)
+    check_paths(parser, checked, ())
+    args.ckpt_path = checked.ckpt_path
     if args.target.suffix != ".safetensors":
         parser.error(f"OUT {args.target} does not end in .safetensors, as files for SDXL do; give a name that does")
     if args.target.is_dir():
@@ -47,7 +49,8 @@ def build_parser() -> Parser:
     parser.add_argument("source", metavar="IN", type=Path, help="prefix file of any form: .pt, .bin or .safetensors")
     parser.add_argument("target", metavar="OUT", type=Path, help=".safetensors file to write, with clip_l (the prefix itself) and clip_g")
     parser.add_argument("--to", metavar="PRESET", help="preset whose ckpt_path is the target model; its other values are not used")
-    parser.add_argument("--ckpt_path", metavar="FILE", type=Path, help="SDXL checkpoint, .safetensors or .ckpt, instead of the preset's")
+    parser.add_argument("--ckpt_path", metavar="PATH", type=Path,
+                        help="SDXL checkpoint (file, diffusers folder, or owner/name of the Hub), instead of the preset's")
 
     add = parser.add_argument_group("route", "method that maps the first token table to the second").add_argument
     add("--route", choices=ROUTES, default="relative",

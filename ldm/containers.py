@@ -116,20 +116,20 @@ def damaged(path: str | Path, what: str, reason: str | None = None) -> UserError
 
 
 def not_a_file(path: str | Path) -> tuple[str, str | None]:
-    """What `path` is instead of a file, and advice if there is specific advice (diffusers folder, model of the Hub)."""
+    """What `path` is instead of a file, and advice if there is specific advice (diffusers folder, URL)."""
     path = Path(path)
     if path.is_dir():
         parts = [name for name in ("model_index.json", "unet", "vae", "text_encoder") if (path / name).exists()]
         is_part = (path / "config.json").is_file() and (path.parent / "model_index.json").is_file()
         return ("a diffusers folder", SINGLE_FILE) if "model_index.json" in parts or len(parts) > 1 or is_part else ("a folder", None)
     if path.parts and path.parts[0].lower() in ("http:", "https:", "hf:"):
-        return "a URL and no file", "nothing is downloaded: fetch the file, and give its path"
+        return "a URL and no file", "fetch the file and give its path, or give a model of the Hub as owner/name"
     if path.exists():
         return "a pipe or device", None
     if path.is_symlink():
         return f"a link to {os.readlink(path)}, which is not there", None
     looks_like_hub = not path.is_absolute() and len(path.parts) == 2 and not path.suffix[1:].isalpha() and not path.parent.exists()
-    return ("not there (a model of the Hub? nothing is downloaded)", SINGLE_FILE) if looks_like_hub else ("not there", None)
+    return "not there" + " (a model of the Hub? only --ckpt_path, --vae_path and --models take one)" * looks_like_hub, None
 
 
 def _kind_of_zip(path: str | Path) -> str:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from args.paths import ROOT
 from ldm.diffusers_folder import is_model_folder, weights_files
+from ldm.hub import local_model
 from ldm.image_files import ImageSource, files_below
 from ldm.left_out import LeftOut
 from ldm.run_folder import write_json
@@ -22,10 +23,10 @@ MANY = 1000  # number of files from which hashes are cached on disk
 def file_hash(path: str | Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file, cached in memory while its size and times of change stay the same.
 
-    Of a diffusers folder, the hash of the hashes of the weights files that are read.
+    Of a diffusers folder, here or on the Hub, the hash of the hashes of the weights files that are read.
     """
-    if (folder := Path(path)).is_dir():
-        return digest({part: [*map(file_hash, files)] for part, files in weights_files(folder).items()})
+    if (path := local_model(path)).is_dir():
+        return digest({part: [*map(file_hash, files)] for part, files in weights_files(path).items()})
     return _hash(*_state(path))
 
 

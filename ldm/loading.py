@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from yaml import YAMLError
 from args.paths import found
 from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.contents import file_hash
-from ldm.diffusers_folder import is_model_folder, is_sdxl, read_folder
+from ldm.diffusers_folder import check_settings, is_model_folder, is_sdxl, read_folder
 from ldm.finite import FETCH_AGAIN, check_finite
+from ldm.hub import folder_name, local_model
 from ldm.models.diffusion.ddpm import LatentDiffusion, is_ignored
 from ldm.modules.embedding_file import with_own
 from ldm.modules.file_kinds import PARTS_OF_FOLDER, SDXL, V1, describe
@@ -54,7 +55,7 @@ class ModelFiles:
     def name(self) -> str:
         """Name of the model in tables."""
         path = self.edited_weights or self.ckpt_path
-        return path.name if path.is_dir() else path.stem
+        return folder_name(path) if path.is_dir() else path.stem
 
     def hash(self) -> str:
         """Hash of all weights files, 16 hexadecimal digits; for a checkpoint alone its `file_hash`."""
@@ -70,25 +71,26 @@ class ModelFiles:
 def load_frozen_model(config_path: str | Path | None, ckpt_path: str | Path, device: str | torch.device = "cpu",
                       dtype: torch.dtype = torch.float32, *, vae_path: str | Path | None = None,
                       edited_weights: str | Path | None = None) -> LatentDiffusion:
-    """Build the model of a config and load a checkpoint (.safetensors, PyTorch, or diffusers folder); returns it frozen, in eval mode.
+    """Build the model of a config and load a checkpoint (.safetensors, PyTorch, diffusers folder, or owner/name of the Hub, see
+    ldm/hub.py); returns it frozen, in eval mode.
 
     The model is built on the meta device and its tensors are moved out of the state dict one by one, so that the peak memory is about
     the larger of model and file; a memory-mapped .ckpt adds pages that the system can reclaim. UserError if a file is missing, damaged,
     of another architecture, or incomplete, or a weight is not finite.
 
     Args:
-        config_path: None for that of Stable Diffusion v1 or SDXL, whichever a diffusers folder holds.
+        config_path: None for that of Stable Diffusion v1 or SDXL, whichever a diffusers folder or a model of the Hub is.
         dtype: type of the model; every floating type is converted to it.
-        vae_path: file of an autoencoder, alone or in a checkpoint, or a diffusers folder, that replaces the checkpoint's.
+        vae_path: file of an autoencoder, alone or in a checkpoint, or a diffusers folder or model of the Hub; replaces the checkpoint's.
         edited_weights: .safetensors of some of the model's tensors, which replace the checkpoint's.
     """
-    ckpt_path = found(ckpt_path)
+    ckpt_path = local_model(ckpt_path)
     if config_path is None:
         if not is_model_folder(ckpt_path):
             raise UserError(f"there is no config for {ckpt_path}; {GIVE_CONFIG}")
         config_path = CONFIGS[SDXL if is_sdxl(ckpt_path) else V1]
-    config_path = found(config_path)
-    vae_path, edited_weights = (None if path is None else found(path) for path in (vae_path, edited_weights))
+    config_path, vae_path = found(config_path), vae_path and local_model(vae_path, "vae")
+    edited_weights = edited_weights and found(edited_weights)
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)
@@ -103,6 +105,9 @@ def load_frozen_model(config_path: str | Path | None, ckpt_path: str | Path, dev
     if edited_weights is not None:
         state |= read_edited_weights(edited_weights, expected, ckpt_path)
     check_state(state, expected, ckpt_path, config_path)
+    for path in (ckpt_path, vae_path):
+        if path is not None and is_model_folder(path):
+            check_settings(path, config["params"], config_path)
     files = " with ".join(str(path) for path in (ckpt_path, vae_path, edited_weights) if path)
     for key in expected:
         owner, _, name = key.rpartition(".")
@@ -186,11 +191,23 @@ def read_edited_weights(path: str | Path, expected: Mapping[str, tuple[int, ...]
     if foreign:
         raise UserError(f"{path} is {describe(state) or 'of another model'}: {len(foreign)} of its {len(state)} tensors are not those of "
                         f"the model (first: {foreign[0]}); give edited weights made for {ckpt_path}")
-    if metadata.get("base_model") not in (None, file_hash(ckpt_path)):
+    is_same = metadata.get("base_model") in (None, file_hash(ckpt_path))
+    if not is_same and "base_weights" in metadata:  # the same weights may lie in a file or folder of another kind
+        is_same = metadata["base_weights"] == weights_hash(read_state_dict(ckpt_path), expected)
+    if not is_same:
         raise UserError(f"{path} was made for another checkpoint, of hash {metadata['base_model']}, than {ckpt_path}, of hash "
                         f"{file_hash(ckpt_path)}; give the one that it was made for")
     check_finite(state, path, FETCH_AGAIN)
     return state
+
+
+def weights_hash(state: Mapping[str, Tensor], keys: Iterable[str]) -> str:
+    """Hash of the values of those tensors that are there, in float32, 16 hexadecimal digits: equal for all files and folders of a model."""
+    content = hashlib.sha256()
+    for key in sorted(key for key in keys if key in state):
+        content.update(f"{key} {tuple(state[key].shape)}".encode())
+        content.update(state[key].float().cpu().contiguous().view(-1).numpy())
+    return content.hexdigest()[:16]
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], ckpt_path: str | Path,

@@ -19,6 +19,7 @@ from ldm.loading import file_hash
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.util import instantiate_from_config
+from tests.hub_server import hub  # noqa: F401  a fixture
 from tests.scoring import write_people
 
 torch.set_num_threads(1)  # of these small models no thread has enough to do, and two wait for each other

@@ -153,7 +153,7 @@ def test_an_unfinished_download_is_called_one(tmp_path):
         read_state_dict(path)
 
 
-def test_folders_links_and_hub_models_are_named_with_what_to_do(tmp_path, monkeypatch):
+def test_folders_links_and_urls_are_named_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sd" / "unet").mkdir(parents=True)
     (tmp_path / "sd" / "unet" / "config.json").write_text("{}")
@@ -162,11 +162,10 @@ def test_folders_links_and_hub_models_are_named_with_what_to_do(tmp_path, monkey
     (tmp_path / "link.ckpt").symlink_to("gone.ckpt")
     parser = Parser(prog="test_id.py")
     parser.add_argument("--ckpt_path", type=Path)
-    for path, words in (("sd", "a diffusers folder"), ("sd/unet", "a diffusers folder"), ("someone/some-model", "a model of the Hub"),
-                        ("runwayml/stable-diffusion-v1.5", "a model of the Hub"), ("empty", "a folder"), ("link.ckpt", "gone.ckpt"),
+    for path, words in (("sd", "a diffusers folder"), ("sd/unet", "a diffusers folder"), ("empty", "a folder"), ("link.ckpt", "gone.ckpt"),
                         ("models/none.ckpt", "not there"), ("https://example.org/sd.ckpt", "a URL")):
         found, to_do = not_a_file(path)
-        assert words in found and ("convert_diffusers_to_original" in (to_do or "")) == ("Hub" in words or "diff" in words)
+        assert words in found and ("convert_diffusers_to_original" in (to_do or "")) == ("diff" in words)
         with pytest.raises(UserError, match=f"there is no checkpoint file .*{words.removeprefix('not there')}"):
             container_of(path, "checkpoint file", "give one")
         with pytest.raises(SystemExit):

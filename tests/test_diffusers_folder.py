@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -13,8 +14,9 @@ from args.common import Parser, add_model_arguments, add_preset_argument, parse_
 from args.test_id_args import parse_test_id_args
 from ldm.benchmark.diffusers_twin import diffusers_pipeline
 from ldm.contents import digest_of
+from ldm.edited_weights import write_edited_weights
 from ldm.generation import generate
-from ldm.loading import ModelFiles, load_frozen_model
+from ldm.loading import ModelFiles, file_hash, load_frozen_model, read_state_dict, shapes_of, weights_hash
 from ldm.util import UserError
 from tests.conftest import TINY, TINY_XL
 from tests.test_loading import RunsCode
@@ -62,6 +64,17 @@ def test_hash_is_of_the_weights_that_are_read_and_the_name_is_the_folders(folder
     state = load_file(copy / UNET)
     save_file(state | {"conv_in.bias": state["conv_in.bias"] + 1}, copy / UNET)
     assert files.hash() != other.hash()
+
+
+def test_edited_weights_of_a_single_file_are_those_of_its_folder_too(folder, copy, tiny_files, tiny_model, tmp_path):
+    key, path = "model.diffusion_model.out.2.bias", tmp_path / "edited.safetensors"
+    base = {"base_model": file_hash(tiny_files[1]), "base_weights": weights_hash(tiny_model.state_dict(), shapes_of(tiny_model))}
+    write_edited_weights(path, {key: torch.full((4,), 7.0)}, **base)
+    assert load_frozen_model(tiny_files[0], folder, edited_weights=path).state_dict()[key].eq(7).all()
+    state = load_file(copy / UNET)
+    save_file(state | {"conv_in.bias": state["conv_in.bias"] + 1}, copy / UNET)
+    with pytest.raises(UserError, match="was made for another checkpoint"):
+        load_frozen_model(tiny_files[0], copy, edited_weights=path)
 
 
 def test_names_of_before_diffusers_0_18_load(copy, tiny_model, tiny_files):
@@ -115,7 +128,11 @@ FORMS = [{"safe_serialization": False}, {"max_shard_size": "500KB"}, {"safe_seri
 def test_form_of_the_weights_loads_every_tensor(tiny_model, tiny_files, tmp_path, form):
     pipeline = diffusers_pipeline(tiny_model, TINY)
     pipeline.save_pretrained(tmp_path / "form", **form)
-    assert same(load_frozen_model(tiny_files[0], tmp_path / "form"), tiny_model)
+    loaded = load_frozen_model(tiny_files[0], tmp_path / "form")
+    assert same(loaded, tiny_model)
+    keys = shapes_of(loaded)
+    states = loaded.state_dict(), *map(read_state_dict, (tmp_path / "form", tiny_files[1]))
+    assert len({weights_hash(state, keys) for state in states}) == 1
 
 
 def test_text_encoder_as_pickle_loads(copy, tiny_model, tiny_files):
@@ -181,6 +198,19 @@ def test_kind_that_cannot_be_used_is_named(copy, tiny_files, capsys, file, chang
     with pytest.raises(SystemExit):  # before anything is loaded
         parse_test_id_args(["--preset", "mini", "--ckpt_path", str(copy)])
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("file", "changed", "sentence"), [
+    ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "with 0.02 as the beta_end of its scheduler, but .* has 0.012;"),
+    ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "with linear as the beta_schedule"),
+    ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "with True as the rescale_betas_zero_snr"),
+    ("vae/config.json", {"scaling_factor": 0.13025}, "with 0.13025 as the scaling_factor of its autoencoder, but .* has 0.18215;")])
+def test_settings_of_another_model_than_the_config_are_named(copy, tiny_files, file, changed, sentence):
+    (copy / file).write_text(json.dumps(json.loads((copy / file).read_text()) | changed))
+    assert re.search(sentence, refused(tiny_files[0], copy))
+    if file.startswith("vae"):
+        with pytest.raises(UserError, match=sentence):
+            load_frozen_model(*tiny_files, vae_path=copy / "vae")
 
 
 def test_folder_is_a_flag_of_every_command_and_known_by_its_weights(folder, copy):

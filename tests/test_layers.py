@@ -14,6 +14,7 @@ FLOORS = {
     "ldm.loading": 2, "ldm.generation": 2, "ldm.device": 2, "ldm.images": 2, "ldm.run_folder": 2, "ldm.sharing": 2, "ldm.model_card": 2,
     "ldm.text_files": 2, "ldm.logbook": 2, "ldm.edited_weights": 2, "ldm.names": 2,
     "ldm.left_out": 2, "ldm.cpu_bf16": 2, "ldm.image_files": 2, "ldm.contents": 2, "ldm.diffusers_folder": 1,
+    "ldm.diffusers_names": 1, "ldm.hub": 1,
     "ldm.data": 3, "ldm.mini": 3, "ldm.finetuning": 4,
     "ldm.apl": 5, "ldm.baselines": 5, "ldm.attacks": 5, "ldm.evaluation": 5, "ldm.export": 5,
     "ldm.experiments": 6,

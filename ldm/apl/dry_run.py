@@ -38,7 +38,7 @@ def show_plan(options: TrainingOptions, inputs: Sequence[Any]) -> None:
     for given in inputs:
         where = "" if given.flaw is None else where_from(given.path) or given.flaw.partition("; ")[2]
         where = where.replace("--preset sd-v1-5", f"--preset {options.preset}")
-        state = "there  " if given.flaw is None else "MISSING"
+        state = "MISSING" if given.flaw else "there  " if given.path.exists() else "Hub    "  # downloaded by the training if necessary
         lines.append(f"  {state}  {str(given.path):{width}}  {where}".rstrip())
     missing = sum(given.flaw is not None for given in inputs)
     run = None if missing else prepare_run(options)

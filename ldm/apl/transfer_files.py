@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm.containers import SAFETENSORS, container_of, damaged
-from ldm.diffusers_folder import is_model_folder
+from ldm.diffusers_folder import is_model_folder, read_folder
+from ldm.hub import local_model
 from ldm.loading import read_state_dict
 from ldm.modules.embedding_file import SDXL_KEYS, EmbeddingFile, read_embedding_file
 from ldm.modules.file_kinds import describe
@@ -37,10 +38,14 @@ def read_prefix(path: Path) -> tuple[Tensor, EmbeddingFile]:
 def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
     """Token tables of an SDXL checkpoint, (N, d_s) and (N, d_t) float32 without begin and end of text; nothing else is read.
 
+    Of a diffusers folder, here or on the Hub, the text encoders are read.
+
     Raises:
         UserError: the file is damaged, no SDXL checkpoint, or its tables do not share a vocabulary.
     """
-    if not is_model_folder(path) and container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format") == SAFETENSORS:
+    path = local_model(path)
+    is_folder = is_model_folder(path)
+    if not is_folder and container_of(path, "checkpoint file", "give an SDXL checkpoint in the original format") == SAFETENSORS:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 _check_tables(path, {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})
@@ -48,7 +53,7 @@ def read_token_tables(path: Path) -> tuple[Tensor, Tensor]:
         except SafetensorError as error:
             raise damaged(path, "safetensors file", first_line(error)) from None
     else:
-        content = read_state_dict(path)
+        content = read_folder(path, read_state_dict, ("text_encoder", "text_encoder_2")) if is_folder else read_state_dict(path)
         _check_tables(path, content)
         source, target = (content[key] for key in TABLES)
     for table in (source, target):

@@ -24,7 +24,15 @@ from ldm.finetuning.weights import Weights
 from ldm.generation import generate, to_uint8
 from ldm.images import image_grid
 from ldm.left_out import LeftOut
-from ldm.loading import file_hash, has_two_encoders, read_edited_weights, safetensors_metadata, shapes_of
+from ldm.loading import (
+    file_hash,
+    has_two_encoders,
+    read_edited_weights,
+    read_state_dict,
+    safetensors_metadata,
+    shapes_of,
+    weights_hash,
+)
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run_folder import versions, write_json
@@ -112,6 +120,7 @@ class MethodPlan:
             written = {"arguments": self.flags, "learned_from": logbook.arguments, "versions": versions()}
             write_json(options.out_dir / "arguments.json", written)
             self.left_out.announce(options.out_dir)
+            record["base_weights"] = weights_hash(read_state_dict(options.files.ckpt_path), shapes_of(weights.model))
         if self.method in CLOSED_FORM:
             tensors, condition = edit_in_closed_form(options, self.material, weights)
             if fabric.is_global_zero:
