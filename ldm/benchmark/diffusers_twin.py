@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.export.pipeline import scheduler_config, text_config_2, unet_config, vae_config
 from ldm.generation import generate, image_noise
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.sdxl import SIZE_CHANNELS, DiffusionEngine
+from ldm.models.diffusion.sdxl import DiffusionEngine
 from ldm.modules.diffusionmodules.util import NUM_GROUPS, Groups
 from ldm.modules.encoders.modules import clip_tokenizer
 from ldm.modules.encoders.sdxl import FrozenOpenCLIPEmbedder2
@@ -68,52 +69,31 @@ def diffusers_images(model: LatentDiffusion, config: Mapping[str, Any]) -> Calla
     return their_images
 
 
-def diffusers_unet(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: list[int], num_res_blocks: int,
-                   attention_resolutions: list[int], context_dim: int, num_heads: int | None = None,
-                   num_head_channels: int | None = None, transformer_depth: int | list[int] = 1,
-                   use_linear_in_transformer: bool = False, adm_in_channels: int | None = None,
-                   norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
-    """UNet2DConditionModel of diffusers for the parameters of our UNetModel."""
+def diffusers_unet(*, in_channels: int, model_channels: int, channel_mult: list[int], norm_num_groups: Groups = NUM_GROUPS,
+                   **others: Any) -> nn.Module:
+    """UNet2DConditionModel of diffusers for the parameters of our UNetModel; also for a first level that is wider than its input."""
     from diffusers import UNet2DConditionModel
 
-    widths = [model_channels * mult for mult in channel_mult]
-    attends = [2**level in attention_resolutions for level in range(len(channel_mult))]
-    unet = UNet2DConditionModel(
-        in_channels=in_channels, out_channels=out_channels, layers_per_block=num_res_blocks,
-        block_out_channels=widths, transformer_layers_per_block=transformer_depth, use_linear_projection=use_linear_in_transformer,
-        # A known misnomer in diffusers: this is the number of heads.
-        attention_head_dim=num_heads or [width // (num_head_channels or width) for width in widths],
-        addition_embed_type=adm_in_channels and "text_time", addition_time_embed_dim=SIZE_CHANNELS,
-        projection_class_embeddings_input_dim=adm_in_channels,
-        down_block_types=["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
-        up_block_types=["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
-        cross_attention_dim=context_dim, norm_num_groups=1, time_embedding_dim=4 * model_channels)
+    config = unet_config(in_channels=in_channels, model_channels=model_channels, channel_mult=channel_mult, norm_num_groups=1, **others)
+    unet = UNet2DConditionModel.from_config(config | {"time_embedding_dim": 4 * model_channels})
     if channel_mult[0] != 1:
         _widen_later(unet, in_channels, model_channels, channel_mult[0] * model_channels)
     return _with_groups(unet, norm_num_groups)
 
 
-def diffusers_vae(*, ch: int, ch_mult: list[int], num_res_blocks: int, z_channels: int, scale_factor: float = 0.18215,
-                  norm_num_groups: Groups = NUM_GROUPS, **_: Any) -> nn.Module:
+def diffusers_vae(*, norm_num_groups: Groups = NUM_GROUPS, scale_factor: float = 0.18215, **others: Any) -> nn.Module:
     """AutoencoderKL of diffusers for the parameters of ours."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
-        block_out_channels=[ch * mult for mult in ch_mult], layers_per_block=num_res_blocks, latent_channels=z_channels,
-        down_block_types=["DownEncoderBlock2D"] * len(ch_mult), up_block_types=["UpDecoderBlock2D"] * len(ch_mult),
-        norm_num_groups=1, scaling_factor=scale_factor)
+    vae = AutoencoderKL.from_config(vae_config(norm_num_groups=1, scale_factor=scale_factor, **others))
     return _with_groups(vae, norm_num_groups)
 
 
 def diffusers_text_encoder_2(embedder: FrozenOpenCLIPEmbedder2) -> nn.Module:
     """transformers' CLIPTextModelWithProjection with the weights of SDXL's second text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers import CLIPTextModelWithProjection
 
-    state, blocks = open_clip_state(embedder.model.state_dict()), embedder.model.transformer.resblocks
-    config = CLIPTextConfig(
-        hidden_size=embedder.get_input_embeddings().embedding_dim, num_hidden_layers=len(blocks),
-        num_attention_heads=blocks[0].attn.num_heads, intermediate_size=len(state["text_model.encoder.layers.0.mlp.fc1.weight"]),
-        hidden_act="gelu", projection_dim=embedder.pooled_width, bos_token_id=49406, eos_token_id=49407)
+    state, config = open_clip_state(embedder.model.state_dict()), text_config_2(embedder)
     with torch.device("meta"):
         theirs = CLIPTextModelWithProjection(config)
     theirs.load_state_dict(state, assign=True)
@@ -133,8 +113,7 @@ def diffusers_pipeline(model: LatentDiffusion, config: Mapping[str, Any]) -> Any
     vae.load_state_dict(vae_state(model.first_stage_model.state_dict(), len(autoencoder["ch_mult"])), assign=True)
     unet.to(memory_format=torch.contiguous_format)  # the format that diffusers uses
     _cast_inputs(unet)
-    scheduler = DDIMScheduler(beta_start=params["linear_start"], beta_end=params["linear_end"], beta_schedule="scaled_linear",
-                              steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    scheduler = DDIMScheduler(**scheduler_config(params))
     if isinstance(model, DiffusionEngine):
         first, second = model.conditioner.first, model.conditioner.second
         pipeline = StableDiffusionXLPipeline(

@@ -1,4 +1,5 @@
 """Convert a prefix for another program: python -m ldm.export IN OUT --format universal|safetensors|a1111|comfyui|diffusers|invokeai|sdxl
+Or a model to a folder of diffusers: python -m ldm.export --model PRESET OUT --format diffusers-pipeline
 
     python -m ldm.export embeddings/apl-mini.pt alz.safetensors --format diffusers
     python -m ldm.export alz.safetensors embeddings/apl-back.pt --format universal     # convert back, with equal vectors
@@ -7,7 +8,8 @@
 Writes OUT and prints, for each program that reads it, where to put the file and how to use it in a prompt.
 """
 
-from args.export_args import parse_export_args
+from args.common import options_of
+from args.export_args import PIPELINE, parse_export_args
 from ldm.util import exit_with_sentence
 
 
@@ -15,6 +17,13 @@ from ldm.util import exit_with_sentence
 def main(argv: list[str] | None = None) -> None:
     args = parse_export_args(argv)
     # Imported here so that --help and errors in flags do not wait for torch.
+    if args.format == PIPELINE:
+        from ldm.export.pipeline import write_pipeline
+        from ldm.loading import ModelFiles
+
+        write_pipeline(options_of(ModelFiles, args), args.target)
+        print(f"written: {args.target}\ndiffusers: pipe = DiffusionPipeline.from_pretrained({args.target.as_posix()!r})")
+        return
     from ldm.export.formats import export_prefix, instructions
 
     if args.format == "hub":
