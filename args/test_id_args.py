@@ -46,15 +46,16 @@ def models_asked_for(parser: Parser, args: argparse.Namespace, typed: set[str]) 
     return models
 
 
-def _config_of(parser: Parser, model: argparse.Namespace) -> Path:
+def _config_of(parser: Parser, model: argparse.Namespace) -> Path | None:
     """The model's config; for a diffusers folder of the other kind (Stable Diffusion v1 or SDXL), that of its preset."""
     from ldm.diffusers_folder import is_model_folder, is_sdxl
 
     if not is_model_folder(model.ckpt_path):
         return model.config_path
     sdxl = is_sdxl(model.ckpt_path)
-    is_same = sdxl == ("conditioner_config:" in model.config_path.read_text(encoding="utf-8"))
-    return model.config_path if is_same else common.model_of_preset(parser, "sdxl" if sdxl else "sd-v1-5")["config_path"]
+    if sdxl == ("conditioner_config:" in model.config_path.read_text(encoding="utf-8")):
+        return model.config_path
+    return common.model_of_preset(parser, "sdxl" if sdxl else "sd-v1-5")["config_path"]
 
 
 def _is_checkpoint(name: str) -> bool:

@@ -59,7 +59,7 @@ def to_diffusers(part: str, tensors: Mapping[str, "Tensor"], blocks: int, attend
         attends: per level of the U-Net, from the finest, whether it has attention.
     """
     if part == "unet":
-        names = {ours: theirs for theirs, ours in unet_names(blocks, attends[::-1]).items()}
+        names = _inverse(unet_names(blocks, attends[::-1]))
         return {_moved(key, names): value for key, value in tensors.items()}
     if part == "vae":
         return _diffusers_vae(tensors)
@@ -162,7 +162,7 @@ def _joined(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 def _split(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """The reverse of `_joined`."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for key, value in tensors.items():
         new = _renamed(key, _inverse(OPEN_CLIP))
         if match := re.fullmatch(r"(.*)in_proj_(weight|bias)", new):

@@ -58,9 +58,8 @@ def local_model(path: str | Path, part: str = "") -> Path:
         with _asking(repo, revision):
             there = HfApi().list_repo_files(repo, revision=folder.name)
         if not is_model_folder(root := _root(folder, part)):
-            files = [name for name in there if re.fullmatch(rf".+{FILE}", name)]
-            raise UserError(f"{repo} of the Hub is no diffusers folder; give another model"
-                            + (f", or one of its files, such as {repo}/{files[0]}" if files else ""))
+            single = [f", or one of its files, such as {repo}/{name}" for name in there if re.fullmatch(rf".+{FILE}", name)]
+            raise UserError(f"{repo} of the Hub is no diffusers folder; give another model{(single or [''])[0]}")
         files = weights_files(root, lambda one: one.relative_to(folder).as_posix() in there)
         _download(repo, folder.name, [glob.escape(one.relative_to(folder).as_posix()) for paths in files.values() for one in paths])
     return _root(folder, part)
@@ -128,6 +127,7 @@ def _asking(repo: str, revision: str | None) -> Iterator[None]:
     except RevisionNotFoundError:
         raise UserError(f"{repo} of the Hub has no revision {revision}; give a branch, a tag or the hash of a commit") from None
     except Exception as error:  # network, disk, server: each of huggingface_hub's versions has other classes
-        raise UserError(f"{repo} is no path here, is not complete in the Hub's cache, and cannot be downloaded "
-                        f"({first_line(error.__cause__ or error)}); connect to the network, give a path, or run 'hf download {repo}' on "
-                        "another machine and copy its cache") from None
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UserError(f"{repo} is no path here, is not complete in the Hub's cache, and cannot be downloaded ({first_line(cause)}); "
+                        f"connect to the network, give a path, or run 'hf download {repo}' on another machine and copy its "
+                        "cache") from None

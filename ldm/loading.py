@@ -54,7 +54,7 @@ class ModelFiles:
     @property
     def name(self) -> str:
         """Name of the model in tables."""
-        path = self.edited_weights or self.ckpt_path
+        path = self.edited_weights or local_model(self.ckpt_path)
         return folder_name(path) if path.is_dir() else path.stem
 
     def hash(self) -> str:
@@ -89,8 +89,8 @@ def load_frozen_model(config_path: str | Path | None, ckpt_path: str | Path, dev
         if not is_model_folder(ckpt_path):
             raise UserError(f"there is no config for {ckpt_path}; {GIVE_CONFIG}")
         config_path = CONFIGS[SDXL if is_sdxl(ckpt_path) else V1]
-    config_path, vae_path = found(config_path), vae_path and local_model(vae_path, "vae")
-    edited_weights = edited_weights and found(edited_weights)
+    config_path, vae_path = found(config_path), None if vae_path is None else local_model(vae_path, "vae")
+    edited_weights = None if edited_weights is None else found(edited_weights)
     config = read_config(config_path)
     with torch.device("meta"):
         model = instantiate_from_config(config)
@@ -206,7 +206,7 @@ def weights_hash(state: Mapping[str, Tensor], keys: Iterable[str]) -> str:
     content = hashlib.sha256()
     for key in sorted(key for key in keys if key in state):
         content.update(f"{key} {tuple(state[key].shape)}".encode())
-        content.update(state[key].float().cpu().contiguous().view(-1).numpy())
+        content.update(state[key].float().cpu().numpy().tobytes())
     return content.hexdigest()[:16]
 
 

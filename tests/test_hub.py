@@ -86,7 +86,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit_and_is_recorded(hub, files, ti
     latest = ModelFiles(tiny_files[0], local_model(ID))
     assert by_tag.ckpt_path == by_commit.ckpt_path and by_tag.ckpt_path.name == second and latest.ckpt_path.name == first
     assert by_tag.hash() != latest.hash() == ModelFiles(tiny_files[0], Path(ID)).hash()
-    assert latest.name == f"tiny-v1.5@{first[:7]}"
+    assert latest.name == ModelFiles(tiny_files[0], Path(ID)).name == f"tiny-v1.5@{first[:7]}"
     args = parse_test_id_args(["--preset", "mini", "--ckpt_path", f"{ID}@v2"])
     assert args.ckpt_path == by_tag.ckpt_path  # what arguments.json will have
 

@@ -58,15 +58,15 @@ def check_expressible(params: Mapping[str, Any], config_path: Path) -> None:
 def write_parts(model: LatentDiffusion, params: Mapping[str, Any], folder: Path) -> None:
     """Write all files of the pipeline's folder."""
     unet, autoencoder = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
-    two = isinstance(model, DiffusionEngine)
-    text = model.conditioner.first if two else model.cond_stage_model
+    second = model.conditioner.second if isinstance(model, DiffusionEngine) else None
+    text = model.conditioner.first if isinstance(model, DiffusionEngine) else model.cond_stage_model
     configs = {"unet": unet_config(**unet) | {"sample_size": model.image_size},
                "vae": vae_config(**autoencoder, scale_factor=model.scale_factor) | {"sample_size": 8 * model.image_size},
                "text_encoder": _text_config(text.get_submodule("transformer.text_model").config, "CLIPTextModel")}
-    if two:
-        configs["text_encoder_2"] = _text_config(text_config_2(model.conditioner.second), "CLIPTextModelWithProjection")
+    if second is not None:
+        configs["text_encoder_2"] = _text_config(text_config_2(second), "CLIPTextModelWithProjection")
     state, attends = model.state_dict(), attention_levels(unet["channel_mult"], unet["attention_resolutions"])
-    for part, prefix in prefixes(two).items():
+    for part, prefix in prefixes(second is not None).items():
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         tensors = to_diffusers(part, own, unet["num_res_blocks"], attends)
         _write_json(folder / part / "config.json", configs[part])
@@ -74,10 +74,10 @@ def write_parts(model: LatentDiffusion, params: Mapping[str, Any], folder: Path)
         save_file({key: value.contiguous() for key, value in tensors.items()}, file, metadata={"format": "pt"})
         file.chmod(file.with_name("config.json").stat().st_mode)  # save_file lets only the user read it
     clip_tokenizer(text.max_length).save_pretrained(folder / "tokenizer")
-    if two:
+    if second is not None:
         clip_tokenizer(text.max_length, pad_token="!").save_pretrained(folder / "tokenizer_2")
     _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler"} | scheduler_config(params))
-    _write_json(folder / INDEX, _index(two))
+    _write_json(folder / INDEX, _index(second is not None))
 
 
 def unet_config(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: Sequence[int], num_res_blocks: int,
