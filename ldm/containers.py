@@ -26,8 +26,7 @@ PAGE_BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b"
 HEAD = 512  # number of bytes that are inspected
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 UNFINISHED = (".part", ".crdownload", ".incomplete", ".download", ".aria2", ".tmp")
-SINGLE_FILE = ("give one file in the original (CompVis) format: download it from the model's page, or make it of a diffusers folder with "
-               "diffusers' scripts/convert_diffusers_to_original_stable_diffusion.py (SDXL: convert_diffusers_to_original_sdxl.py)")
+WHOLE_MODEL = "give the whole diffusers folder, which has a model_index.json, or one file in the original (CompVis) format"
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -86,7 +85,7 @@ def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] 
     elif kind in (PAGE, XML):
         to_do = "the download gave an error or a login page; fetch the file itself"
     elif kind == JSON and Path(path).with_name("model_index.json").is_file():
-        kind, to_do = "a JSON file of a diffusers folder", SINGLE_FILE
+        kind, to_do = "a JSON file of a diffusers folder", WHOLE_MODEL
     elif "archive" in kind:
         to_do = f"unpack it and {to_do}"
     raise UserError(f"{path} is {kind} and no {what}; {to_do}")
@@ -116,12 +115,14 @@ def damaged(path: str | Path, what: str, reason: str | None = None) -> UserError
 
 
 def not_a_file(path: str | Path) -> tuple[str, str | None]:
-    """What `path` is instead of a file, and advice if there is specific advice (diffusers folder, URL)."""
+    """What `path` is instead of a file, and advice if there is specific advice (part of a diffusers folder, URL)."""
     path = Path(path)
     if path.is_dir():
         parts = [name for name in ("model_index.json", "unet", "vae", "text_encoder") if (path / name).exists()]
         is_part = (path / "config.json").is_file() and (path.parent / "model_index.json").is_file()
-        return ("a diffusers folder", SINGLE_FILE) if "model_index.json" in parts or len(parts) > 1 or is_part else ("a folder", None)
+        if "model_index.json" in parts:
+            return "a diffusers folder", None
+        return ("a part of a diffusers folder", WHOLE_MODEL) if len(parts) > 1 or is_part else ("a folder", None)
     if path.parts and path.parts[0].lower() in ("http:", "https:", "hf:"):
         return "a URL and no file", "fetch the file and give its path, or give a model of the Hub as owner/name"
     if path.exists():

@@ -74,7 +74,8 @@ def read_folder(folder: Path, read: Callable[[Path], Mapping[str, "Tensor"]], pa
     """
     files = weights_files(folder)
     state: dict[str, Tensor] = {}
-    for part, prefix in prefixes("text_encoder_2" in files).items():  # nothing here keeps what `to_public` copies alive
+    # The second text encoder first: what it no longer needs after its parts are joined serves the others. No name here keeps it alive.
+    for part, prefix in reversed(prefixes("text_encoder_2" in files).items()):
         paths = files.get(part, []) if parts is None or part in parts else []
         public = to_public(part, {key: value for path in paths for key, value in read(path).items()})
         state |= {f"{prefix}{key}": value for key, value in public.items()}

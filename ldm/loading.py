@@ -17,7 +17,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from args.paths import found
-from ldm.containers import SAFETENSORS, SINGLE_FILE, ZIP, container_of, damaged, kind_of, named_by_content
+from ldm.containers import SAFETENSORS, WHOLE_MODEL, ZIP, container_of, damaged, kind_of, named_by_content
 from ldm.contents import file_hash
 from ldm.diffusers_folder import check_settings, is_model_folder, is_sdxl, read_folder
 from ldm.finite import FETCH_AGAIN, check_finite
@@ -226,7 +226,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                            for part, name in PARTS.items() if any(key.startswith(part) for key in missing))
         what = f"is {looks_like}: it lacks" if looks_like else "lacks"
         to_do = (f"give --config_path {CONFIGS[looks_like]} with it" if looks_like in CONFIGS else
-                 SINGLE_FILE if looks_like in PARTS_OF_FOLDER else GIVE_CHECKPOINT)
+                 WHOLE_MODEL if looks_like in PARTS_OF_FOLDER else GIVE_CHECKPOINT)
         raise UserError(f"{ckpt_path} {what} {counts} of {config_path} (first: {missing[0]}); {to_do}")
     for key, shape in expected.items():
         found = tuple(state[key].shape)

@@ -162,22 +162,22 @@ def test_folders_links_and_urls_are_named_with_what_to_do(tmp_path, monkeypatch)
     (tmp_path / "link.ckpt").symlink_to("gone.ckpt")
     parser = Parser(prog="test_id.py")
     parser.add_argument("--ckpt_path", type=Path)
-    for path, words in (("sd", "a diffusers folder"), ("sd/unet", "a diffusers folder"), ("empty", "a folder"), ("link.ckpt", "gone.ckpt"),
-                        ("models/none.ckpt", "not there"), ("https://example.org/sd.ckpt", "a URL")):
+    for path, words in (("sd", "a diffusers folder"), ("sd/unet", "a part of a diffusers folder"), ("empty", "a folder"),
+                        ("link.ckpt", "gone.ckpt"), ("models/none.ckpt", "not there"), ("https://example.org/sd.ckpt", "a URL")):
         found, to_do = not_a_file(path)
-        assert words in found and ("convert_diffusers_to_original" in (to_do or "")) == ("diff" in words)
+        assert words in found and ("whole diffusers folder" in (to_do or "")) == ("part" in words)
         with pytest.raises(UserError, match=f"there is no checkpoint file .*{words.removeprefix('not there')}"):
             container_of(path, "checkpoint file", "give one")
         with pytest.raises(SystemExit):
             check_paths(parser, parser.parse_args(["--ckpt_path", path]), ("ckpt_path",))
-    with pytest.raises(UserError, match="a JSON file of a diffusers folder.*convert_diffusers_to_original"):
+    with pytest.raises(UserError, match="a JSON file of a diffusers folder.*give the whole diffusers folder"):
         read_state_dict("sd/model_index.json")
 
 
 @pytest.mark.parametrize("key", ["down_blocks.0.x", "decoder.mid_block.x", "text_model.encoder.layers.0.x"])
-def test_a_part_of_a_diffusers_folder_says_how_to_make_the_file(tiny_files, tmp_path, key):
+def test_a_part_of_a_diffusers_folder_asks_for_the_whole_folder(tiny_files, tmp_path, key):
     save_file({key: torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(UserError, match="convert_diffusers_to_original"):
+    with pytest.raises(UserError, match="give the whole diffusers folder"):
         load_frozen_model(tiny_files[0], tmp_path / "diffusion_pytorch_model.safetensors")
 
 

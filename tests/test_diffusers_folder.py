@@ -94,7 +94,7 @@ def test_names_of_before_diffusers_0_18_load(copy, tiny_model, tiny_files):
     (UNET, "there are no weights in .*/unet of a diffusers folder"), ("vae", "there are no weights in .*/vae"),
     ("unet/config.json", "unet/config.json of a diffusers folder is missing"),
     ("text_encoder", "text_encoder/config.json of a diffusers folder is missing"),
-    ("model_index.json", "there is no checkpoint file .*: it is a diffusers folder")])
+    ("model_index.json", "there is no checkpoint file .*: it is a part of a diffusers folder")])
 def test_missing_part_is_named(copy, tiny_files, removed, sentence):
     shutil.rmtree(copy / removed) if (copy / removed).is_dir() else (copy / removed).unlink()
     with pytest.raises(UserError, match=sentence):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTextConfig
 
 from ldm.diffusers_folder import INDEX
@@ -57,27 +58,34 @@ def check_expressible(params: Mapping[str, Any], config_path: Path) -> None:
 
 def write_parts(model: LatentDiffusion, params: Mapping[str, Any], folder: Path) -> None:
     """Write all files of the pipeline's folder."""
-    unet, autoencoder = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
-    second = model.conditioner.second if isinstance(model, DiffusionEngine) else None
-    text = model.conditioner.first if isinstance(model, DiffusionEngine) else model.cond_stage_model
-    configs = {"unet": unet_config(**unet) | {"sample_size": model.image_size},
-               "vae": vae_config(**autoencoder, scale_factor=model.scale_factor) | {"sample_size": 8 * model.image_size},
-               "text_encoder": _text_config(text.get_submodule("transformer.text_model").config, "CLIPTextModel")}
-    if second is not None:
-        configs["text_encoder_2"] = _text_config(text_config_2(second), "CLIPTextModelWithProjection")
-    state, attends = model.state_dict(), attention_levels(unet["channel_mult"], unet["attention_resolutions"])
-    for part, prefix in prefixes(second is not None).items():
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        tensors = to_diffusers(part, own, unet["num_res_blocks"], attends)
-        _write_json(folder / part / "config.json", configs[part])
+    for part, (config, tensors) in parts_of(model, params).items():
+        _write_json(folder / part / "config.json", config)
         file = folder / part / ("model.safetensors" if part.startswith("text") else "diffusion_pytorch_model.safetensors")
         save_file({key: value.contiguous() for key, value in tensors.items()}, file, metadata={"format": "pt"})
         file.chmod(file.with_name("config.json").stat().st_mode)  # save_file lets only the user read it
-    clip_tokenizer(text.max_length).save_pretrained(folder / "tokenizer")
-    if second is not None:
-        clip_tokenizer(text.max_length, pad_token="!").save_pretrained(folder / "tokenizer_2")
+    two = isinstance(model, DiffusionEngine)
+    clip_tokenizer().save_pretrained(folder / "tokenizer")
+    if two:
+        clip_tokenizer(pad_token="!").save_pretrained(folder / "tokenizer_2")
     _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler"} | scheduler_config(params))
-    _write_json(folder / INDEX, _index(second is not None))
+    _write_json(folder / INDEX, _index(two))
+
+
+def parts_of(model: LatentDiffusion, params: Mapping[str, Any]) -> dict[str, tuple[Config, dict[str, Tensor]]]:
+    """Config and tensors of each part of diffusers' pipeline."""
+    unet, autoencoder = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
+    first = model.conditioner.first if isinstance(model, DiffusionEngine) else model.cond_stage_model
+    configs = {"unet": unet_config(**unet) | {"sample_size": model.image_size},
+               "vae": vae_config(**autoencoder, scale_factor=model.scale_factor) | {"sample_size": 8 * model.image_size},
+               "text_encoder": _text_config(first.get_submodule("transformer.text_model").config, "CLIPTextModel")}
+    if isinstance(model, DiffusionEngine):
+        configs["text_encoder_2"] = _text_config(text_config_2(model.conditioner.second), "CLIPTextModelWithProjection")
+    state, attends = model.state_dict(), attention_levels(unet["channel_mult"], unet["attention_resolutions"])
+    parts = {}
+    for part, prefix in prefixes("text_encoder_2" in configs).items():
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        parts[part] = configs[part], to_diffusers(part, own, unet["num_res_blocks"], attends)
+    return parts
 
 
 def unet_config(*, in_channels: int, out_channels: int, model_channels: int, channel_mult: Sequence[int], num_res_blocks: int,

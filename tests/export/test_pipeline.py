@@ -2,19 +2,22 @@
 
 import copy
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
 
 from args.paths import ROOT
 from ldm.export.__main__ import main
-from ldm.export.pipeline import check_expressible
+from ldm.export.pipeline import check_expressible, parts_of
 from ldm.generation import generate, image_noise
 from ldm.loading import load_frozen_model
-from ldm.util import UserError
+from ldm.util import UserError, instantiate_from_config
 from tests.conftest import TINY, random_model
 from tests.refusals import refusal
 from tests.test_diffusers_folder import same
@@ -45,6 +48,21 @@ def test_diffusers_samples_the_second_edition_as_we_do(name, tmp_path, capsys):
     ours = [image for _, image in generate(model, JOBS, ddim_steps=STEPS, scale=SCALE, seed=SEED, batch_size=2)]
     assert theirs[0].size == (side, side) and np.std(ours) > 10
     assert np.abs(np.stack([np.asarray(image) for image in theirs]).astype(int) - np.stack(ours).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["v1-inference", "sdxl-base"])
+def test_the_public_models_get_the_keys_and_shapes_of_diffusers(name):
+    config = yaml.safe_load((ROOT / f"configs/stable-diffusion/{name}.yaml").read_text())["model"]
+    check_expressible(config["params"], name)
+    with torch.device("meta"):
+        for part, (theirs, tensors) in parts_of(instantiate_from_config(config), config["params"]).items():
+            if part.startswith("text"):
+                model = getattr(transformers, theirs["architectures"][0])(CLIPTextConfig(**theirs))
+            else:
+                model = getattr(diffusers, theirs["_class_name"]).from_config(theirs)
+            expected = {key.removeprefix("text_model."): value.shape for key, value in model.state_dict().items()}
+            found = {key.removeprefix("text_model."): value.shape for key, value in tensors.items()}
+            assert found == {key: shape for key, shape in expected.items() if not key.endswith("position_ids")}, part
 
 
 def test_a_preset_is_exported_with_its_edited_weights_in_files_that_others_may_read(tiny_files, tiny_edited, tmp_path):
