@@ -55,7 +55,7 @@ def local_model(path: str | Path, part: str = "") -> Path:
         from huggingface_hub import HfApi
 
         folder = _download(repo, revision, CONFIGS)
-        with _asking(repo, revision):
+        with asking_the_hub(repo, revision):
             there = HfApi().list_repo_files(repo, revision=folder.name)
         if not is_model_folder(root := _root(folder, part)):
             single = [f", or one of its files, such as {repo}/{name}" for name in there if re.fullmatch(rf".+{FILE}", name)]
@@ -97,7 +97,7 @@ def _cached(repo: str, revision: str | None, file: str | None = None) -> Path | 
     """Path of the file or of the folder in the cache, if it or a part of it is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    with _asking(repo, revision):
+    with asking_the_hub(repo, revision):
         paths = [try_to_load_from_cache(repo, name, revision=revision) for name in ([file] if file else [INDEX, "config.json"])]
     path = next((Path(path) for path in paths if isinstance(path, str)), None)
     return path if file or path is None else path.parent
@@ -107,27 +107,38 @@ def _download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Folder of the revision in the cache, with the files that match a pattern."""
     from huggingface_hub import snapshot_download
 
-    with _asking(repo, revision):
+    with asking_the_hub(repo, revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
 
 
 @contextlib.contextmanager
-def _asking(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns huggingface_hub's errors into one sentence."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+def asking_the_hub(name: str, revision: str | None = None, *, lacks: str = "lacks a file that was asked for") -> Iterator[None]:
+    """Turn the errors of huggingface_hub about the model `name` into one sentence; `lacks` is what it says where a file is missing."""
+    from huggingface_hub import errors
 
     try:
         yield
-    except GatedRepoError:
-        raise UserError(f"{repo} is given only to those who accept its licence; do so at https://huggingface.co/{repo}, and log in with "
+    except UserError:
+        raise
+    except errors.HFValidationError:
+        raise UserError(f"there is no folder {name}, and it is no name of a model of the Hub; give a folder, or owner/name") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{name} is given only to those who accept its conditions; do so at https://huggingface.co/{name}, and log in with "
                         "'hf auth login'") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"there is no file or folder {repo}, and the Hub has no such model, or it is private; correct the name, or log in "
-                        "with 'hf auth login'") from None
-    except RevisionNotFoundError:
-        raise UserError(f"{repo} of the Hub has no revision {revision}; give a branch, a tag or the hash of a commit") from None
-    except Exception as error:  # network, disk, server: each of huggingface_hub's versions has other classes
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise UserError(f"{repo} is no path here, is not complete in the Hub's cache, and cannot be downloaded ({first_line(cause)}); "
-                        f"connect to the network, give a path, or run 'hf download {repo}' on another machine and copy its "
-                        "cache") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"there is no folder {name}, and the Hub has no such model, or it is private; correct the name, or log in with "
+                        "'hf auth login'") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name} of the Hub has no revision {revision}; give a branch, a tag or the hash of a commit") from None
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise _unreachable(name, error) from None
+        raise UserError(f"{name} of the Hub {lacks}; give another model") from None
+    except Exception as error:  # network, server, disk: each of huggingface_hub's versions has other classes
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return UserError(f"{name} is no folder here and not complete in the Hub's cache, and the Hub did not do what was asked "
+                     f"({first_line(cause)}); connect to the network, log in with 'hf auth login', or give a folder")

@@ -24,11 +24,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from ldm.apl.allow_list import Gate, gate_of
 from ldm.apl.guard import Guard
 from ldm.apl.protected_methods import GIVEN_EMBEDS, ProtectedEncodePrompt, protected_conditioning
+from ldm.hub import asking_the_hub
 from ldm.model_card import Described, model_card
 from ldm.modules.context_map import ContextMap, is_map_file
 from ldm.modules.embedding_file import carried_metadata, read_embedding_file
 from ldm.modules.embedding_manager import Manager, longest_prefix, manager_for
-from ldm.modules.prefix_folder import FILE, asking_the_hub, form_of, prefix_file_of, write_prefix_folder
+from ldm.modules.prefix_folder import FILE, form_of, prefix_file_of, write_prefix_folder
 from ldm.util import UserError
 
 # Requirements for a pipeline of Stable Diffusion v1 or SDXL: names and classes of its parts, parameters of its encode_prompt.

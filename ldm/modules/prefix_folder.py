@@ -1,26 +1,18 @@
 """The folder of a prefix or a context map, as the Hugging Face Hub keeps it: one .safetensors file, and config.json, which describes it."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from torch import Tensor
 
 from args.paths import found
+from ldm.hub import asking_the_hub
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import SDXL_KEYS, write_safetensors_file
-from ldm.util import UserError, first_line, write_text
+from ldm.util import UserError, write_text
 
 FILE, CONFIG = "anonymization_prompt.safetensors", "config.json"
 
@@ -66,36 +58,5 @@ def prefix_file_of(name: str | Path, *, revision: str | None = None, **options: 
         return folder / FILE
     if folder.is_file():
         raise UserError(f"{name} is a file and not a folder; load it with AnonymizationPrompt.load")
-    with asking_the_hub(str(name), revision):
+    with asking_the_hub(str(name), revision, lacks=f"holds no {FILE}, and so no anonymization prompt"):
         return Path(HfApi().hf_hub_download(str(name), FILE, revision=revision, **options))
-
-
-@contextlib.contextmanager
-def asking_the_hub(name: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub about the model `name` into one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except HFValidationError:
-        raise UserError(f"there is no folder {name}, and it is no name of a model of the Hub; give a folder, or owner/name") from None
-    except GatedRepoError:
-        raise UserError(f"{name} is given only to those who accept its conditions; do so at https://huggingface.co/{name}, and log in with "
-                        "'hf auth login'") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"there is no folder {name}, and the Hub has no such model, or it is private; correct the name, or log in with "
-                        "'hf auth login'") from None
-    except RevisionNotFoundError:
-        raise UserError(f"{name} of the Hub has no revision {revision}; give a branch, a tag or the hash of a commit") from None
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(name, error) from None
-    except EntryNotFoundError:
-        raise UserError(f"{name} of the Hub holds no {FILE}, and so no anonymization prompt; give another model") from None
-    except Exception as error:  # network, server, disk: each of huggingface_hub's versions has other classes
-        raise _unreachable(name, error) from None
-
-
-def _unreachable(name: str, error: Exception) -> UserError:
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return UserError(f"{name} is no folder here and not in the Hub's cache, and the Hub did not do what was asked "
-                     f"({first_line(cause)}); connect to the network, log in with 'hf auth login', or give a folder")

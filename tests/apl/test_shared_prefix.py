@@ -64,7 +64,7 @@ def test_revisions_and_the_cache_without_a_network(hub, shared, monkeypatch):  #
     assert equal(AnonymizationPrompt.from_pretrained("me/alz", local_files_only=True).vectors, [2 * VECTORS])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert equal(AnonymizationPrompt.from_pretrained("me/alz", revision=first).vectors, [VECTORS]) and len(hub.requests) == asked
-    with pytest.raises(UserError, match="me/other is no folder here and not in the Hub's cache"):
+    with pytest.raises(UserError, match="me/other is no folder here and not complete in the Hub's cache"):
         AnonymizationPrompt.from_pretrained("me/other")
 
 
