@@ -12,7 +12,6 @@ from ldm.apl import AnonymizationPrompt
 from ldm.modules.prefix_folder import CONFIG, FILE
 from ldm.util import UserError
 from tests.apl.pipelines import NAME, VECTORS, encode, equal
-from tests.hub_server import hub  # noqa: F401  a fixture
 from tests.modules.test_embedding_file import RunsCode, save_legacy, save_zip
 
 METADATA = {"step": 7, "lr": 1e-3, "train_method": "apl"}
@@ -41,7 +40,7 @@ def test_a_folder_gives_back_the_tensors_and_the_metadata(request, form, tmp_pat
     assert first == second
 
 
-def test_a_prefix_goes_to_the_hub_and_comes_back(hub, shared, sd):  # noqa: F811
+def test_a_prefix_goes_to_the_hub_and_comes_back(hub, shared, sd):
     url = shared.push_to_hub("me/alz", commit_message="first")
     files = hub.files("me/alz")
     assert "me/alz" in str(url) and {FILE, CONFIG, "README.md"} <= set(files)
@@ -54,7 +53,7 @@ def test_a_prefix_goes_to_the_hub_and_comes_back(hub, shared, sd):  # noqa: F811
     again.detach()
 
 
-def test_revisions_and_the_cache_without_a_network(hub, shared, monkeypatch):  # noqa: F811
+def test_revisions_and_the_cache_without_a_network(hub, shared, monkeypatch):
     shared.push_to_hub("me/alz")
     first = hub.refs["me/alz"]["main"]
     AnonymizationPrompt(2 * VECTORS).push_to_hub("me/alz")
@@ -68,7 +67,7 @@ def test_revisions_and_the_cache_without_a_network(hub, shared, monkeypatch):  #
         AnonymizationPrompt.from_pretrained("me/other")
 
 
-def test_what_the_hub_does_not_have_is_named(hub, shared, monkeypatch):  # noqa: F811
+def test_what_the_hub_does_not_have_is_named(hub, shared, monkeypatch):
     hub.add("me/other", {"README.md": b"", "learned_embeds.bin": b"\x80"})
     hub.add("me/closed", {FILE: b""})
     hub.closed.add("me/closed")
