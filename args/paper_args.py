@@ -13,7 +13,8 @@ TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of
           "figure6": "over the training", "figure7": "without L_Reg", "figure8": "by the number of identities",
           "table2": "competing methods, metrics", "figure4": "competing methods, images",
           "figure5": "attacks that teach the model new people"}  # in the order in which they are made
-OWN = {"celebrity100": "names to erase and names to keep, not in the paper"}  # made only by name, for they need further inputs
+OWN = {"attacks": "attacks on the prefix, which the paper does not have",  # not in "all"
+       "celebrity100": "names to erase and names to keep, not in the paper"}  # made only by name, for it needs further inputs
 FIGURE5_FLAGS = {"photos", "embedding", "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OTHERS = {"all": "all of them, the claims and the report", "list": "list of tables and figures with their progress",
           "report": "one page of all finished results, report.html and report.md"}
@@ -37,21 +38,24 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.whole = alone == ["all"]
     args.task = alone[0] if alone and not args.whole else "make"
     asked = [str(found(word)) if word.endswith(common.YAML) else word for word in args.what]
-    args.what = [*TABLES] if alone else list(dict.fromkeys(asked))
+    everything = [*TABLES, *(["attacks"] if alone == ["list"] else [])]
+    args.what = everything if alone else list(dict.fromkeys(asked))
+    known = TABLES | OWN
     for word in args.what:
-        if word not in TABLES | OWN and not (word.endswith(common.YAML) and Path(word).is_file()):
+        if word not in known and not (word.endswith(common.YAML) and Path(word).is_file()):
             parser.error(f"there is no '{word}'; give some of {', '.join([*TABLES, *OWN, *OTHERS])}, or a YAML file such as "
                          "configs/paper/table3.yaml")
         names = [Path(one).stem for one in args.what if one != word]
-        taken = word not in TABLES | OWN and Path(word).stem in TABLES | OWN and Path(word).resolve().parent != CONFIGS
+        taken = word not in known and Path(word).stem in known and Path(word).resolve().parent != CONFIGS
         if Path(word).stem in names or taken:
             parser.error(f"{word} would overwrite another {Path(word).stem} in the same folder; rename the file")
-        if Path(word).stem in ("training", "targets", "pictures", "attacks", "celebrities"):
+        if Path(word).stem in ("training", "targets", "pictures", "adversary", "celebrities"):
             parser.error(f"{word} would use the folder of the {Path(word).stem} of all tables; rename the file")
     if "figure5" not in args.what:
-        for flag in sorted(typed_flags(argv) & FIGURE5_FLAGS):
+        useless = FIGURE5_FLAGS - ({"embedding"} if "attacks" in args.what else set())
+        for flag in sorted(typed_flags(argv) & useless):
             parser.error(f"--{flag} has no use without figure5; leave it out")
-        vars(args).update(dict.fromkeys(FIGURE5_FLAGS))
+        vars(args).update(dict.fromkeys(useless))
     for flag in ("publish", "readme"):
         if getattr(args, flag) and not (args.whole or args.task == "report"):
             parser.error(f"--{flag} has no use without a report; leave it out, or give 'report' or 'all' in place of {' '.join(args.what)}")
@@ -80,7 +84,8 @@ def build_parser() -> Parser:
     add("--readme", metavar="FILE", type=Path, help="file into which the results are also written, between its two marks")
     add = parser.add_argument_group("figure5", "attacks that teach the model new people, paper section 4.4").add_argument
     add("--photos", metavar="DIR", type=Path, help="folder with one sub-folder of photos per person, as in VGGFace2")
-    add("--embedding", metavar="FILE", type=Path, help="prefix file to attack (default: Table 1's prefix of each seed)")
+    add("--embedding", metavar="FILE", type=Path,
+        help="prefix file to attack, also by attacks (default: Table 1's prefix of each seed; of attacks see configs/paper/attacks.yaml)")
     add("--n_people", metavar="N", type=COUNT, help="number of people of --photos, from the first (default: the paper's 50)")
     add("--n_photos", metavar="N", type=COUNT, help="training photos per person; the others define the reference face (default: 5)")
     add("--n_samples", metavar="N", type=COUNT, help="images per checkpoint and prefix (default: 4)")

@@ -68,3 +68,27 @@ def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
             axis.legend()
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
     pyplot.close(figure)
+
+
+def plot_bars(rows: Sequence[str], bars: Mapping[str, Sequence[Cell | None]], x: str, path: Path) -> None:
+    """Plot horizontal bars with 95 % intervals, one group per row and one bar in it for each of `bars`; `x` is the label of the axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
+    height = 0.8 / len(bars)
+    for number, (label, cells) in enumerate(bars.items()):
+        known = [(place + number * height, cell) for place, cell in enumerate(cells) if cell is not None and cell.mean is not None]
+        if not known:
+            continue
+        spread = [[max(cell.mean - cell.low, 0) for _, cell in known], [max(cell.high - cell.mean, 0) for _, cell in known]]
+        axis.barh([place for place, _ in known], [cell.mean for _, cell in known], height, xerr=spread, label=label)
+    axis.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
+    axis.invert_yaxis()
+    axis.set(xlabel=x)
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend()
+    write_atomically(path, lambda target: figure.savefig(target, dpi=120))
+    pyplot.close(figure)

@@ -1,0 +1,149 @@
+"""The table of attacks on a prefix: rates of success by attack, with random tokens, and on the base model.
+
+    <out_dir>/<name>/<name>.png, <name>-pictures.png    rates as bars; images of the people
+    <out_dir>/<name>/prompts.csv, embeddings/           prompts and embeddings that the attacks have found
+    <out_dir>/<name>/<name>-people.csv                  one row per attack, label, arm and person
+
+and the files of every table, see ldm/paper/results/tables.py.
+"""
+
+import csv
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from args.paper_args import CONFIGS
+from ldm.evaluation.recognition import rates
+from ldm.evaluation.tables import Row
+from ldm.experiments.adversary import ATTACK, CEILING, RANDOM
+from ldm.images import sheet_of_files
+from ldm.paper.config import Table, TableRow, slug
+from ldm.paper.results.cells import Cell
+from ldm.paper.results.figures import plot_bars
+from ldm.paper.results.tables import write_table
+from ldm.paper.runner.adversary import PersonAttack, WithoutAttack, adversary
+from ldm.run_folder import safe_name
+from ldm.text_files import write_csv
+from ldm.util import write_atomically
+
+ARM_TITLES = {ATTACK: "", RANDOM: ", random", CEILING: ", ceiling"}
+RATES = {"rank-1": "rank1", "at FAR": "accepted"}  # column: key of `rates`
+COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "faces", "cosine", "1000 calls"]
+NONE = "no attack"
+PEOPLE_SHOWN = 6
+
+
+class Adversary:
+    """Attacks of a YAML file on the people of a preset; `embedding` is the attacked prefix, None the file's."""
+
+    seeds = 1
+
+    def __init__(self, path: Path, preset: str, out_dir: Path, embedding: Path | None) -> None:
+        self.name, self.source, self.preset, self.out_dir, self.embedding = path.stem, path, preset, out_dir, embedding
+        self.plan, self.attacks = adversary(path, preset, out_dir, embedding)
+
+    def pieces(self, seed: int) -> list[PersonAttack]:
+        """All attacks, person by person."""
+        return [piece for pieces in zip(*self.attacks, strict=True) for piece in pieces]
+
+    @property
+    def table(self) -> Table:
+        """The table without its rows, which are known when the pieces are done."""
+        return Table(self.name, self.plan.title, "", COLUMNS, [], figure={"kind": "bars"}, remark=self.plan.remark)
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Cells by row and column, with intervals over people."""
+        found: dict[tuple[str, str], Cell] = {}
+        for row, (pieces, label) in self._rows.items():
+            by_arm = {arm: measured for arm in ARM_TITLES if (measured := self._rates(pieces, label, arm))}
+            for arm, measured in by_arm.items():
+                found |= {(row, f"{column}{ARM_TITLES[arm]}"): _cell(measured, key) for column, key in RATES.items()}
+            found |= {(row, key): _cell(by_arm[ATTACK], key) for key in ("faces", "cosine")}
+            spent = [(piece.found["forward"] + piece.found["backward"]) / 1000 for piece in pieces]
+            found[row, "1000 calls"] = Cell(sum(spent) / len(spent), values=(sum(spent) / len(spent),))
+        return {place: cell for place, cell in found.items() if cell.mean is not None}
+
+    def write(self, arguments: Mapping[str, object]) -> str:
+        """Write all files of the table; returns it for the console. `arguments` are the command's."""
+        folder = self.out_dir / self.name
+        people = [{"row": row, "arm": arm, **person} for row, (pieces, label) in self._rows.items() for arm in ARM_TITLES
+                  for piece in pieces for person in self._person(piece, label, arm)]
+        write_csv(people, folder / f"{self.name}-people.csv")
+        write_csv([*self._prompts(folder)], folder / "prompts.csv")
+        bars = {title or ATTACK: [self.cells.get((row, f"at FAR{title}")) for row in self._rows] for title in ARM_TITLES.values()}
+        plot_bars([*self._rows], {key.removeprefix(", "): cells for key, cells in bars.items()}, "share of images recognized at FAR",
+                  folder / f"{self.name}.png")
+        write_atomically(folder / f"{self.name}-pictures.png", self.sheet().save)
+        table = replace(self.table, rows=[TableRow(name) for name in self._rows])
+        return write_table(folder, table, self.cells, self.about() | {"arguments": arguments})
+
+    def about(self) -> dict[str, Any]:
+        """Content of about.json, see ldm/paper/results/tables.py."""
+        given = {"preset": self.preset, "out_dir": self.out_dir} | ({"embedding": self.embedding} if self.embedding else {})
+        what = self.name if self.source.parent == CONFIGS else str(self.source)
+        command = shlex.join(["python", "-m", "ldm.paper", what, *(word for flag, value in given.items()
+                                                                       for word in (f"--{flag}", str(value)))])
+        pieces: list[PersonAttack | WithoutAttack] = [*self._without, *self.pieces(0)]
+        settings = {key: getattr(self.plan, key) for key in ("n_people", "n_samples", "far", "photos")}
+        return {"seeds": 1, "preset": self.preset, "settings": settings | {"threshold": pieces[0].found["threshold"]},
+                "rows": [{"name": row, "commands": [command], "seconds": sum(piece.found["seconds"] for piece in pieces)}
+                         for row, (pieces, _) in self._rows.items()],
+                "spent": {str(piece.folder): piece.found["seconds"] for piece in pieces}}
+
+    def sheet(self) -> Image.Image:
+        """Image grid with one column per person: the base model's image, then the first image of each attack without labels."""
+        shown = self._without[:PEOPLE_SHOWN]
+        rows: dict[str, list[Path | None]] = {"base model": [one.folder / CEILING / "0.png" for one in shown],
+                                              NONE: [one.folder / ATTACK / "0.png" for one in shown]}
+        for row, (pieces, label) in self._rows.items():
+            if row != NONE and not label:
+                rows[row] = [piece.folder / ATTACK / "0.png" for piece in pieces[:PEOPLE_SHOWN]]
+        return sheet_of_files(rows, [one.person.name for one in shown])
+
+    @property
+    def _without(self) -> list[WithoutAttack]:
+        return [piece.without for piece in self.attacks[0]]
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[Sequence[PersonAttack | WithoutAttack], str]]:
+        """Name of each row -> its pieces and label."""
+        rows: dict[str, tuple[Sequence[PersonAttack | WithoutAttack], str]] = {NONE: (self._without, "")}
+        for pieces in self.attacks:
+            for label in dict.fromkeys(row["label"] for row in pieces[0].found["faces"] if row["arm"] == ATTACK):
+                rows[f"{pieces[0].attack.name}: {label}" if label else pieces[0].attack.name] = (pieces, label)
+        return rows
+
+    def _faces(self, piece: PersonAttack | WithoutAttack, label: str, arm: str) -> list[Row]:
+        return [row for row in piece.found["faces"] if row["arm"] == arm and row["label"] == label]
+
+    def _rates(self, pieces: Sequence[PersonAttack | WithoutAttack], label: str, arm: str) -> Row | None:
+        scores = [row for piece in pieces for row in self._faces(piece, label, arm)]
+        return rates(scores, pieces[0].found["threshold"]) if scores else None
+
+    def _person(self, piece: PersonAttack | WithoutAttack, label: str, arm: str) -> list[Row]:
+        scores = self._faces(piece, label, arm)
+        measured = rates(scores, piece.found["threshold"]) if scores else {}
+        return [{"name": scores[0]["name"], **{key: measured[key] for key in ("rank1", "accepted", "faces", "cosine")}}] if scores else []
+
+    def _prompts(self, folder: Path) -> Iterator[Row]:
+        """Rows of all prompts.csv, with embeddings copied into `folder`/embeddings."""
+        for piece in self.pieces(0):
+            with (piece.folder / "prompts.csv").open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["embedding"]:
+                        source = piece.folder / row["embedding"]
+                        row["embedding"] = f"embeddings/{slug(piece.attack.name)}/{safe_name(row['person'])}.pt"
+                        write_atomically(folder / row["embedding"], partial(shutil.copyfile, source))
+                    yield row
+
+
+def _cell(measured: Row, key: str) -> Cell:
+    mean = measured[key]
+    return Cell(mean, low=measured[f"{key}_low"], high=measured[f"{key}_high"], values=() if mean is None else (mean,))
