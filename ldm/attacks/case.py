@@ -1,7 +1,7 @@
 """One person under attack, what an attack returns, and the loss and the projection that several attacks share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,6 @@ class Found:
 
     submissions: Sequence[Submission]
     control: Submission | None = None  # as many random tokens in the same places; None if the attack chooses no tokens
-
-    def labelled(self, label: str) -> "Found":
-        """The only submission under a label."""
-        return replace(self, submissions=[replace(one, label=label) for one in self.submissions])
 
 
 Attack = Callable[..., Found]  # (case, generator, **settings of configs/paper/attacks.yaml)

@@ -236,6 +236,7 @@ def test_ada_lovelace_in_other_words():
 
 def test_paraphrases_and_arithmetic_search_nothing(case):
     texts = {one.label: one.prompt for one in paraphrases(case.case, case.generator).submissions}
+    assert len(texts) == 28
     assert texts["twice"] == "stone wood, stone wood a face" and texts["after filler"].endswith(", stone wood a face")
     assert texts["second sentence"] == "a person a face. The person is stone wood"
     room = case.case.service.embedder.max_length - 2 - 10

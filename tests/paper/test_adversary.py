@@ -95,7 +95,7 @@ def test_the_table_of_all_attacks(table, tools, tmp_path):
     finished = read_finished(tmp_path / "out")["own"]
     assert [row["name"] for row in finished.rows] == ["no attack", "CCE", "UDA", *labels] and len(labels) == 9 and "UDA" in console
     assert ("CCE", "rank-1, random") in finished.cells and ("no attack", "rank-1, random") not in finished.cells
-    shares = ("rank-1", "at FAR, ceiling", "faces")
+    shares = ("rank-1", "at FAR, ceiling", "with a face")
     assert all(0 <= finished.cells[row["name"], column].mean <= 1 for row in finished.rows for column in shares)
     assert finished.cells["UDA", "1000 calls"].mean == pytest.approx(sum(
         piece.found["forward"] + piece.found["backward"] for piece in made.attacks[1]) / 2000)

@@ -57,6 +57,11 @@ MEANING = {
     "seconds": (-1, 0, "time of a training"),
     "memory MB": (-1, 0, "peak memory of a training"),
     "result kB": (-1, 0, "size of a training's result"),
+    "rank-1": (0, 3, "share of an attack's images whose largest face is nearest to that person in the gallery; no face is a failure"),
+    "at FAR": (0, 3, "the same by a cosine that at most a given share (far) of the gallery's pairs of different people reaches"),
+    "with a face": (0, 3, "share of an attack's images in which a face is detected"),
+    "cosine": (0, 3, "mean cosine of an attack's images with a face to the person's reference face"),
+    "1000 calls": (0, 1, "U-Net evaluations of an attack's search per person, in thousands; a backward pass counts as one more"),
 }
 UNKNOWN = (0, 3, "")
 NOTHING = Value("–")

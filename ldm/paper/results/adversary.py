@@ -34,7 +34,7 @@ from ldm.util import write_atomically
 
 ARM_TITLES = {ATTACK: "", RANDOM: ", random", CEILING: ", ceiling"}
 RATES = {"rank-1": "rank1", "at FAR": "accepted"}  # column: key of `rates`
-COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "faces", "cosine", "1000 calls"]
+COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "with a face", "cosine", "1000 calls"]
 NONE = "no attack"
 PEOPLE_SHOWN = 6
 
@@ -65,7 +65,7 @@ class Adversary:
             by_arm = {arm: measured for arm in ARM_TITLES if (measured := self._rates(pieces, label, arm))}
             for arm, measured in by_arm.items():
                 found |= {(row, f"{column}{ARM_TITLES[arm]}"): _cell(measured, key) for column, key in RATES.items()}
-            found |= {(row, key): _cell(by_arm[ATTACK], key) for key in ("faces", "cosine")}
+            found |= {(row, column): _cell(by_arm[ATTACK], key) for column, key in (("with a face", "faces"), ("cosine", "cosine"))}
             spent = [(piece.found["forward"] + piece.found["backward"]) / 1000 for piece in pieces]
             found[row, "1000 calls"] = Cell(sum(spent) / len(spent), values=(sum(spent) / len(spent),))
         return {place: cell for place, cell in found.items() if cell.mean is not None}
