@@ -38,7 +38,8 @@ def p4d(case: Case, generator: torch.Generator, *, iterations: int, judge_every:
 
 def interleaved(service: Service, prompt: str, every: int) -> list[int]:
     """Token ids of a prompt with FREE in front of every `every` tokens and at the end, or at the next word where that is within a word."""
-    token_ids, row = service.row(prompt), []
+    token_ids = service.row(prompt)
+    row: list[int] = []
     due, starts_word = True, True
     for number, token in enumerate(token_ids):
         due |= number % every == 0

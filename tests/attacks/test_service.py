@@ -8,6 +8,7 @@ import torch
 
 from ldm.attacks.service import FREE, Service, Submission, _WeightedPrompts, counted_calls
 from ldm.generation import generate, image_noise, with_prefix
+from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.util import UserError
 
@@ -22,6 +23,12 @@ def test_a_prompt_has_the_context_of_a_generation_with_the_prefix(tiny_model, ma
     expected = tiny_model.get_learned_conditioning(with_prefix([prompt], manager), manager)
     assert torch.allclose(Service(tiny_model, manager).context_of(prompt), expected, atol=1e-6)
     assert torch.allclose(Service(tiny_model).context_of(prompt), tiny_model.get_learned_conditioning([prompt]), atol=1e-6)
+
+
+def test_a_context_map_is_attacked_too(tiny_model):
+    learned = ContextMap(32, rank=0)
+    torch.nn.init.normal_(learned.map)
+    assert torch.allclose(Service(tiny_model, learned).context_of("Ada Stone"), tiny_model.get_learned_conditioning(["Ada Stone"], learned))
 
 
 def test_uploaded_vectors_stand_behind_the_prefix_in_place_of_their_word(tiny_model, manager):

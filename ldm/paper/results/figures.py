@@ -86,6 +86,7 @@ def plot_bars(rows: Sequence[str], bars: Mapping[str, Sequence[Cell | None]], x:
         spread = [[max(cell.mean - cell.low, 0) for _, cell in known], [max(cell.high - cell.mean, 0) for _, cell in known]]
         axis.barh([place for place, _ in known], [cell.mean for _, cell in known], height, xerr=spread, label=label)
     axis.set_yticks([place + 0.4 - height / 2 for place in range(len(rows))], rows)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.set(xlabel=x)
     axis.grid(alpha=0.3, axis="x")
