@@ -37,12 +37,6 @@ def harmonic_mean(acc_e: float | np.ndarray, acc_s: float | np.ndarray) -> np.nd
     return 2 * erased * kept / np.maximum(erased + kept, np.finfo(float).tiny)
 
 
-def threshold_at(far: float, gallery: Mapping[str, np.ndarray]) -> float:
-    """Cosine that a share `far` of the pairs of different people in a gallery reaches."""
-    faces = np.stack(list(gallery.values()))
-    return float(np.quantile((faces @ faces.T)[np.triu_indices(len(faces), 1)], 1 - far))
-
-
 def metrics_of(rows: Sequence[Row], threshold: float) -> dict[str, Estimate]:
     """Metrics by column of COLUMNS, from rows of `image_scores` with "group", and "photo" for prompts that ask for a photo.
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ldm.evaluation.celebrity import COLUMNS, BaseCheck, harmonic_mean, metrics_of, threshold_at
+from ldm.evaluation.celebrity import COLUMNS, BaseCheck, harmonic_mean, metrics_of
+from ldm.evaluation.recognition import threshold_at
 
 
 def row(name, group, said, *, cosine=None, photo=True):

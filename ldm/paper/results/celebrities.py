@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.apl.allow_list import AllowList
-from ldm.evaluation.celebrity import ERASED, FAR, KEPT, OPEN, BaseCheck, metrics_of, threshold_at
+from ldm.evaluation.celebrity import ERASED, FAR, KEPT, OPEN, BaseCheck, metrics_of
+from ldm.evaluation.recognition import threshold_at
 from ldm.evaluation.tables import Row
 from ldm.images import sheet_of_files
 from ldm.paper.config import COSTS, Table, TableRow
