@@ -194,7 +194,7 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
             value = kind(text)
             if math.isfinite(value) and low <= value <= high and not (above and value == low):
                 return value
-        except ValueError:
+        except (ValueError, OverflowError):  # a whole number may be too large for isfinite
             pass
         raise argparse.ArgumentTypeError(f"got '{text}'; give {words} {span}")
 

@@ -38,6 +38,7 @@ REASON = "APL_REASON"  # environment variable of a worker of `start_workers`: th
 PATIENCE = 3.0         # seconds for another process of the run to print the reason first
 ENDED = "a process of this run has ended ({}); the same command resumes from the last saved state"
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "failed to recv", "failed to connect")  # gloo's and the store's words
+FULL = ("out of memory", "allocate memory", "not enough memory")  # torch's words, of GPUs and CPUs
 
 
 class UserError(ValueError):
@@ -172,7 +173,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a script's main: UserError and OSError become one line on stderr and status 2, Ctrl-C status 130.
+    """Decorator of a script's main: UserError, OSError and a lack of memory become one line on stderr and status 2, Ctrl-C status 130.
 
     A run prints one line: a worker of `start_workers` sends it to the command that started it; one of torchrun or SLURM whose LOCAL_RANK
     is not 0 waits PATIENCE first.
@@ -188,7 +189,10 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
             _exit(2, f"error: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
             _exit(130, "stopped by the user")
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(words in str(error) for words in FULL):
+                _exit(2, "error: out of memory; give a smaller --batch_size, where the command has one, or a device with more memory "
+                         "(train.py --dry_run prints how much a training needs)")
             if not any(words in str(error) for words in LOST):
                 raise
             time.sleep(PATIENCE)  # the lost process, or the command that started it, may know the reason

@@ -39,6 +39,8 @@ def load_gallery(path: str | Path, names: Iterable[str] = ()) -> dict[str, np.nd
         kind = kind_of(path)
         reason = " ".join(str(error).split()) if kind == NPZ else kind or "of no known format"
         raise UserError(f"{path} is not a gallery ({reason}); expected an .npz with one face embedding per name, and no pickles") from error
+    if not gallery:
+        raise UserError(f"the gallery {path} is empty; give an .npz with one face embedding per name")
     lengths = {name: float(np.linalg.norm(vector)) for name, vector in gallery.items()}
     for name, vector in gallery.items():
         if vector.ndim != 1 or not 0 < lengths[name] < np.inf:

@@ -156,6 +156,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--iterations", "-5"], "--iterations: got '-5'; give a whole number of at least 1"),
     (["--iterations", "0.5"], "give a whole number"),
+    (["--seed", "9" * 400], "give a whole number"),
     (["--lr", "0"], "give a number above 0"),
     (["--lr", "nan"], "give a number above 0"),
     (["--mix", "1.5"], "from 0 to 1"),

@@ -105,7 +105,7 @@ def test_a_gallery_that_cannot_be_used_is_refused_with_the_reason(tmp_path, cont
         load_gallery(tmp_path / "gallery.npz", names=["Ada"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no zip", b"plain text"])
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no zip", b"PK\x05\x06" + bytes(18), b"plain text"])
 def test_a_gallery_that_is_missing_or_no_npz_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "gallery.npz").write_bytes(content)
