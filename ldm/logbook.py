@@ -42,6 +42,7 @@ class Logbook:
 
     _log: BinaryIO          # from `open` on
     _loggers: dict[str, Any]
+    _sent: dict[str, int]   # last step that each continued run already has
 
     def __init__(self, out_dir: str | Path, arguments: Mapping[str, Any], *, resume: bool = True,
                  log_to: Collection[str] = ("tensorboard", "csv")):
@@ -71,10 +72,11 @@ class Logbook:
         unfinished = self.first_step < self.arguments["iterations"]
         noted = self.out_dir / "runs.json"
         runs = json.loads(noted.read_text(encoding="utf-8")) if self.state and noted.exists() else {}
+        self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        self._sent = dict.fromkeys(runs, _last_step(self._log))
         self._loggers = {name: self._start(name, runs) for name in self.log_to if name != "csv" and unfinished}
         if runs:
             write_json(noted, runs)
-        self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         self._log.truncate(self.state["log_bytes"] if self.state else 0)
         self._log.seek(0, os.SEEK_END)
 
@@ -111,8 +113,9 @@ class Logbook:
                 self._log.write((",".join(["step", *values]) + "\n").encode())
             self._log.write((",".join([str(step), *(f"{value:.6g}" for value in values.values())]) + "\n").encode())
             self._log.flush()
-        for logger in self._loggers.values():
-            logger.log_metrics(dict(values), step)
+        for name, logger in self._loggers.items():
+            if step > self._sent.get(name, 0):
+                logger.log_metrics(dict(values), step)
 
     def picture(self, step: int, picture: Image.Image) -> None:
         """Write an image to pictures/step-000500.png and to the loggers."""
@@ -176,6 +179,11 @@ def peak_memory() -> int:
     except ImportError:  # not on Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _last_step(log: BinaryIO) -> int:
+    """Step of the last whole row of log.csv, 0 without any."""
+    return max((int(step) for row in log.read().split(b"\n")[:-1] if (step := row.partition(b",")[0]).isdigit()), default=0)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_resumed_training_continues_the_loggers_run_and_the_bytes_of_the_log(t
     train(tmp_path / "killed", "csv", "wandb")
     assert (tmp_path / "killed/log.csv").read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
     [(run, received)] = stand_in.runs.items()
-    steps = [(step, {"loss": 1 / step}) for step in (1, 2, 3, 3, 4)]  # a killed run repeats the steps after its state
+    steps = [(step, {"loss": 1 / step}) for step in (1, 2, 3, 4)]  # step 3, after the state, was repeated and not sent again
     assert received == [{"iterations": 4}, *steps[:2], (2, TITLE, (6, 4)), *steps[2:], "finished"]
     assert json.loads((tmp_path / "killed/runs.json").read_text()) == {"wandb": run}
 
@@ -80,6 +80,12 @@ def test_a_finished_training_starts_no_logger_and_a_new_one_has_a_run_of_its_own
         train(tmp_path, "wandb", **again)
     assert len(stand_in.runs) == 2
     assert not (tmp_path / "log.csv").read_bytes() and not (tmp_path / "tensorboard").exists()
+
+
+def test_a_logger_that_is_added_later_receives_every_step_after_the_state(tmp_path, stand_in):
+    train(tmp_path, "csv", killed_after=3)
+    train(tmp_path, "csv", "wandb")
+    assert [one[0] for one in next(iter(stand_in.runs.values())) if isinstance(one, tuple)] == [3, 4]
 
 
 def test_a_part_without_log_keeps_the_rows_before_it(tmp_path, stand_in):
@@ -119,8 +125,8 @@ def test_mlflow_receives_metrics_and_images_in_the_runs_folder(tmp_path, monkeyp
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")  # mlflow-skinny lacks it
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    train(tmp_path, "mlflow", killed_after=2)
-    train(tmp_path, "mlflow", last=5)
+    train(tmp_path, "csv", "mlflow", killed_after=3)
+    train(tmp_path, "csv", "mlflow", last=5)
     client, run = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), json.loads((tmp_path / "runs.json").read_text())["mlflow"]
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run, "loss")] == [(n, 1 / n) for n in range(1, 6)]
     assert client.get_run(run).data.params == {"iterations": "4"} and client.get_run(run).info.status == "FINISHED"
