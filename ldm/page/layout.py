@@ -17,6 +17,13 @@ reference face of the person whom the prompt names; lower is better anonymizatio
 ABOUT_STRENGTH = ("Strength 0 is without a prefix, 1 with the prefix of the file. The text encoder's output is interpolated between them, "
                   "(1 - s) · without + s · with, and extrapolated above 1.")
 FILES_KEPT = 3600  # seconds that a zip file can be downloaded
+# Gradio's sliders announce the end of a movement by the pointer only; here also that of a movement by keys.
+SLIDER_KEYS = """<script>
+document.addEventListener("keyup", event => {
+  if (event.target.closest("#strength") && /^(Arrow|Page|Home|End|Enter)/.test(event.key))
+    event.target.dispatchEvent(new Event("pointerup", {bubbles: true}));
+});
+</script>"""
 
 
 def build_page(studio: Studio, *, ddim_steps: int, scale: float, seed: int) -> gr.Blocks:
@@ -87,8 +94,10 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         page.queue(max_size=32).launch(server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, footer_links=[],
-                                       prevent_thread_lock=True, theme=theme, css=STYLE)
+                                       prevent_thread_lock=True, theme=theme, css=STYLE, head=SLIDER_KEYS, max_file_size=1)
     except OSError:
         raise UserError(f"port {port} of {host} is not free, or not of this machine; give another --port or --host") from None
+    except ValueError as error:  # Gradio has asked its own page, and a proxy has answered
+        raise UserError(f"the page cannot be reached at {host} ({error}); name this address in the variable NO_PROXY") from error
     print(f"open http://{host}:{port} (Ctrl-C ends the page)", flush=True)
     page.block_thread()

@@ -10,8 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ldm.experiments.variants import BASE
 from ldm.page.studio import Portrait
 from ldm.run_folder import versions
@@ -31,7 +29,7 @@ def images_as_html(portraits: Sequence[Portrait], total: int, *, nearest: bool =
     rows = []
     for (prompt, name), row in groupby(portraits, lambda one: (one.prompt, one.name)):
         person = f"ID-ACC of {escape(name)}" if name else "The prompt names nobody of the gallery."
-        figures = "".join(f"<figure><img src='{_address(_encoded(one), 'png')}' alt='{escape(f'{_label(one)}: {prompt}')}'>"
+        figures = "".join(f"<figure><img src='{_address(one.png, 'png')}' alt='{escape(f'{_label(one)}: {prompt}')}'>"
                           f"<figcaption>{escape(_label(one))}<br>{_metrics(one, nearest)}</figcaption></figure>" for one in row)
         rows.append(f"<div><strong>{escape(prompt)}</strong><br><small>{person}</small><div class='apl-row'>{figures}</div></div>")
     progress = f"<p role='status'>{len(portraits)} of {total} images</p>" if len(portraits) < total else ""
@@ -65,8 +63,9 @@ def write_zip(path: Path, portraits: Sequence[Portrait], settings: Mapping[str, 
     images = []
     with zipfile.ZipFile(path, "w") as file:
         for number, one in enumerate(portraits, start=1):
-            images.append({"file": f"{number:02}-{one.prefix}.png"} | {key: value for key, value in vars(one).items() if key != "image"})
-            file.writestr(images[-1]["file"], _encoded(one))
+            about = {key: value for key, value in vars(one).items() if key not in ("image", "png")}
+            images.append({"file": f"{number:02}-{one.prefix}.png"} | about)
+            file.writestr(images[-1]["file"], one.png)
         content = {**settings, "images": images, "versions": versions()}
         file.writestr("settings.json", json.dumps(content, indent=1, ensure_ascii=False))
 
@@ -81,12 +80,6 @@ def _metrics(portrait: Portrait, nearest: bool) -> str:
     lines = [] if portrait.id_acc is None else [f"<b>ID-ACC {portrait.id_acc:.2f}</b>"]
     lines += ["nearest:", *(f"{escape(name)} {cosine:.2f}" for name, cosine in portrait.nearest)] if nearest else []
     return "<br>".join(lines)
-
-
-def _encoded(portrait: Portrait) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(portrait.image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _address(content: bytes, kind: str) -> str:

@@ -1,6 +1,7 @@
 """What the page computes, for all users: images of prompts without and with prefixes from the same noise, and the faces in them."""
 
 import functools
+import io
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.apl.launch import set_precision
@@ -65,6 +67,13 @@ class Portrait:
     face_found: bool
     id_acc: float | None    # cosine of the face and that person's reference face; None without a face or a name
     nearest: Sequence[tuple[str, float]]  # people of the gallery with the largest cosines
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """The image as a file."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.image).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class BlendedModel:

@@ -68,6 +68,16 @@ def test_a_port_in_use_gives_a_sentence():
             serve(page, *other.getsockname())
 
 
+def test_a_page_that_a_proxy_hides_gives_a_sentence(monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    from ldm.page.layout import serve
+
+    monkeypatch.setattr("gradio.networking.url_ok", lambda _: False)
+    with gradio.Blocks() as page, pytest.raises(UserError, match="cannot be reached at 127.0.0.1 .*NO_PROXY"):
+        serve(page, "127.0.0.1", 7861)
+    page.close()
+
+
 @pytest.mark.weights
 @pytest.mark.skipif(bool(MISSING), reason=f"the page is tested with {', '.join(MISSING)}, which is not installed")
 def test_a_person_compares_images_with_and_without_a_prefix(page, address, tmp_path):
@@ -95,10 +105,16 @@ def test_a_person_compares_images_with_and_without_a_prefix(page, address, tmp_p
     wait_for_images(page, "#results", 2)
     assert [image.get_attribute("src") for image in page.locator("#results img").all()] == [sources[0]] * 2
 
+    page.focus("#strength input[type=range]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#results').innerText.includes('strength 0.05')")
+    wait_for_images(page, "#results", 2)
+
     page.click("#plot")
     wait_for_images(page, "#strip", 8)  # the plot, and one per strength
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for width in (320, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
     first, second = (image.bounding_box() for image in page.locator("#results img").all())
     assert first["y"] == second["y"] and first["x"] < second["x"]  # side by side on a phone
 
