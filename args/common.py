@@ -288,8 +288,9 @@ def _preset_values(parser: Parser, path: Path, followed: tuple[Path, ...] = ()) 
 def _as_flags(action: argparse.Action, value: object) -> list[str]:
     if action.nargs == 0:  # a switch: --resume / --no-resume, or --dry_run
         return [switch for switch in (f"--{'' if value else 'no-'}{action.dest}",) if switch in action.option_strings]
-    values = [str(one) for one in (value if isinstance(value, list) else [value])]
-    return [f"--{action.dest}={values[0]}"] if action.nargs is None else [f"--{action.dest}", *values]
+    if action.nargs is None:
+        return [f"--{action.dest}={value}"]  # the flag's type refuses a list
+    return [f"--{action.dest}", *map(str, value if isinstance(value, list) else [value])]
 
 
 @functools.cache

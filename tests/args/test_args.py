@@ -143,6 +143,8 @@ def test_the_command_of_the_papers_readme_means_stable_diffusion(monkeypatch):
     ("- 5", "holds a list"),
     ("a: [", "is not valid YAML"),
     ("iterations: many", "--iterations: got 'many'; give a whole number"),
+    ("iterations: [1, 2]", "--iterations: got '[1, 2]'; give a whole number"),
+    ("iterations: []", "--iterations: got '[]'; give a whole number"),
 ])
 def test_a_wrong_preset_is_refused(world, capsys, content, message):
     (world / "preset.yaml").write_text(content)
