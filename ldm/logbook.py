@@ -27,9 +27,11 @@ CONTENT = {"images": "the training images had other bytes or another order",
 
 
 class Trained(Protocol):
-    """The trained object of a run: a prefix or weights."""
+    """The trained object of a run: a prefix, a context map or weights."""
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
 class Logbook:
@@ -117,15 +119,15 @@ class Logbook:
             if step > self._sent.get(name, 0):
                 logger.log_metrics(dict(values), step)
 
-    def picture(self, step: int, picture: Image.Image) -> None:
+    def image(self, step: int, image: Image.Image) -> None:
         """Write an image to pictures/step-000500.png and to the loggers."""
         path, title = self.out_dir / "pictures" / f"step-{step:06d}.png", "with and without the prefix"
-        write_atomically(path, picture.save)
+        write_atomically(path, image.save)
         for name, logger in self._loggers.items():
             if name == "tensorboard":
-                logger.experiment.add_image(title, np.asarray(picture), step, dataformats="HWC")
+                logger.experiment.add_image(title, np.asarray(image), step, dataformats="HWC")
             elif name == "wandb":
-                logger.log_image(title, [picture], step)
+                logger.log_image(title, [image], step)
             else:
                 logger.experiment.log_artifact(logger.run_id, path, "pictures")
 
@@ -142,9 +144,23 @@ class Logbook:
         self._saved_at = time.monotonic()
         self._pause = max(SECONDS_BETWEEN_STATES, (self._saved_at - began) / SHARE_OF_TIME)
 
-    def release_state(self) -> None:
-        """Free the tensors of the state from which the run was resumed."""
-        assert self.state is not None
+    def restore(self, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+        """Load the tensors of the state from which the run is resumed, if there is one, and free them.
+
+        Raises:
+            UserError: the state holds other tensors, as after a change of this program.
+        """
+        if self.state is None:
+            return
+        there, wanted = ({key: tuple(value.shape) for key, value in tensors.items()}
+                         for tensors in (self.state["trained"], trained.state_dict()))
+        if there != wanted:
+            got, expected = (", ".join(f"{key} {shape}" for key, shape in sorted(own.items() - other.items())[:3]) or "fewer tensors"
+                             for own, other in ((there, wanted), (wanted, there)))
+            raise UserError(f"the training state {self.out_dir / 'state.pt'} holds {got} where this training has {expected}: an older "
+                            "version or another configuration wrote it; use another --out_dir, or --no-resume to start it anew")
+        trained.load_state_dict(self.state["trained"])
+        optimizer.load_state_dict(self.state["optimizer"])
         self.state |= {"trained": None, "optimizer": None}
 
     def note_cost(self) -> None:

@@ -56,7 +56,7 @@ def train(folder: Path, *loggers: str, last: int = 4, killed_after: int = 0, res
     for step in range(logbook.first_step + 1, last + 1):
         logbook.row(step, {"loss": 1 / step})
         if step == 2:
-            logbook.picture(step, Image.new("RGB", (6, 4)))
+            logbook.image(step, Image.new("RGB", (6, 4)))
         if step in (2, last):
             logbook.save_state(step, weights, torch.optim.SGD(weights.parameters()))
         if step == killed_after:

@@ -52,12 +52,9 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
         UserError: the loss or a vector is not finite; detected at this step on a CPU, before the next log, file or image on a GPU.
     """
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
-    if logbook.state:
-        lr = optimizer.param_groups[0]["lr"]
-        prefix.load_state_dict(logbook.state["trained"])
-        optimizer.load_state_dict(logbook.state["optimizer"])
-        optimizer.param_groups[0]["lr"] = lr  # on its device
-        logbook.release_state()
+    lr = optimizer.param_groups[0]["lr"]
+    logbook.restore(prefix, optimizer)
+    optimizer.param_groups[0]["lr"] = lr  # on its device
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:
@@ -97,7 +94,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
                 logbook.row(step, metrics)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items() if name.startswith("loss")})
             if shown:
-                logbook.picture(step, grid())
+                logbook.image(step, grid())
             if saved:
                 save(step)
             if logged and (saved or logbook.state_is_due()):  # last: a state marks everything before it as done

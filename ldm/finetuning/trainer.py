@@ -1,8 +1,8 @@
 """Resumable training loop that all baselines and attacks share, on one device or several."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ class TrainedTensors(Trained, Protocol):
     """The tensors that a method trains."""
 
     def parameters(self) -> Iterator[Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
 class Method(Protocol):
@@ -54,10 +52,7 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
         UserError: the loss, or a trained tensor that is about to be logged or saved, is not finite.
     """
     optimizer = adam(method, settings)
-    if logbook.state:
-        method.trained.load_state_dict(logbook.state["trained"])
-        optimizer.load_state_dict(logbook.state["optimizer"])
-        logbook.release_state()
+    logbook.restore(method.trained, optimizer)
     if fabric.is_global_zero:
         logbook.open()
         if logbook.first_step == settings.iterations:

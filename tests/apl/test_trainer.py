@@ -139,6 +139,19 @@ def test_a_damaged_state_is_refused(tmp_path):
         Logbook(tmp_path, ARGUMENTS)
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda key, value: {f"clip_l.{key}": value}, r"holds clip_l.string_to_param_dict.alz \(2, 32\) where .* has string_to.*older version"),
+    (lambda key, value: {key: value[:1]}, r"alz \(1, 32\) where this training has string_to_param_dict.alz \(2, 32\)"),
+    (lambda key, value: {}, "holds fewer tensors where .*use another --out_dir, or --no-resume")], ids=["older", "shorter", "empty"])
+def test_a_state_with_other_tensors_is_refused(fabric, tiny_model, pictures, tmp_path, change, said):
+    train(fabric, tiny_model, pictures, tmp_path, iterations=1)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    [(key, value)] = state["trained"].items()
+    torch.save(state | {"trained": change(key, value)}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=said):
+        train(fabric, tiny_model, pictures, tmp_path)
+
+
 def test_the_loss_falls_on_a_few_samples(fabric, tiny_model, pictures, tmp_path):
     train(fabric, tiny_model, pictures, tmp_path, iterations=60, lr=0.05, log_every=15, save_every=60)
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "log.csv").open())]

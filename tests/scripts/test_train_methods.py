@@ -106,6 +106,15 @@ def test_textual_inversion_writes_the_token_alone(command, tmp_path):
     assert (tmp_path / "runs" / "textual_inversion" / "pictures.png").exists()
 
 
+def test_the_state_of_an_older_version_is_refused(command, tmp_path, capsys):
+    train.main(command("textual_inversion"))
+    path = tmp_path / "runs" / "textual_inversion" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state["trained"]["map.bias"] = torch.zeros(32)  # as of a token behind a context map, once
+    torch.save(state, path)
+    assert "holds map.bias (32,) where this training has fewer tensors" in refusal(capsys, train.main, command("textual_inversion"))
+
+
 def test_a_table_is_made_of_an_eraser_and_pictures_of_it(command, train_inputs, tmp_path, capsys):
     train.main(command("uce", "--eval_names", 1, "--eval_samples", 1, "--prompts_file", train_inputs / "prompts.txt", "--gallery",
                        train_inputs / "gallery.npz", "--face_pack", train_inputs / "faces"))
