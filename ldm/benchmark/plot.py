@@ -13,10 +13,7 @@ AXES = {"growth batch": "samples in a step", "growth m": "vectors of the prefix 
 
 def write_plot(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) -> None:
     """Write plot.png: one panel per unit of `BARS`, with bars from low to high, and one per growth; nothing if there is neither."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels = [(_bars, label, [row for row in rows if row["unit"] == unit and row["low"] is not None]) for unit, label in BARS.items()]
     panels += [(_curve, label, [row for row in rows if row["what"] == what]) for what, label in AXES.items()]
@@ -24,14 +21,13 @@ def write_plot(rows: Sequence[dict[str, Any]], path: str | Path, *, title: str) 
     if not panels:
         return
     heights = [max(6, len(found)) if plot is _bars else 12 for plot, _, found in panels]
-    figure, axes = pyplot.subplots(len(panels), figsize=(11, 1.5 + 0.27 * sum(heights)), height_ratios=heights, layout="constrained",
-                                   squeeze=False)
+    figure = Figure(figsize=(11, 1.5 + 0.27 * sum(heights)), layout="constrained")
     figure.suptitle(title)
-    for (plot, label, found), place in zip(panels, axes[:, 0], strict=True):
+    axes = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
+    for (plot, label, found), place in zip(panels, axes, strict=True):
         plot(place, found)
         place.set_xlabel(label)
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
-    pyplot.close(figure)
 
 
 def _bars(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

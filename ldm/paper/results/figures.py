@@ -48,13 +48,10 @@ def image_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any
 
 def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
     """Plot the panels side by side, with means and 95 % intervals; `x` is the label of all horizontal axes."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False, layout="constrained")
-    for axis, panel in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label, points in panel.lines.items():
             places = [place for place, _ in points]
             line, = axis.plot(places, [cell.mean for _, cell in points], marker="o", label=label)
@@ -67,17 +64,14 @@ def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
         if panel.lines:
             axis.legend()
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
-    pyplot.close(figure)
 
 
 def plot_bars(rows: Sequence[str], bars: Mapping[str, Sequence[Cell | None]], x: str, path: Path) -> None:
     """Plot horizontal bars with 95 % intervals, one group per row and one bar in it for each of `bars`; `x` is the label of the axis."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.35 * len(rows)), layout="constrained")
+    axis = figure.subplots()
     height = 0.8 / len(bars)
     for number, (label, cells) in enumerate(bars.items()):
         known = [(place + number * height, cell) for place, cell in enumerate(cells) if cell is not None and cell.mean is not None]
@@ -92,4 +86,3 @@ def plot_bars(rows: Sequence[str], bars: Mapping[str, Sequence[Cell | None]], x:
     axis.grid(alpha=0.3, axis="x")
     axis.legend()
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
-    pyplot.close(figure)
