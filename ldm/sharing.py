@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     import torch
 
-Piece = TypeVar("Piece")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -51,7 +51,7 @@ class OneDevice:
         tensor.backward()
 
 
-def share(fabric: Devices, find: Callable[[], Sequence[Piece]]) -> Sequence[Piece]:
+def share(fabric: Devices, find: Callable[[], Sequence[Item]]) -> Sequence[Item]:
     """This rank's shard of the list broadcast by rank 0, which alone calls `find`."""
     found = fabric.broadcast(find() if fabric.is_global_zero else None)
     return found[fabric.global_rank::fabric.world_size]
@@ -68,7 +68,7 @@ def gather(fabric: Devices, results: Sequence[Result]) -> list[Result]:
     return [parts[number % count][number // count] for number in range(sum(map(len, parts)))]
 
 
-def in_rounds(fabric: Devices, find: Callable[[], Sequence[Piece]], work: Callable[[Piece], Result]) -> Iterator[Result]:
+def in_rounds(fabric: Devices, find: Callable[[], Sequence[Item]], work: Callable[[Item], Result]) -> Iterator[Result]:
     """Yield the result of `work` for each piece in the list broadcast by rank 0, in order, on every rank; one piece per rank and round."""
     found, count = fabric.broadcast(find() if fabric.is_global_zero else None), fabric.world_size
     for start in range(0, len(found), count):

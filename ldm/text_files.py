@@ -27,7 +27,7 @@ LIKE_A_ROW = re.compile(r"[^\s,;\t]+\.\w{2,5}\s*[,;\t]")  # begins with a file n
 OnError = Callable[[str], None]  # takes a sentence; where it returns, the row is left out
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """A row of a table: its first line number, and its non-empty texts by requested column."""
 
     line: int
@@ -134,7 +134,7 @@ def is_table(text: str, columns: Sequence[str]) -> bool:
 
 
 def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str] = (), optional: Sequence[str] = (), *,
-            multiline: bool = False, on_error: OnError = refuse, prepare: Callable[[Any, str], Any] | None = None) -> Iterator[Row]:
+            multiline: bool = False, on_error: OnError = refuse, prepare: Callable[[Any, str], Any] | None = None) -> Iterator[TextRow]:
     """Rows of a table: csv with a header (separated by commas, semicolons, tabs or bars), jsonl, or a JSON list of objects.
 
     Args:
@@ -166,7 +166,7 @@ def rows_of(text: str, where: object, needed: Sequence[str], some: Sequence[str]
         values = {str(key).strip().casefold(): value for key, value in entry.items()}
         wrong = next((name for name in needed if not isinstance(values.get(name, []), (str, int, float, type(None)))), None)
         if wrong is None:
-            yield Row(number, fields)
+            yield TextRow(number, fields)
         else:
             on_error(f"{place} has {'no' if wrong not in values else 'no text as'} '{wrong}'; correct it")
 
@@ -200,7 +200,7 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], wanted: Collection[str], multiline: bool,
-         on_error: OnError) -> Iterator[Row]:
+         on_error: OnError) -> Iterator[TextRow]:
     delimiter, header = max(zip(DELIMITERS, _headers(text), strict=True), key=lambda one: len(set(wanted) & set(one[1])))
     _check_header(where, header, needed, some)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
@@ -218,7 +218,7 @@ def _csv(text: str, where: object, needed: Sequence[str], some: Sequence[str], w
                 on_error(f"{where}, line {begin}, has a text that runs over lines up to line {end}; close its quotation mark in its line")
             else:
                 fields = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in wanted and cell.strip()}
-                yield Row(begin, fields)
+                yield TextRow(begin, fields)
     except csv.Error as error:
         on_error(f"{where}, line {max(end + 1, 1)}, is not valid CSV ({error}); a quotation mark is not closed, or stands inside a text: "
                  "write it twice there, and put the text between quotation marks")

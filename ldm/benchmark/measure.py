@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -13,13 +13,14 @@ from tqdm import tqdm
 from ldm.apl.dry_run import LiveBytes, cost_of
 from ldm.benchmark.diffusers_twin import DDIM_STEPS
 from ldm.device import DTYPES
+from ldm.evaluation.tables import Row
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 Clock = Callable[[Callable[[], object]], float]  # seconds of a call
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # of square matrices
 
 
-class Variant(NamedTuple):
+class Implementation(NamedTuple):
     """One of several implementations of the same work; a call of `run` does it `times` times."""
 
     run: Callable[..., object]
@@ -42,7 +43,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def paired(variants: Mapping[str, Variant], *, repeats: int, clock: Clock, title: str) -> dict[str, list[float]]:
+def paired(variants: Mapping[str, Implementation], *, repeats: int, clock: Clock, title: str) -> dict[str, list[float]]:
     """Time the variants in rounds A B A B ...; returns the seconds of each variant's work, by round, without the first, a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     rounds = [name for _ in range(repeats + 1) for name in variants]
@@ -67,7 +68,7 @@ def matmul_peak(device: torch.device, precision: str, clock: Clock, repeats: int
     return best
 
 
-def used_shares(rows: Sequence[dict[str, Any]], config_path: Path, peaks: Mapping[str, float]) -> list[dict[str, Any]]:
+def used_shares(rows: Sequence[Row], config_path: Path, peaks: Mapping[str, float]) -> list[Row]:
     """MFU rows of our steps and our sampling: operations that U-Net and decoder need, per second, as a share of the peak."""
     shares = []
     for precision, peak in peaks.items():

@@ -15,10 +15,11 @@ from ldm.apl.launch import launch
 from ldm.apl.look_ahead import SAMPLES
 from ldm.apl.prefix import build_prefix
 from ldm.benchmark.diffusers_twin import diffusers_images, our_images
-from ldm.benchmark.measure import Variant, matmul_peak, paired, peak_bytes, ratios, seconds_of, used_shares
+from ldm.benchmark.measure import Implementation, matmul_peak, paired, peak_bytes, ratios, seconds_of, used_shares
 from ldm.benchmark.naive import REMEDIES, NaiveSteps, wastes_of
 from ldm.benchmark.ours import OurSteps, as_trained, random_examples, random_model, seconds_on
 from ldm.device import pick_precision
+from ldm.evaluation.tables import Row
 from ldm.loading import read_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import UserError
@@ -29,8 +30,6 @@ STEP_BATCHES = {"cpu": (1,), "cuda": (1, 16)}    # of our steps next to the naiv
 NAIVE_STEPS = {"cpu": 1, "cuda": 8}              # in a timed call
 SAMPLING_BATCHES = {"cpu": (1, 4), "cuda": (1, 16)}
 SAMPLING_GROWTH = (1, 2, 4, 8)
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Benchmark:
             if self.diffusers:
                 images["diffusers"] = diffusers_images(model, self.config)
             for count in SAMPLING_BATCHES[self.device.type]:
-                taken = self._seconds({name: Variant(partial(run, count), count) for name, run in images.items()},
+                taken = self._seconds({name: Implementation(partial(run, count), count) for name, run in images.items()},
                                       f"sampling {precision}, batch {count}")
                 compared = ratios(taken["ours"], taken["diffusers"]) if self.diffusers else {}
                 rows.append(timed("sampling", f"ours {precision}, batch {count}", "ours / diffusers", taken["ours"], compared))
@@ -129,7 +128,7 @@ class Benchmark:
         model = self.ours[self.precisions[0]]
         grown = {"batch": {batch: self._our_step("identity", model, batch=batch) for batch in BATCHES},
                  "m": {m: self._our_step("identity", model, num_vectors=m) for m in LENGTHS},
-                 "sampling batch": {count: Variant(partial(our_images, model, count), count) for count in SAMPLING_GROWTH}}
+                 "sampling batch": {count: Implementation(partial(our_images, model, count), count) for count in SAMPLING_GROWTH}}
         return [row for what, variants in grown.items() for row in growth_rows(what, self._seconds(
             {f"{value}": variant for value, variant in variants.items()}, f"growth with {what}"))]
 
@@ -143,20 +142,21 @@ class Benchmark:
                                      seed=self.options.seed, repeats=self.options.repeats) for count, devices in enumerate(sets, start=1)}
         return growth_rows("devices", seconds, unit="of the first, wall clock")
 
-    def _seconds(self, variants: Mapping[str, Variant], title: str) -> dict[str, list[float]]:
+    def _seconds(self, variants: Mapping[str, Implementation], title: str) -> dict[str, list[float]]:
         return paired(variants, repeats=self.options.repeats, clock=self.clock, title=title)
 
-    def _naive(self, kind: str, *, without: str | None = None, model: LatentDiffusion | None = None, count: int = 0) -> Variant:
+    def _naive(self, kind: str, *, without: str | None = None, model: LatentDiffusion | None = None, count: int = 0) -> Implementation:
         """`count` naive steps (0: NAIVE_STEPS) with all wastes but one."""
         model, count = model or self.model, count or NAIVE_STEPS[self.device.type]
         steps = NaiveSteps(model, build_prefix(model), kind, [waste for waste in REMEDIES if waste != without])
-        return Variant(partial(steps.run, self.examples(regularising=kind == "regularising")[:count]), count)
+        return Implementation(partial(steps.run, self.examples(regularising=kind == "regularising")[:count]), count)
 
-    def _our_step(self, kind: str, model: LatentDiffusion, *, batch: int = 1, num_vectors: int = 10, recorded: bool = False) -> Variant:
+    def _our_step(self, kind: str, model: LatentDiffusion, *, batch: int = 1, num_vectors: int = 10,
+                  recorded: bool = False) -> Implementation:
         steps = OurSteps(self.fabric, model, build_prefix(model, num_vectors=num_vectors), kind, recorded=recorded)
-        return Variant(partial(steps.run, self.examples(regularising=kind == "regularising"), batch), SAMPLES)
+        return Implementation(partial(steps.run, self.examples(regularising=kind == "regularising"), batch), SAMPLES)
 
-    def _our_steps(self, kind: str) -> dict[str, Variant]:
+    def _our_steps(self, kind: str) -> dict[str, Implementation]:
         """Our steps by precision and batch; in the last precision also compiled if requested, and on a GPU as one CUDA graph."""
         variants = {f"ours {precision}" + f", batch {batch}" * (batch > 1): self._our_step(kind, model, batch=batch)
                     for batch in STEP_BATCHES[self.device.type] for precision, model in self.ours.items()}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ldm.image_files import ImageSource, files_below, image_suffixes, is_hidden, is_image, rgb_image
 from ldm.left_out import FURTHER_CAPTIONS, HIDDEN, NO_IMAGE, LeftOut, Report, besides
-from ldm.text_files import Row, decoded, rows_of, texts_of
+from ldm.text_files import TextRow, decoded, rows_of, texts_of
 from ldm.util import UserError, write_text
 
 Fields = dict[str, str]  # metadata of an image: "name", "text", ...
@@ -100,7 +100,8 @@ def write_metadata(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
     write_text(Path(folder) / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def captions_table(text: str, where: Path, report: Report, *, some: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Iterator[Row]:
+def captions_table(text: str, where: Path, report: Report, *, some: tuple[str, ...] = (),
+                   optional: tuple[str, ...] = ()) -> Iterator[TextRow]:
     """Rows of a table with the column file_name, see `rows_of`; flaws and further captions are reported."""
     return rows_of(text, where, ["file_name"], some, optional, multiline=True, on_error=partial(report, UNREADABLE_METADATA),
                    prepare=partial(with_one_caption, report=report))

@@ -117,17 +117,17 @@ class IdentityTable:
     rows: list[Row] = field(default_factory=list)
     images: list[Row] = field(default_factory=list)
     people: list[Row] = field(default_factory=list)
-    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # prefix -> person (group) -> first image
+    _shown: dict[str, dict[str, Path]] = field(default_factory=dict)  # file -> person (group) -> first image
 
-    def add(self, portraits: Mapping[str, Sequence[Path]], faces: np.ndarray, *, model: str, prefix: str, group: str) -> None:
-        """Add the row of one group of people, for one model and prefix.
+    def add(self, portraits: Mapping[str, Sequence[Path]], faces: np.ndarray, *, model: str, file: str, group: str) -> None:
+        """Add the row of one group of people, for one model and the prefix of a file ("none": without).
 
         `portraits` maps names to image files that should show the person; `faces` are the embeddings of these images, (N, 512), in
         order; NaN without a face.
         """
-        what = {"model": model, "prefix": prefix, "group": group}
+        what = {"model": model, "prefix": file, "group": group}
         firsts = {f"{name} ({group})": paths[0] for name, paths in list(portraits.items())[:PEOPLE_IN_GRID]}
-        self._shown.setdefault(prefix, {}).update(firsts)
+        self._shown.setdefault(file, {}).update(firsts)
         images = [(name, os.path.relpath(path, self.out_dir)) for name, paths in portraits.items() for path in paths]
         scores = image_scores(faces, [name for name, _ in images], [path for _, path in images], self.gallery)
         self.images += [what | row for row in scores]
@@ -140,7 +140,7 @@ class IdentityTable:
         write_csv(self.people, self.out_dir / "identities.csv")
         columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
         images = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
-        grid = image_grid(images, ["no prefix" if prefix == "none" else Path(prefix).stem for prefix in self._shown], columns)
+        grid = image_grid(images, ["no prefix" if file == "none" else Path(file).stem for file in self._shown], columns)
         write_atomically(self.out_dir / "grid.png", grid.save)
 
 

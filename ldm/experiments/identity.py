@@ -120,7 +120,7 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
                 shots[prompt, number] = Shot(prompt, number, name, folder.image_path(variant.label, name, sample))
             scores = pipeline.scores(variant, [*shots.values()], scorer, f"{model_name}, {group}, {variant.label}")
             portraits = {name: [shot.path for shot in own] for name, own in itertools.groupby(shots.values(), lambda shot: shot.text)}
-            table.add(portraits, scores.get("face", np.zeros(0)), model=model_name, prefix=variant.file, group=group)
+            table.add(portraits, scores.get("face", np.zeros(0)), model=model_name, file=variant.file, group=group)
             if scorer.attributes and n_samples > 1 and len(names) > 1:
                 features = scores["attributes"].reshape(len(names), n_samples, -1)
                 kept, random = attributes_kept(features, base.setdefault(group, features))

@@ -25,7 +25,7 @@ from ldm.util import UserError, write_text
 
 RETRY = 1_000_000  # difference between the sample numbers of an image's attempts
 
-Portrait = tuple[str, int]              # name, number of the image
+ImageKey = tuple[str, int]                # name, number of the image
 CountFaces = Callable[[np.ndarray], int]  # (H, W, 3) uint8 RGB -> number of faces
 
 
@@ -43,7 +43,7 @@ class Recipe:
     precision: str
     faces_by: str | None  # fingerprint of the face analyzer; None keeps every image
 
-    def prompt(self, portrait: Portrait) -> str:
+    def prompt(self, portrait: ImageKey) -> str:
         """A template, chosen by seed, name and number, filled with the name."""
         name, number = portrait
         return fill(random.Random(f"S_ID {self.seed} {name} {number}").choice(self.templates), name)
@@ -121,7 +121,7 @@ class IdentityImages:
         for noted in in_rounds(self.fabric, lambda: unfinished_batches(list(jobs), is_done, self.batch_size), generated):
             yield from noted
 
-    def _path(self, portrait: Portrait) -> Path:
+    def _path(self, portrait: ImageKey) -> Path:
         return self.folder.image_path("none", *portrait)
 
 
@@ -135,9 +135,9 @@ def _note(log: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _read_log(log: Path) -> dict[Portrait, list[dict[str, Any]]]:
+def _read_log(log: Path) -> dict[ImageKey, list[dict[str, Any]]]:
     """Log entries of each image's attempts; removes an incomplete last line that a killed run left in the file."""
-    attempts: dict[Portrait, list[dict[str, Any]]] = {}
+    attempts: dict[ImageKey, list[dict[str, Any]]] = {}
     *lines, rest = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else [""]  # cut within a letter
     if rest:
         write_text(log, "".join(line + "\n" for line in lines))

@@ -84,7 +84,7 @@ def table_of_images(options: IdentityOptions, people: Mapping[str, Person], name
         if own:
             files, texts = zip(*((path, name) for name, paths in own.items() for path in paths), strict=True)
             scores = score_files(files, texts, scorer, f"recognizing {group}")
-            table.add(own, scores["face"], model=str(images), prefix="unknown", group=group)
+            table.add(own, scores["face"], model=str(images), file="unknown", group=group)
     table.write_details()
     left_out.announce(options.out_dir)
     return table.rows

@@ -105,7 +105,7 @@ class QualityTable:
                 base: Scores | None = None
                 for variant in variants:
                     scores = folder.scores_of(variant)
-                    rows.append(self.row(half, scores, base, [text for text, _ in folder.texts], model=files.name, prefix=variant.file))
+                    rows.append(self.row(half, scores, base, [text for text, _ in folder.texts], model=files.name, file=variant.file))
                     base = base or scores
                 folder.write_pairs()
         return rows
@@ -144,16 +144,16 @@ class QualityTable:
         rows = []
         for place, (files, texts) in zip(folders, found, strict=True):
             scores = score_files(files, texts, self.scorers[half], str(place))
-            rows.append(self.row(half, scores, base, texts, model=str(place), prefix="unknown"))
+            rows.append(self.row(half, scores, base, texts, model=str(place), file="unknown"))
             base = base or scores
         return rows
 
-    def row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, prefix: str) -> Row:
+    def row(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str], *, model: str, file: str) -> Row:
         """The row of a set of images. `texts` are their prompts or names; for `base` see `prompt_row`."""
         measured = prompt_row(scores, base) if half == "non_id" else identity_row(scores, base, texts, self.gallery, self.options.threshold)
         clip_model = self.clip and self.clip.name + (", preprocessing of the released code" if self.options.apl_compat else "")
         used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.options.attribute_features}
-        what = {"model": model, "prefix": prefix, "half": half, "fid_protocol": self.options.fid_protocol}
+        what = {"model": model, "prefix": file, "half": half, "fid_protocol": self.options.fid_protocol}
         return dict.fromkeys(COLUMNS) | what | measured | used
 
     def _people_in(self, *folders: Path, report: Report) -> list[tuple[list[Path], list[str]]]:

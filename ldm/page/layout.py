@@ -31,10 +31,10 @@ def build_page(studio: Studio, *, ddim_steps: int, scale: float, seed: int) -> g
     def compare(*values: Any) -> Iterator[tuple[str, Any]]:
         try:
             request = studio.check(*values)
-            jobs, portraits = studio.comparison(request), []
-            for job in jobs:
-                portraits.append(studio.portrait(request, job))
-                yield images_as_html(portraits, len(jobs)), gr.skip()
+            specs, portraits = studio.comparison(request), []
+            for spec in specs:
+                portraits.append(studio.portrait(request, spec))
+                yield images_as_html(portraits, len(specs)), gr.skip()
             path = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder())) / "apl-images.zip"
             write_zip(path, portraits, studio.about(request))
             yield gr.skip(), gr.DownloadButton(value=str(path), interactive=True)
@@ -44,11 +44,11 @@ def build_page(studio: Studio, *, ddim_steps: int, scale: float, seed: int) -> g
     def curve(*values: Any) -> Iterator[str]:
         try:
             request = studio.check(*values)
-            jobs, portraits = studio.curve(request), []
-            for job in jobs:
-                portraits.append(studio.portrait(request, job))
-                yield images_as_html(portraits, len(jobs), nearest=False)
-            yield curve_as_html(portraits) + images_as_html(portraits, len(jobs), nearest=False)
+            specs, portraits = studio.curve(request), []
+            for spec in specs:
+                portraits.append(studio.portrait(request, spec))
+                yield images_as_html(portraits, len(specs), nearest=False)
+            yield curve_as_html(portraits) + images_as_html(portraits, len(specs), nearest=False)
         except UserError as error:
             yield error_as_html(error)
 

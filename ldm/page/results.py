@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.experiments.variants import BASE
-from ldm.page.studio import Portrait
+from ldm.page.studio import ScoredImage
 from ldm.run_folder import versions
 
 STYLE = """
@@ -24,7 +24,7 @@ STYLE = """
 """
 
 
-def images_as_html(portraits: Sequence[Portrait], total: int, *, nearest: bool = True) -> str:
+def images_as_html(portraits: Sequence[ScoredImage], total: int, *, nearest: bool = True) -> str:
     """A row of images per prompt, with ID-ACC and the nearest people under each face, and the progress until there are `total`."""
     rows = []
     for (prompt, name), row in groupby(portraits, lambda one: (one.prompt, one.name)):
@@ -36,7 +36,7 @@ def images_as_html(portraits: Sequence[Portrait], total: int, *, nearest: bool =
     return "".join(rows) + progress
 
 
-def curve_as_html(portraits: Sequence[Portrait]) -> str:
+def curve_as_html(portraits: Sequence[ScoredImage]) -> str:
     """Plot of ID-ACC over strength, one line per prefix; images without a face are left out."""
     from matplotlib.figure import Figure  # here, for its import takes a second
 
@@ -58,7 +58,7 @@ def error_as_html(error: Exception) -> str:
     return f"<p class='apl-error' role='alert'>{escape(str(error))}</p>"
 
 
-def write_zip(path: Path, portraits: Sequence[Portrait], settings: Mapping[str, Any]) -> None:
+def write_zip(path: Path, portraits: Sequence[ScoredImage], settings: Mapping[str, Any]) -> None:
     """Write the images as NUMBER-PREFIX.png, and the settings, metrics and versions as settings.json."""
     images = []
     with zipfile.ZipFile(path, "w") as file:
@@ -70,11 +70,11 @@ def write_zip(path: Path, portraits: Sequence[Portrait], settings: Mapping[str, 
         file.writestr("settings.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def _label(portrait: Portrait) -> str:
+def _label(portrait: ScoredImage) -> str:
     return "without a prefix" if portrait.prefix == BASE.label else f"{portrait.prefix}, strength {portrait.strength:g}"
 
 
-def _metrics(portrait: Portrait, nearest: bool) -> str:
+def _metrics(portrait: ScoredImage, nearest: bool) -> str:
     if not portrait.face_found:
         return "no face found"
     lines = [] if portrait.id_acc is None else [f"<b>ID-ACC {portrait.id_acc:.2f}</b>"]

@@ -30,7 +30,7 @@ MAX_SCALE, MAX_SEED = 20, 2**53 - 1                 # the latter is JavaScript's
 NEAREST = 3                                         # people of the gallery per face
 KEPT = 128                                          # finished images in memory
 
-Job = tuple[str, str, float]  # prompt, label of a prefix file or "none", strength
+ImageSpec = tuple[str, str, float]  # prompt, label of a prefix file or "none", strength
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Portrait:
-    """The image of a job and the face in it."""
+class ScoredImage:
+    """An image and the face in it."""
 
     prompt: str
     prefix: str
@@ -146,22 +146,22 @@ class Studio:
                 raise UserError(f"The {what} is {'missing' if value is None else value}; give a number from {low} to {high}.")
         return Request(model, lines, tuple(dict.fromkeys(prefixes)), round(strength, 4), int(seed), int(ddim_steps), scale)
 
-    def comparison(self, request: Request) -> list[Job]:
-        """Jobs of each prompt without a prefix and with each; UserError if there are too many."""
+    def comparison(self, request: Request) -> list[ImageSpec]:
+        """Images of each prompt, without a prefix and with each; UserError if there are too many."""
         return self._limited([(prompt, prefix, request.strength if prefix != BASE.label else 0.0)
                               for prompt in request.prompts for prefix in (BASE.label, *request.prefixes)])
 
-    def curve(self, request: Request) -> list[Job]:
-        """Jobs of the first prompt that names a person, per prefix and strength; UserError if there is none, or there are too many."""
+    def curve(self, request: Request) -> list[ImageSpec]:
+        """Images of the first prompt that names a person, per prefix and strength; UserError if there is none, or too many."""
         named = next(filter(self._people.find, request.prompts), None)
         if named is None:
             raise UserError(f"No prompt names a person of the gallery, who is needed for ID-ACC; write one, such as "
                             f"'A close-up portrait of {next(iter(self.gallery))}'.")
         return self._limited([(named, prefix, strength) for prefix in request.prefixes for strength in STRENGTHS])
 
-    def portrait(self, request: Request, job: Job) -> Portrait:
-        """The image of a job and its face; waits while another request's image is generated."""
-        prompt, prefix, strength = job
+    def portrait(self, request: Request, spec: ImageSpec) -> ScoredImage:
+        """The image and its face; waits while another request's image is generated."""
+        prompt, prefix, strength = spec
         with self._lock:
             if request.model != self._loaded:
                 self._load(request.model)
@@ -175,10 +175,10 @@ class Studio:
         return asdict(request) | {"prefixes": prefixes, "model_hash": files.hash(), "config_hash": file_hash(files.config_path),
                                   "precision": self._precision}
 
-    def _limited(self, jobs: list[Job]) -> list[Job]:
-        if len(jobs) > self.limits.images:
-            raise UserError(f"This needs {len(jobs)} images, and a request may have {self.limits.images}; give fewer prompts or prefixes.")
-        return jobs
+    def _limited(self, specs: list[ImageSpec]) -> list[ImageSpec]:
+        if len(specs) > self.limits.images:
+            raise UserError(f"This needs {len(specs)} images, and a request may have {self.limits.images}; give fewer prompts or prefixes.")
+        return specs
 
     def _load(self, name: str) -> None:
         self._loaded, self._model, self._managers = "", cast(LatentDiffusion, None), {}  # released before the next is read
@@ -189,12 +189,12 @@ class Studio:
             raise UserError(f"{edited[0]} holds edited weights, which have no strength; give files of prefixes or context maps")
         self._loaded, self._model, self._managers = name, model, {variant.label: variant.manager for variant in variants}
 
-    def _generate(self, _model: str, prompt: str, prefix: str, strength: float, seed: int, ddim_steps: int, scale: float) -> Portrait:
+    def _generate(self, _model: str, prompt: str, prefix: str, strength: float, seed: int, ddim_steps: int, scale: float) -> ScoredImage:
         model = BlendedModel(self._model, self._managers[prefix], strength)
         [(_, image)] = generate(model, [(prompt, 0)], ddim_steps=ddim_steps, scale=scale, seed=seed)
         face, name = self._analyzer.analyze(image), self._people.find(prompt)
         if face is None:
-            return Portrait(prompt, prefix, strength, image, name, False, None, ())
+            return ScoredImage(prompt, prefix, strength, image, name, False, None, ())
         cosines = {other: float(reference @ face.embedding) for other, reference in self.gallery.items()}
         nearest = sorted(cosines.items(), key=lambda item: -item[1])[:NEAREST]
-        return Portrait(prompt, prefix, strength, image, name, True, cosines[name] if name else None, nearest)
+        return ScoredImage(prompt, prefix, strength, image, name, True, cosines[name] if name else None, nearest)

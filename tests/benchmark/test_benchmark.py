@@ -16,7 +16,7 @@ from ldm.benchmark import naive as naive_module
 from ldm.benchmark import parts
 from ldm.benchmark.__main__ import main
 from ldm.benchmark.diffusers_twin import diffusers_images, diffusers_unet, our_images, unet_state
-from ldm.benchmark.measure import Variant, paired, ratios
+from ldm.benchmark.measure import Implementation, paired, ratios
 from ldm.benchmark.naive import REMEDIES, NaiveSteps, released_operators, wastes_of
 from ldm.benchmark.ours import OurSteps, as_trained, random_examples, random_model
 from ldm.benchmark.parts import Benchmark, BenchmarkOptions, growth_rows
@@ -154,7 +154,7 @@ def test_diffusers_holds_a_unet_whose_first_level_is_wider_than_its_entrance():
 def test_ratios_are_of_the_pairs_and_the_first_round_does_not_count():
     order = []
     given = iter([99.0, 99.0, 4.0, 2.0, 9.0, 3.0, 8.0, 1.0])  # seconds of naive, ours, naive, ours, ...
-    variants = {"naive": Variant(lambda: order.append("naive")), "ours": Variant(lambda: order.append("ours"), times=2)}
+    variants = {"naive": Implementation(lambda: order.append("naive")), "ours": Implementation(lambda: order.append("ours"), times=2)}
 
     def clock(run):
         run()

@@ -1,6 +1,6 @@
 """Relations between measured cells that a claim can check: below, above, about, falls, balances.
 
-A place is (table, row, column). `ldm.paper.results.cells.difference` computes differences and their half-widths.
+`ldm.paper.results.cells.difference` computes differences and their half-widths.
 """
 
 import math
@@ -15,8 +15,8 @@ from ldm.paper.results.cells import Cell, cell_of, difference
 HOLDS, INCONCLUSIVE, NOT_MEASURED, DOES_NOT_HOLD = VERDICTS = ("holds", "inconclusive", "not measured", "does not hold")  # the worst last
 STEADY = -0.8  # rank correlation of place and value up to which a curve falls steadily
 
-Place = tuple[str, str, str]
-Cells = Mapping[Place, Cell]
+CellKey = tuple[str, str, str]  # table, row, column
+Cells = Mapping[CellKey, Cell]
 
 
 class Finding(NamedTuple):
@@ -26,17 +26,17 @@ class Finding(NamedTuple):
     line: str
 
 
-def below(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
+def below(cells: Cells, place: CellKey, other: CellKey | float, *, times: float = 1) -> Finding:
     """The cell is below `times` the other cell or number."""
     return _compared(cells, place, other, "below", lambda found: found, times)
 
 
-def above(cells: Cells, place: Place, other: Place | float, *, times: float = 1) -> Finding:
+def above(cells: Cells, place: CellKey, other: CellKey | float, *, times: float = 1) -> Finding:
     """The cell is above `times` the other cell or number."""
     return _compared(cells, place, other, "above", lambda found: -found, times)
 
 
-def about(cells: Cells, place: Place, other: Place | float, *, within: float) -> Finding:
+def about(cells: Cells, place: CellKey, other: CellKey | float, *, within: float) -> Finding:
     """The cell differs from the other cell or number by less than `within`."""
     return _compared(cells, place, other, f"within {within:g} of", lambda found: abs(found) - within)
 
@@ -67,7 +67,8 @@ def balances(cells: Cells, table: str, row: str, other: str, *, base: str, less:
     return _judged(line, mine, its)
 
 
-def _compared(cells: Cells, place: Place, other: Place | float, words: str, excess: Callable[[float], float], times: float = 1) -> Finding:
+def _compared(cells: Cells, place: CellKey, other: CellKey | float, words: str, excess: Callable[[float], float],
+              times: float = 1) -> Finding:
     """`excess` of left - times * right is below zero."""
     left = _value(cells, place)
     if isinstance(other, tuple):
@@ -108,7 +109,7 @@ def _verdict(left: Cell, right: Cell, excess: float, half: float) -> str:
     return HOLDS if excess < -half else DOES_NOT_HOLD if excess > half else INCONCLUSIVE
 
 
-def _value(cells: Cells, place: Place) -> Cell | None:
+def _value(cells: Cells, place: CellKey) -> Cell | None:
     """None if nothing was measured."""
     cell = cells.get(place)
     return None if cell is None or cell.mean is None else cell

@@ -133,17 +133,17 @@ class Attack:
     def make(self, tools: Tools) -> None:
         """Train, generate and recognize what is missing."""
         began = time.monotonic()
-        prefix = file_of(self.attacked)
+        embedding = file_of(self.attacked)
         analyzer = self.portraits.analyzer(tools.device)
         make_gallery({self.name: self.person.folder}, analyzer, self.folder, first_photo=len(self.person.learned))  # of held-out photos
         gallery = load_gallery(self.folder / "gallery.npz", [self.name])
         scorer = identity_scorer(analyzer, gallery)
         for attack, settings in self.plan.attacks.items():
             if settings.get("learned_through_prefix"):
-                self._learn(attack, self.folder / attack, [WITHOUT], prefix, tools)
-                self._learn(attack, self.folder / f"{attack}-through-prefix", [WITH], prefix, tools)
+                self._learn(attack, self.folder / attack, [WITHOUT], embedding, tools)
+                self._learn(attack, self.folder / f"{attack}-through-prefix", [WITH], embedding, tools)
             else:
-                self._learn(attack, self.folder / attack, [WITHOUT, WITH], prefix, tools)
+                self._learn(attack, self.folder / attack, [WITHOUT, WITH], embedding, tools)
         rows = []
         for curve, iteration, paths in self.images():
             faces = score_files(paths, [self.name] * len(paths), scorer)["face"]
@@ -161,13 +161,13 @@ class Attack:
         """"faces", rows of `image_scores` with curve and iteration, and "seconds", those of the last process."""
         return read_json(self.folder / "faces.json")
 
-    def _learn(self, attack: str, folder: Path, labels: Sequence[str], prefix: Path, tools: Tools) -> None:
+    def _learn(self, attack: str, folder: Path, labels: Sequence[str], embedding: Path, tools: Tools) -> None:
         """Train in `folder`, through the prefix if `labels` are [WITH], and generate the images of these labels; only what is missing."""
         missing = [iteration for iteration in (0, *self.plan.checkpoints)
                    if not all(path.exists() for label in labels for path in self._paths(attack, label, iteration))]
         if missing:
-            self._train(attack, folder, [iteration for iteration in missing if iteration], prefix if labels == [WITH] else None, tools)
-            self._generate(attack, folder, missing, labels, prefix, tools)
+            self._train(attack, folder, [iteration for iteration in missing if iteration], embedding if labels == [WITH] else None, tools)
+            self._generate(attack, folder, missing, labels, embedding, tools)
         if not self.options.keep_checkpoints:  # including the state of train.py; log, arguments and cost are kept
             for path in (*folder.glob(f"{attack}-*.safetensors"), *folder.glob(f"{attack}-*.pt"), folder / "state.pt"):
                 path.unlink(missing_ok=True)
@@ -190,12 +190,12 @@ class Attack:
         for prior in folder.glob(PRIOR):
             prior.replace(self.folder.parent / prior.name)
 
-    def _generate(self, attack: str, folder: Path, missing: Sequence[int], labels: Sequence[str], prefix: Path, tools: Tools) -> None:
+    def _generate(self, attack: str, folder: Path, missing: Sequence[int], labels: Sequence[str], embedding: Path, tools: Tools) -> None:
         """Generate the missing images of the iterations `missing`."""
         files, precision, options = self.files, tools.precision(self.precision), self.portraits
         model = tools.model(files, precision)
         pipeline = Pipeline(OneDevice(), model, ImageSettings.of(files, options, precision, self.plan.prompt), options.batch_size)
-        variants = dict(zip((WITHOUT, WITH), load_variants(model, [prefix], files, [WITH]), strict=True))
+        variants = dict(zip((WITHOUT, WITH), load_variants(model, [embedding], files, [WITH]), strict=True))
         for iteration in missing:
             checkpoint = _checkpoint(folder, attack, iteration)
             if iteration and checkpoint is None:  # None would mean the model before the attack

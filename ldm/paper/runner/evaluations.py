@@ -81,8 +81,8 @@ class Part:
         folder = self._half_folder(tools, variant)
         folder.generate_and_score(model, flags.options.batch_size)
         base = self.base._half_folder(tools, BASE).scores_of(BASE) if self.base else None
-        row = table.row(self.half, folder.scores_of(variant), base, [text for text, _ in self.texts],
-                        model=flags.files.name, prefix=variant.file)
+        texts = [text for text, _ in self.texts]
+        row = table.row(self.half, folder.scores_of(variant), base, texts, model=flags.files.name, file=variant.file)
         write_json(self.folder / "row.json", row | {"seconds": time.monotonic() - began})
 
     @property
