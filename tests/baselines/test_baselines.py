@@ -167,6 +167,7 @@ def test_training_leaves_the_frozen_model_bit_for_bit(tiny_model, method_of, nam
 
 @pytest.mark.parametrize(("group", "there", "absent"), [
     ("xattn-kv", (".attn2.to_k.", ".attn2.to_v."), (".attn2.to_q.", ".attn2.to_out.", ".attn1.", "in_layers", "time_embed")),
+    ("xattn-v", (".attn2.to_v.",), (".attn2.to_k.", ".attn2.to_q.", ".attn2.to_out.", ".attn1.", "in_layers", "time_embed")),
     ("xattn", (".attn2.to_q.", ".attn2.to_out.", ".attn2.to_v."), (".attn1.", "in_layers", "time_embed")),
     ("noxattn", (".attn1.to_k.", "in_layers", ".norm2."), (".attn2.", f"{UNET}time_embed.", f"{UNET}out.")),
     ("full", (".attn1.", ".attn2.", f"{UNET}time_embed.", f"{UNET}out."), ("first_stage_model", "cond_stage_model"))])
@@ -174,7 +175,7 @@ def test_a_group_has_the_parameters_of_its_name(tiny_model, group, there, absent
     keys = parameters_of(tiny_model, group)
     assert all(any(part in key for key in keys) for part in there)
     assert not [key for key in keys if any(part in key for part in absent)]
-    assert set(PARAMETERS_OF.values()) == set(PARAMETERS)
+    assert {*PARAMETERS_OF.values(), "xattn-v"} == set(PARAMETERS)  # of esd, and of speed
 
 
 def test_the_text_encoder_is_trained_where_asked_for(tiny_model):
