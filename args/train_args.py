@@ -9,7 +9,7 @@ from typing import Any
 from args import common, train_methods
 from args.common import COUNT, DDIM_STEPS, NOT_NEGATIVE, PORTRAIT, POSITIVE, SEED, SWITCH, Parser, number, parse_with_preset, typed_flags
 from args.paths import Input, check_paths, found, inputs_of
-from args.train_methods import APL, MAP, PREFIX, PUBLISHED, READ_BY, method_asked_for
+from args.train_methods import APL, MAP, PREFIX, PUBLISHED, READ_BY, ROBUST, method_asked_for
 
 INITIALIZATIONS = ("uniform01", "vocab")
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")  # csv: log.csv in --out_dir; the others have packages of these names
@@ -31,7 +31,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in sorted(typed & unused):
         parser.error(f"--{flag} has no use with --train_method {method}; leave it out")
     vars(args).update(dict.fromkeys(unused))
-    args.prompt = args.prompt or ("apl" if method in PREFIX else method)
+    args.prompt = args.prompt or ("apl" if method in PREFIX and method != ROBUST else method)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
         parser.error(f"--prompt '{args.prompt}' is part of file names; give letters, digits, '-', '_' or '.'")
     if method not in APL:
@@ -41,6 +41,9 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
             args.init = args.init if args.init in INITIALIZATIONS else str(found(args.init))
             if args.init not in INITIALIZATIONS and not Path(args.init).is_file():
                 parser.error(f"--init '{args.init}' is neither {' nor '.join(INITIALIZATIONS)}, nor an existing prefix file")
+        if method == ROBUST and args.num_vectors + args.attack_vectors > LONGEST_PREFIX:
+            parser.error(f"--attack_vectors {args.attack_vectors} and --num_vectors {args.num_vectors} leave no room for the prompt; give "
+                         f"at most {LONGEST_PREFIX} together")
         if args.grad_accum > args.batch_size:
             parser.error(f"--grad_accum {args.grad_accum} parts need more than --batch_size {args.batch_size} samples; give a larger batch")
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -85,8 +88,12 @@ def build_parser(method: str = APL[0]) -> Parser:
     add = parser.add_argument_group("objective", "paper Eq. 5 to 7").add_argument
     add("--train_method", choices=train_methods.METHODS, default="apl",
         help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg; apl-map: a linear map of the context in place "
-             "of the vectors, ours and not the paper's; the others: see below")
+             "of the vectors, and apl-robust: vectors that withstand uploaded embeddings, ours and not the paper's; the others: see below")
     add("--alpha", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="strength of the anonymization (Eq. 5)")
+    add("--attack_vectors", metavar="K", type=COUNT, default=4, help="apl-robust: vectors of the attack between prefix and prompt")
+    add("--attack_steps", metavar="N", type=number(int, 0), default=5, help="apl-robust: inner steps of the attack on a sample")
+    add("--attack_radius", metavar="RHO", type=NOT_NEGATIVE,
+        help="apl-robust: distance of the attack's vectors from the nearest token's; 0: tokens (default: any distance)")
     add("--mix", metavar="P", type=number(float, 0, 1), default=0.5, help="probability that a sample is from S_ID, else S_Reg")
     add("--ddim_steps", metavar="N", type=DDIM_STEPS, default=50, help="bins of the 1000 timesteps from which t is sampled (apl, esd)")
 
@@ -119,7 +126,7 @@ def build_parser(method: str = APL[0]) -> Parser:
     add("--n_identities", metavar="N", type=COUNT, help="use only the first N people of S_ID (default: all)")
     add("--caption_images", metavar="DIR", type=Path, help="S_Reg: images with captions")
     add("--keep_names", metavar="FILE", type=Path,
-        help="S_keep: names that may be shown (apl, apl-map, uce, speed); one per line, people.csv, or MACE's celebrity table")
+        help="S_keep: names that may be shown (apl, apl-map, apl-robust, uce, speed); one per line, people.csv, or MACE's celebrity table")
     add("--templates", metavar="FILE", type=Path, help="prompt templates, one per line, used for both c1 and c2")
 
     add = parser.add_argument_group("final table", "identity accuracy and drift, without and with the prefix; not for attacks").add_argument

@@ -6,7 +6,8 @@ from typing import Any
 
 from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
-PREFIX, MAP = ("apl", "apl-released", "apl-no-reg"), "apl-map"  # what they learn: vectors in front, or a map of the context
+ROBUST = "apl-robust"
+PREFIX, MAP = ("apl", "apl-released", "apl-no-reg", ROBUST), "apl-map"  # what they learn: vectors in front, or a map of the context
 APL = (*PREFIX, MAP)
 CLOSED_FORM = ("uce", "speed")  # without training
 ERASERS = ("esd", "concept_ablation", *CLOSED_FORM, "forget_me_not")
@@ -30,8 +31,9 @@ VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_abla
 PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 # Flags that only some methods read, with these methods; all methods read the other flags.
 READ_BY = {flag: methods for methods, flags in (
-    (APL, "alpha mix data_seed lookahead target_cache target_cache_gb grad_accum checkpointing compile cuda_graphs caption_images "
+    (APL, "alpha mix data_seed lookahead target_cache target_cache_gb grad_accum checkpointing compile caption_images "
           "val_every lr_decay embeddings_dir n_identities"),
+    ((*PREFIX[:3], MAP), "cuda_graphs"), ((ROBUST,), "attack_vectors attack_steps attack_radius"),
     (PREFIX, "init initializer_words num_vectors"), ((MAP,), "map_rank"), ((*PREFIX, "textual_inversion"), "placeholder"),
     ((*APL, "esd"), "ddim_steps"), ((*APL, "esd", "forget_me_not"), "identity_images"),
     ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every log_to"),
@@ -39,7 +41,7 @@ READ_BY = {flag: methods for methods, flags in (
     (("esd", "concept_ablation", "forget_me_not"), "iters_per_concept"), (("concept_ablation", "forget_me_not"), "parameters"),
     (("esd",), "negative_guidance start_guidance z_t"), (("concept_ablation", *CLOSED_FORM), "anchor"),
     (("concept_ablation",), "anchor_prompts augment"), (("concept_ablation", "dreambooth"), "prior_weight n_prior_images"),
-    (("apl", MAP, *CLOSED_FORM), "keep_names"), (CLOSED_FORM, "preserve_prompts lamb"), (("uce",), "erase_scale preserve_scale"),
+    (("apl", MAP, ROBUST, *CLOSED_FORM), "keep_names"), (CLOSED_FORM, "preserve_prompts lamb"), (("uce",), "erase_scale preserve_scale"),
     (("forget_me_not",), "ti_iterations"),
     (ATTACKS, "photos token class_word embedding"), (("dreambooth",), "train_text_encoder"),
     ((*APL, *ERASERS), "people gallery face_pack clip prompts_file eval_names eval_samples threshold det_size det_thresh c2"),

@@ -78,7 +78,7 @@ def estimate(options: TrainingOptions, run: TrainingRun | None) -> list[str]:
         min(options.eval_names, sum(person.group == group for person in run.people.values())) for group in GROUPS)
     faces = people * options.eval_samples * (3 if options.c2 else 2)
     names = 0.0 if options.train_method == "apl-released" else options.identity_share
-    parts = {f"{options.iterations} steps": cost.training_flops(samples, names=names) / count,
+    parts = {f"{options.iterations} steps": cost.training_flops(samples, names=names, inner_steps=options.inner_steps) / count,
              f"encoding {images} images": images * cost.encode.flops / count,
              f"generating {faces} faces for the table": cost.sampling_flops(faces, options.eval_ddim_steps) / count}
     return [f"memory    {cost.peak / 1e9:.1f} GB on {'each ' * (count > 1)}{accelerator}: {cost.weights / 1e9:.1f} GB of weights, U-Net in "
@@ -120,9 +120,10 @@ class Cost:
         """Required memory of the device, in bytes."""
         return self.weights + max(work.peak for work in (self.frozen, self.step, self.encode, self.decode))
 
-    def training_flops(self, samples: int, *, names: float) -> float:
-        """Operations to train on samples: frozen predictions for c2, and for c1 of a share `names` of them; prefixed ones and gradients."""
-        return samples * ((1 + names) * self.frozen.flops + self.step.flops)
+    def training_flops(self, samples: int, *, names: float, inner_steps: float = 0.0) -> float:
+        """Operations to train on samples: frozen predictions for c2, and for c1 of a share `names` of them; prefixed ones and gradients,
+        which each inner step of an attack makes as well."""
+        return samples * ((1 + names) * self.frozen.flops + (1 + inner_steps) * self.step.flops)
 
     def sampling_flops(self, images: int, ddim_steps: int) -> float:
         """Operations to generate images with guidance."""

@@ -31,6 +31,7 @@ class Samples:
     name_prompts: list[str]       # c1
     attribute_prompts: list[str]  # c2
     is_identity: list[bool]       # from S_ID
+    attack_seeds: list[int]       # see `ldm.data.mixture.Sample`
 
     @property
     def identity_rows(self) -> list[int]:
@@ -74,7 +75,7 @@ class TrainingSet:
         chosen = [self.mixture.sample(i) for i in numbers]
         name_prompts, attribute_prompts = zip(*map(self._prompts, chosen), strict=True)
         return Samples(numbers, [sample.timestep for sample in chosen], list(name_prompts), list(attribute_prompts),
-                       [sample.is_identity for sample in chosen])
+                       [sample.is_identity for sample in chosen], [sample.attack_seed for sample in chosen])
 
     def noisy_latent(self, samples: Samples) -> Tensor:
         """z_t of the samples, (B, 4, h, w) on the model's device; encodes images that have not been encoded yet."""

@@ -4,7 +4,7 @@ The predictions in Eq. 5 do not depend on the prefix, so `frozen_predictions` ma
 c1 = c2 (S_Reg) one prediction serves as both. `training_step` makes the prediction with the prefix and updates the vectors (Eq. 6 and 7).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,20 +27,27 @@ class Batch:
     eps_name: Tensor        # as noisy_latent
     eps_attributes: Tensor  # as noisy_latent
     is_identity: Tensor     # 1 for S_ID, 0 for S_Reg; (B,) float32
+    attack_seed: Tensor     # see `ldm.data.mixture.Sample`; (B,) int64, on the CPU
 
     def parts(self, count: int) -> Iterator["Batch"]:
         """Split the samples into `count` parts of nearly equal size, in order; into fewer where parts would be empty."""
         pieces = [tensor.tensor_split(min(count, len(self.timestep))) for tensor in vars(self).values()]
         return (Batch(*piece) for piece in zip(*pieces, strict=True))
 
+    def rows(self, numbers: Tensor) -> "Batch":
+        """The samples with these numbers, (n,) int64."""
+        return Batch(*(tensor[numbers.to(tensor.device)] for tensor in vars(self).values()))
+
 
 def training_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, optimizer: torch.optim.Optimizer, batch: Batch, *,
-                  train_method: str = "apl", alpha: float = 1.0, grad_accum: int = 1) -> Tensor:
+                  train_method: str = "apl", alpha: float = 1.0, grad_accum: int = 1,
+                  attacked: Callable[[Batch, Tensor], Tensor] | None = None) -> Tensor:
     """One optimizer step on the vectors of the prefix (Eq. 6 and 7). The host never waits for the device.
 
     Args:
         train_method, alpha: see `step.training_loss`.
         grad_accum: number of parts into which the batch is split to save memory.
+        attacked: replaces contexts (B, 77, d) of a batch by those of attacked prompts, see `robust.attacked_context`.
 
     Returns:
         (4,), detached: sums of the sample losses over S_ID and over S_Reg, and the number of samples of each.
@@ -49,6 +56,8 @@ def training_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, opti
     losses = []
     for part in batch.parts(grad_accum):
         context = model.cond_stage_model.context(part.token_ids, prefix)                        # tau_AP(c1)
+        if attacked is not None:
+            context = attacked(part, context)                                                   # tau_AP(a + c1)
         eps_prefixed = model.apply_model(part.noisy_latent, part.timestep, context)
         # The released code predicts c1 with the prefix. So prediction and target differ by (1 + alpha) (eps_prefixed - eps_attributes):
         # alpha only scales the gradient, which Adam cancels.
@@ -90,4 +99,4 @@ def batch_of(samples: Samples, targets: dict[str, Tensor], texts: Texts) -> Batc
         eps_name[samples.identity_rows] = targets["eps_name"]
     device = noisy_latent.device
     return Batch(noisy_latent, torch.tensor(samples.timesteps, device=device), texts.token_ids(samples.name_prompts), eps_name,
-                 eps_attributes, torch.tensor(samples.is_identity, device=device).float())
+                 eps_attributes, torch.tensor(samples.is_identity, device=device).float(), torch.tensor(samples.attack_seeds))

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from ldm.apl.losses import apl_loss
+from ldm.apl.robust import Attacked
 from ldm.generation import with_prefix
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager
 
 
 def training_loss(model: LatentDiffusion, prefix: Manager, latent: Tensor, noise: Tensor, timestep: Tensor, name_prompts: Sequence[str],
-                  attribute_prompts: Sequence[str], *, alpha: float = 1.0, train_method: str = "apl") -> Tensor:
+                  attribute_prompts: Sequence[str], *, alpha: float = 1.0, train_method: str = "apl",
+                  block: Tensor | None = None) -> Tensor:
     """L_ID (Eq. 6) of B samples, (B,); L_Reg (Eq. 7) of those whose name prompt and attribute prompt are equal (S_Reg).
 
     Args:
@@ -31,11 +33,13 @@ def training_loss(model: LatentDiffusion, prefix: Manager, latent: Tensor, noise
         alpha: strength of the anonymization (Eq. 5).
         train_method: "apl", the paper's; "apl-released" predicts eps_name with the prefix, as the released code does; "apl-no-reg"
             computes what "apl" does, and differs in that no samples come from S_Reg (Figure 7); so does "apl-map", with a ContextMap.
+        block: "apl-robust" computes what "apl" does, with a block a (B, k, d) behind the prefix in half of S_ID; see `robust.find_block`.
     """
     eps, tau, prefixed_prompts = model.apply_model, model.get_learned_conditioning, with_prefix(name_prompts, prefix)
     noisy_latent = model.q_sample(latent, timestep, noise)                   # z_t, which Eq. 5 to 7 call x
 
-    context_prefixed = tau(prefixed_prompts, prefix)                         # tau_AP(c1), Eq. 2 and 3
+    hook = prefix if block is None else Attacked(prefix, block)
+    context_prefixed = tau(prefixed_prompts, hook)                           # tau_AP(c1), Eq. 2 and 3
     eps_prefixed = eps(noisy_latent, timestep, context_prefixed)             # eps(x, tau_AP(c1), t)
 
     with torch.no_grad():                                                    # Eq. 5 sends no gradient through its target

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from args.train_methods import ROBUST
 from ldm.apl.fast_step import Batch, training_step
+from ldm.apl.robust import attacked_context
 from ldm.finite import check_training
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -27,8 +30,11 @@ class Settings:
     grad_accum: int  # parts into which a device splits its samples of a step
     lr: float
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
-    train_method: str  # "apl", "apl-released", "apl-no-reg" or "apl-map"; see `step.training_loss`
+    train_method: str  # "apl", "apl-released", "apl-no-reg", "apl-map" or "apl-robust"; see `step.training_loss`
     alpha: float
+    attack_vectors: int | None  # this and the next two: of "apl-robust", see `robust.attacked_context`
+    attack_steps: int | None
+    attack_radius: float | None
     log_every: int
     save_every: int
     val_every: int  # 0: never
@@ -60,9 +66,14 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
         if logbook.first_step == settings.iterations:
             save(settings.iterations)  # the file of a finished run may have been moved
 
+    attacked = None
+    if settings.train_method == ROBUST:
+        attacked = partial(attacked_context, model, prefix, vectors=settings.attack_vectors, steps=settings.attack_steps,
+                           radius=settings.attack_radius)
+
     def one_step(batch: Batch) -> Tensor:
         return training_step(fabric, model, prefix, optimizer, batch, train_method=settings.train_method, alpha=settings.alpha,
-                             grad_accum=settings.grad_accum)
+                             grad_accum=settings.grad_accum, attacked=attacked)
 
     run = one_step if recorded is None else recorded(one_step, optimizer)
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from args.train_methods import MAP
+from args.train_methods import MAP, ROBUST
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, TargetCache, steps_ahead
 from ldm.apl.trainer import Settings
@@ -30,7 +30,8 @@ from ldm.util import UserError
 # Options on which the learned vectors depend. Files are compared by content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
                 "placeholder", "num_vectors", "init", "initializer_words", "map_rank", "seed", "data_seed", "lookahead", "checkpointing",
-                "compile", "cuda_graphs", "log_every")
+                "compile", "cuda_graphs", "log_every", "attack_vectors", "attack_steps", "attack_radius")
+WHERE_GIVEN = ("map_rank", "attack_vectors", "attack_steps", "attack_radius")  # of some methods only
 TARGETS = 2  # version of the cached targets; raise it when this code computes others from the same arguments
 
 
@@ -81,6 +82,11 @@ class TrainingOptions(Settings):
         """Probability that a sample is from S_ID: --mix, but 1 without L_Reg."""
         return 1.0 if self.train_method == "apl-no-reg" else self.mix
 
+    @property
+    def inner_steps(self) -> float:
+        """Mean number of inner steps per sample of "apl-robust", which attacks half of S_ID; 0 for other methods."""
+        return self.identity_share / 2 * (self.attack_steps or 0)
+
     def prefix_path(self, step: int) -> Path:
         """File of a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders and for a context map."""
         plain = self.train_method == MAP or has_two_encoders(self.files.config_path)
@@ -108,6 +114,9 @@ def prepare_run(options: TrainingOptions) -> TrainingRun:
                             "give it, or a --preset that has it")
         return getattr(options, flag)
 
+    if options.train_method == ROBUST and has_two_encoders(options.files.config_path):
+        raise UserError(f"--train_method {ROBUST} attacks one text encoder, and {options.files.config_path} has two, as SDXL; give another "
+                        "model, or --train_method apl")
     mix, left_out = options.identity_share, LeftOut(strict=True)
     people = read_people(needed("people")) if mix > 0 or options.people else {}
     kept_names = read_kept_names(options.keep_names) if options.keep_names else []
@@ -142,8 +151,9 @@ def arguments_of(options: TrainingOptions, run: TrainingRun, precision: str, has
     images: list[IdentityImage | CaptionImage] = [*run.identities, *run.captions]
     texts = [*((image.name, image.attributes) for image in run.identities), *(image.caption for image in run.captions)]
     is_file = options.init not in (None, *INITIALIZATIONS) and Path(options.init).is_file()
-    # map_rank is left out where it is None, so that files of the other methods keep their bytes.
-    return {name: getattr(options, name) for name in LEARNED_FROM if (name, getattr(options, name)) != ("map_rank", None)} | {
+    # Left out where they are None, so that files of the other methods keep their bytes.
+    return {name: getattr(options, name) for name in LEARNED_FROM
+            if name not in WHERE_GIVEN or getattr(options, name) is not None} | {
         "init": file_hash(options.init) if is_file else options.init, "devices": same_devices(options.devices), "precision": precision,
         "images": digest(hashes_of((image.source for image in images), hashes)), "texts": digest(texts, run.templates),
         "config": file_hash(options.files.config_path), "base_model": options.files.hash()}
@@ -191,6 +201,10 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
         what = "prefix"
         learned = (f"{options.num_vectors} vectors for the word '{options.placeholder}', started from "
                    f"{options.initializer_words or options.init}")
+    attack = {"attack": f"{options.attack_vectors} vectors behind the prefix in half of S_ID, {options.attack_steps} inner steps, "
+                        + ("anywhere" if options.attack_radius is None else f"within {options.attack_radius:g} of a token")
+                        + f"; per sample {2 * options.inner_steps:g} U-Net calls in addition to {3 + mix:g}, with backward passes"
+              } if options.train_method == ROBUST else {}
     lines = {
         "model": f"{' with '.join(str(path) for path in (files.ckpt_path, files.vae_path, files.edited_weights) if path)} in "
                  f"{files.config_path}, on {options.devices}, {options.precision}",
@@ -202,6 +216,7 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
         "training": f"{options.train_method}, alpha {options.alpha:g}; {options.iterations} steps of {options.batch_size} samples, "
                     f"Adam with learning rate {options.lr:g}"
                     + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + f"; t from {run.mixture.bins} bins",
+        **attack,
         "maps" if what == "map" else "prefixes": f"{options.prefix_path(options.iterations)}, and every {options.save_every} steps",
         "the rest": f"{options.out_dir}",
     }

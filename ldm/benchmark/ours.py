@@ -111,7 +111,8 @@ class OurSteps:
         latent, timestep, noise = (torch.cat([getattr(example, name) for example in examples])
                                    for name in ("latent", "timestep", "noise"))
         samples = Samples(list(range(len(examples))), timestep.tolist(), [example.name_prompt for example in examples],
-                          [example.attribute_prompt for example in examples], [self.kind != "regularising"] * len(examples))
+                          [example.attribute_prompt for example in examples], [self.kind != "regularising"] * len(examples),
+                          [-1] * len(examples))
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         targets = frozen_predictions(self.model, samples, noisy_latent, self.texts, with_names=self.kind != "apl-released")
         for batch in batch_of(samples, {"noisy_latent": noisy_latent, **targets}, self.texts).parts(len(examples) // batch_size):

@@ -20,6 +20,7 @@ class Sample:
     timestep: int       # t, 0 .. num_timesteps - 1
     posterior_seed: int  # for sampling the latent from the autoencoder's posterior
     noise_seed: int
+    attack_seed: int    # for the block in front of half of S_ID's prompts, see ldm/apl/robust.py; -1: no attack
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Mixture:
         return Sample(
             is_identity=is_identity, item=item, template=rng.randrange(self.n_templates),
             timestep=int((rng.randrange(self.bins) + rng.random()) * self.num_timesteps / self.bins),
-            posterior_seed=rng.getrandbits(63), noise_seed=rng.getrandbits(63))
+            posterior_seed=rng.getrandbits(63), noise_seed=rng.getrandbits(63),
+            attack_seed=rng.getrandbits(63) if is_identity and rng.random() < 0.5 else -1)
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

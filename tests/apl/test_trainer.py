@@ -31,7 +31,8 @@ class Killed(Exception):
 
 def settings(**changes) -> Settings:
     return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl",
-                       "alpha": 1.0, "log_every": 1, "save_every": 3, "val_every": 0} | changes)
+                       "alpha": 1.0, "attack_vectors": None, "attack_steps": None, "attack_radius": None, "log_every": 1, "save_every": 3,
+                       "val_every": 0} | changes)
 
 
 def prepared(*flags):

@@ -142,6 +142,43 @@ def test_two_processes_train_one_prefix(command, tmp_path):
         {key: round_(value) for key, value in row.items()} for row in one]
 
 
+def test_a_prefix_that_withstands_attacks_starts_from_a_trained_one_and_is_a_prefix_file(command, tmp_path, capsys):
+    train.main(command("--eval_names", 0, "--val_every", 0))
+    warm = ("--train_method", "apl-robust", "--init", "embeddings/apl-4.pt", "--attack_vectors", 3, "--attack_steps", 2)
+    train.main(command(*warm, "--attack_radius", 0.1))
+    printed = capsys.readouterr().out
+    assert "3 vectors behind the prefix in half of S_ID, 2 inner steps, within 0.1 of a token" in printed
+    assert "per sample 1 U-Net calls in addition to 3.5" in printed
+    first, learned = (read_embedding_file(tmp_path / f"embeddings/{name}-4.pt") for name in ("apl", "apl-robust"))
+    assert learned.metadata["attack_vectors"] == 3 and learned.metadata["attack_radius"] == 0.1 and "attack_vectors" not in first.metadata
+    assert 0 < (learned.vectors["*"] - first.vectors["*"]).abs().max() < 0.01  # 4 steps of Adam with rate 1e-3
+    rows = json.loads((tmp_path / "runs" / "apl-robust" / "results.json").read_text())
+    assert {row["prefix"] for row in rows if "group" in row} == {"none", "embeddings/apl-robust-4.pt"}
+    assert "attack_radius" in sentence(capsys, command(*warm))  # another attack in the same folder
+
+
+def test_two_processes_train_one_prefix_that_withstands_attacks(command, tmp_path):
+    flags = command("--train_method", "apl-robust", "--attack_steps", 2, "--iterations", 2, "--val_every", 0, "--eval_names", 0)
+    run_script("train", [*flags, "--devices", "cpu,cpu", "--out_dir", "two"])
+    train.main([*flags, "--out_dir", "one"])
+    two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-robust-2.pt").vectors["*"] for folder in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (("--attack_vectors", 3), "--attack_vectors has no use with --train_method apl; leave it out"),
+    (("--train_method", "apl-robust", "--attack_vectors", 0), "argument --attack_vectors: got '0'; give a whole number of at least 1"),
+    (("--train_method", "apl-robust", "--attack_vectors", 59), "--attack_vectors 59 and --num_vectors 2 leave no room for the prompt; give "
+                                                               "at most 60 together"),
+    (("--train_method", "apl-robust", "--attack_steps", -1), "argument --attack_steps: got '-1'; give a whole number of at least 0"),
+    (("--train_method", "apl-robust", "--attack_radius", "inf"), "argument --attack_radius: got 'inf'; give a number of at least 0"),
+    (("--train_method", "apl-robust", "--cuda_graphs"), "--cuda_graphs has no use with --train_method apl-robust; leave it out"),
+    (("--preset", "mini-xl", "--train_method", "apl-robust"), "attacks one text encoder, and")])
+def test_wrong_values_of_an_attack_are_answered_with_a_sentence(command, capsys, flags, said):
+    argv = list(map(str, flags)) if "--preset" in flags else command(*flags)
+    assert said in sentence(capsys, argv)
+
+
 def round_(value):
     """Six digits of a number: with torch 2.6 the last bit of a mean differs."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

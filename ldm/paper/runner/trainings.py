@@ -31,7 +31,8 @@ TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
 UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
              "val_every")  # flags that do not affect results
-WHERE_GIVEN = ("map_rank", "keep_names")  # omitted where None, so that trainings from before these flags keep their folders
+# Omitted where None, so that trainings from before these flags keep their folders.
+WHERE_GIVEN = ("map_rank", "keep_names", "attack_vectors", "attack_steps", "attack_radius")
 TAKEN = {"seed", "eval_names", *UNCOUNTED} - {"devices"}  # flags that a row must not set
 # U-Net evaluations per sample and step; 5 for other methods.
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, **dict.fromkeys(CLOSED_FORM, 0)}
@@ -141,7 +142,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
     steps += 100 * (args.ti_iterations or 0) * (args.variant == "with-ti")
-    calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5)
+    calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5) + (args.attack_steps or 0) / 2
     return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
 
 
