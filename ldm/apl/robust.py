@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ldm.apl.fast_step import Batch
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import EmbeddingManager, Manager
 
 LR = 1e-2  # of the inner steps
 
@@ -24,7 +24,8 @@ class Attacked:
     The prompt moves k positions to the right. What is pushed past the last position is dropped, but the end of the text stays there.
     """
 
-    def __init__(self, prefix: EmbeddingManager, block: Tensor):
+    def __init__(self, prefix: Manager, block: Tensor):
+        assert isinstance(prefix, EmbeddingManager), "a context map has no place behind it"
         self.prefix, self.block, self.extra_length = prefix, block, prefix.extra_length
 
     def __call__(self, token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class Attacked:
         return torch.cat([prefixed[:, :front], self.block.to(prefixed), prefixed[:, front:-1 - k], prefixed[:, -1:]], 1)
 
 
-def attacked_context(model: LatentDiffusion, prefix: EmbeddingManager, batch: Batch, context: Tensor, *, vectors: int, steps: int,
+def attacked_context(model: LatentDiffusion, prefix: Manager, batch: Batch, context: Tensor, *, vectors: int, steps: int,
                      radius: float | None) -> Tensor:
     """`context` tau_AP(c1) of a batch (B, 77, d), with tau_AP(a + c1) for the samples that are attacked; gradients reach the prefix.
 
@@ -49,7 +50,7 @@ def attacked_context(model: LatentDiffusion, prefix: EmbeddingManager, batch: Ba
     return context.index_copy(0, rows.to(context.device), model.cond_stage_model.context(attacked.token_ids, Attacked(prefix, block)))
 
 
-def find_block(model: LatentDiffusion, prefix: EmbeddingManager, batch: Batch, first: Tensor, *, steps: int,
+def find_block(model: LatentDiffusion, prefix: Manager, batch: Batch, first: Tensor, *, steps: int,
                radius: float | None) -> Tensor:
     """The block (B, k, d) of each sample after the inner steps, detached.
 

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from args.train_methods import ROBUST
 from ldm.apl.fast_step import Batch, training_step
 from ldm.apl.robust import attacked_context
 from ldm.finite import check_training
@@ -32,7 +31,7 @@ class Settings:
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
     train_method: str  # "apl", "apl-released", "apl-no-reg", "apl-map" or "apl-robust"; see `step.training_loss`
     alpha: float
-    attack_vectors: int | None  # this and the next two: of "apl-robust", see `robust.attacked_context`
+    attack_vectors: int | None  # this and the next two: None but for "apl-robust"; see `robust.attacked_context`
     attack_steps: int | None
     attack_radius: float | None
     log_every: int
@@ -67,7 +66,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
             save(settings.iterations)  # the file of a finished run may have been moved
 
     attacked = None
-    if settings.train_method == ROBUST:
+    if settings.attack_vectors and settings.attack_steps is not None:
         attacked = partial(attacked_context, model, prefix, vectors=settings.attack_vectors, steps=settings.attack_steps,
                            radius=settings.attack_radius)
 
