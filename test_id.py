@@ -2,6 +2,7 @@
 
     python test_id.py --preset mini
     python test_id.py --preset sd-v1-5 --embedding embeddings/apl-20000.pt --gallery data/gallery.npz --out_dir runs/id
+    python test_id.py --preset mini --target 0.5,1             # rows of c2, and of Eq. 5's target: the bound of every prefix
     python test_id.py --preset mini --images my_images        # my_images/<name>/*.png; no diffusion model is loaded
     python test_id.py --preset mini --models mini mini-sd-b mini-sepia    # the same prefix on several models, Figure 3
 

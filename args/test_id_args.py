@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from args import common
-from args.common import COUNT, Parser, typed_flags
+from args.common import COUNT, NOT_NEGATIVE, Parser, typed_flags
 from args.paths import MODEL_FILES, check_paths
 
 NEEDED = ("people", "face_pack", "gallery")
@@ -17,7 +17,7 @@ def parse_test_id_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.images and args.models:
         parser.error("--models generates images, and --images scores existing ones; give one of them")
     if args.images:
-        vars(args).update(dict.fromkeys((*MODEL_FILES, "embedding", "clip", "models", "drift_prompts")))
+        vars(args).update(dict.fromkeys((*MODEL_FILES, "embedding", "clip", "models", "drift_prompts", "target")))
         common.take_one_device(args)
     if args.models:
         args.models = models_asked_for(parser, args, typed_flags(argv))
@@ -67,6 +67,10 @@ def _is_checkpoint(name: str) -> bool:
     return path.suffix not in common.YAML and (is_there or path.suffix.lower() in (".ckpt", ".safetensors"))
 
 
+def _alphas(text: str) -> list[float]:
+    return list(dict.fromkeys(map(NOT_NEGATIVE, text.split(","))))
+
+
 def build_parser() -> Parser:
     """Flags of test_id.py, with the paper's values as defaults."""
     parser = Parser(prog="test_id.py", description="Identity accuracy of generated faces, with and without a prefix.")
@@ -87,6 +91,8 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("scoring").add_argument
     common.add_face_arguments(add)
     common.add_attribute_arguments(add)
+    add("--target", metavar="ALPHA[,ALPHA...]", type=_alphas,
+        help="add rows of c2, and of images sampled by Eq. 5's target without a prefix, with each alpha: what a prefix is trained to reach")
 
     add = parser.add_argument_group("output").add_argument
     add("--out_dir", metavar="DIR", type=Path, default=Path("runs/test_id"), help="folder of images, tables and grid")

@@ -64,7 +64,7 @@ def train_inputs(args: argparse.Namespace) -> list[Input]:
 def table_flags(args: argparse.Namespace) -> dict[str, Any]:
     """Settings of the images in the final table, by the flags of test_id.py."""
     return {"prompt_template": PORTRAIT, "n_samples": args.eval_samples, "ddim_steps": args.eval_ddim_steps, "seed": 0, "batch_size": 16,
-            "drift_prompts": args.prompts_file}
+            "drift_prompts": args.prompts_file, "target": None}
 
 
 def build_parser(method: str = APL[0]) -> Parser:

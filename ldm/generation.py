@@ -1,9 +1,10 @@
 """Generates images from prompts and seeds: DDIM with classifier-free guidance on a frozen model, with or without a prefix."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,39 @@ Job = tuple[str, int]  # prompt, sample number
 Item = TypeVar("Item")
 
 
+@dataclass
+class WeightedPrompts:
+    """Score corrector of the sampler, whose own prediction is the first prompt's: eps_n + sum_i w_i (eps(p_i) - eps_n)."""
+
+    contexts: Tensor          # (1 + n, B or 1, 77, d), of the negative prompt and of n further prompts
+    weights: Sequence[float]  # of the first prompt and of the n further ones, with the guidance scale
+
+    def modify_score(self, model: Any, eps: Tensor, x: Tensor, t: Tensor, _context: Tensor) -> Tensor:
+        """The composed prediction, (B, 4, h, w); `eps` is the first prompt's."""
+        count = len(self.contexts)
+        contexts = self.contexts.expand(-1, len(x), -1, -1).flatten(0, 1)  # (B (1 + n), 77, d)
+        found = model.apply_model(x.repeat(count, 1, 1, 1), t.repeat(count), contexts)
+        negative, *others = found.chunk(count)
+        return negative + sum(weight * (one - negative) for weight, one in zip(self.weights, [eps, *others], strict=True))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Eq. 5's prediction in place of a prompt's, eps_hat = eps(c2) + alpha (eps(c2) - eps(c1)): what a prefix is trained to reach.
+
+    The guidance scale s acts on eps_hat as on any prediction: eps_n + s (eps_hat - eps_n), with eps_n of the negative prompt.
+    """
+
+    attribute_prompts: Mapping[str, str]  # c1 -> c2
+    alpha: float
+
+    def corrector(self, model: Any, name_prompts: Sequence[str], negative: Tensor, scale: float) -> WeightedPrompts:
+        """Score corrector for the contexts of B name prompts; `negative` is the context of the negative prompt, (1, 77, d)."""
+        attributes = model.get_learned_conditioning([self.attribute_prompts[prompt] for prompt in name_prompts])  # (B, 77, d)
+        contexts = torch.stack([negative.expand_as(attributes), attributes])
+        return WeightedPrompts(contexts, [-self.alpha * scale, (1 + self.alpha) * scale])
+
+
 def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Tensor:
     """Initial noise z_T of an image, `shape` float32 on the CPU: a pure function of the arguments, with the prompt without prefix."""
     digest = hashlib.sha256(f"{seed}\n{sample}\n{prompt}".encode()).digest()
@@ -27,7 +61,7 @@ def image_noise(seed: int, prompt: str, sample: int, shape: Sequence[int]) -> Te
 
 @torch.no_grad()
 def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: int = 20, scale: float = 7.0, seed: int = 0,
-             batch_size: int = 16, negative_prompt: str = "") -> Iterator[tuple[Job, np.ndarray]]:
+             batch_size: int = 16, negative_prompt: str = "", target: Target | None = None) -> Iterator[tuple[Job, np.ndarray]]:
     """Generate the image of each job; yields (job, image) in order, with images (H, W, 3) uint8 RGB. UserError if a pixel is not finite.
 
     An image depends on the model, the prefix, its job and the settings, but not on the other images of its batch.
@@ -40,6 +74,7 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         scale: guidance scale.
         batch_size: images per batch; the U-Net's batch is twice as large.
         negative_prompt: prompt of the unconditional prediction.
+        target: replaces the prediction of each prompt c1, whose noise the image keeps; None: no replacement.
     """
     sampler = DDIMSampler(model)
     shape = (model.channels, model.image_size, model.image_size)
@@ -50,8 +85,10 @@ def generate(model, jobs: Iterable[Job], *, embedding_manager=None, ddim_steps: 
         contexts = model.get_learned_conditioning(with_prefix(prompts, embedding_manager), embedding_manager)
         context = contexts[[prompts.index(prompt) for prompt, _ in batch]]  # (B, 77, d)
         noise = torch.stack([image_noise(seed, prompt, sample, shape) for prompt, sample in batch])
-        latent, _ = sampler.sample(ddim_steps, len(batch), shape, context, verbose=False, x_T=noise.to(model.device),
-                                   unconditional_guidance_scale=scale, unconditional_conditioning=unconditional)
+        guidance: dict[str, Any] = {"unconditional_guidance_scale": scale, "unconditional_conditioning": unconditional}
+        if target:
+            guidance = {"score_corrector": target.corrector(model, [prompt for prompt, _ in batch], unconditional, scale)}
+        latent, _ = sampler.sample(ddim_steps, len(batch), shape, context, verbose=False, x_T=noise.to(model.device), **guidance)
         yield from zip(batch, to_uint8(model.decode_first_stage(latent)), strict=True)
 
 

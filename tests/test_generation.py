@@ -1,10 +1,12 @@
 """Prompts and seeds become images, whatever the batch; the prefix stands before the prompt alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from ldm.generation import generate, image_noise, to_uint8, warn_of_cut_texts, with_prefix
+from ldm.generation import Target, WeightedPrompts, generate, image_noise, to_uint8, warn_of_cut_texts, with_prefix
 from ldm.modules.embedding_manager import EmbeddingManager
 
 JOBS = [("a person", 0), ("a house", 0), ("a person", 1)]
@@ -61,6 +63,45 @@ def test_negative_prompt_counts_with_guidance_only(tiny_model, images):
     plain, negative = (dict(generate(tiny_model, jobs, ddim_steps=3, scale=1.0, negative_prompt=prompt))[jobs[0]]
                        for prompt in ("", "blurry"))
     assert np.array_equal(plain, negative)
+
+
+def test_weighted_prompts_are_the_sum_of_the_formula():
+    values = {0: 1.0, 1: 5.0, 2: 2.0}  # eps of the negative and of two further prompts, found by the first number of their contexts
+
+    def apply_model(x, _t, contexts):
+        return torch.tensor([values[int(context[0, 0])] for context in contexts])[:, None, None, None].expand_as(x)
+
+    corrector = WeightedPrompts(torch.arange(3.0)[:, None, None, None], [2.0, -1.0, 0.5])
+    x = torch.zeros(2, 1, 1, 1)
+    found = corrector.modify_score(SimpleNamespace(apply_model=apply_model), x + 3.0, x, torch.zeros(2), None)
+    assert torch.equal(found, x + (1 + 2 * (3 - 1) - (5 - 1) + 0.5 * (2 - 1.0)))
+
+
+def test_the_target_goes_from_the_name_through_the_attributes(tiny_model):
+    """alpha 0 is the image of c2 from the noise of c1; equal prompts give the prompt's own image for every alpha, with guidance."""
+    def image(prompts, alpha, **settings):
+        target = Target({"a person": prompts}, alpha)
+        return dict(generate(tiny_model, JOBS[:1], ddim_steps=3, target=target, **settings))[JOBS[0]].astype(int)
+
+    plain = dict(generate(tiny_model, JOBS[:1], ddim_steps=3))[JOBS[0]]
+    assert np.abs(image("a person", 2.0) - plain).max() <= 1  # rounding
+    steps = [image("a house", alpha) for alpha in (0.0, 1.0)]
+    assert (steps[0] != plain).any() and (steps[1] != steps[0]).any()
+    assert (image("a house", 1.0, scale=3.0) != steps[1]).any()
+
+
+def test_the_weights_of_the_target_are_those_of_guidance_on_eq_5(tiny_model):
+    eps_negative, eps_name, eps_attributes, alpha, scale = 1.0, 2.0, 5.0, 0.5, 7.0
+
+    def apply_model(x, _t, contexts):
+        return torch.tensor([eps_negative, eps_attributes])[contexts[:, 0, 0].long()][:, None, None, None].expand_as(x)
+
+    model = SimpleNamespace(apply_model=apply_model, get_learned_conditioning=lambda texts: torch.ones(len(texts), 77, 3))
+    x = torch.zeros(2, 4, 1, 1)
+    corrector = Target({"c1": "c2"}, alpha).corrector(model, ["c1", "c1"], torch.zeros(1, 77, 3), scale)
+    eps_hat = eps_attributes + alpha * (eps_attributes - eps_name)
+    found = corrector.modify_score(model, x + eps_name, x, torch.zeros(2), None)
+    assert torch.equal(found, torch.full_like(x, eps_negative + scale * (eps_hat - eps_negative)))
 
 
 def test_no_jobs_give_no_images(tiny_model):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.generation import to_uint8
+from ldm.generation import WeightedPrompts, to_uint8
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager
@@ -113,7 +113,7 @@ class Service:
         if submission.others:
             others = torch.cat([self.context_of(text, vectors) for text, _ in submission.others])
             weights = [scale * weight for weight in (submission.weight, *(weight for _, weight in submission.others))]
-            guidance: dict[str, Any] = {"score_corrector": _WeightedPrompts(torch.cat([negative, others]), weights)}
+            guidance: dict[str, Any] = {"score_corrector": WeightedPrompts(torch.cat([negative, others])[:, None], weights)}
         else:
             guidance = {"unconditional_guidance_scale": scale * submission.weight, "unconditional_conditioning": negative}
         latent, _ = DDIMSampler(model).sample(ddim_steps, len(noise), noise.shape[1:], context, verbose=False,
@@ -164,17 +164,3 @@ class _Insert:
 
     def __call__(self, _token_ids: Tensor, token_embeddings: Tensor) -> Tensor:
         return torch.where((self.sources < 0)[..., None], token_embeddings, self.vectors.to(token_embeddings)[self.sources])
-
-
-@dataclass
-class _WeightedPrompts:
-    """Score corrector of the sampler: adds the predictions of further prompts, see Submission."""
-
-    contexts: Tensor          # (1 + n, 77, d), of the negative prompt and of n further prompts
-    weights: Sequence[float]  # of the first prompt and of the n further ones, with the guidance scale
-
-    def modify_score(self, model: LatentDiffusion, eps: Tensor, x: Tensor, t: Tensor, _context: Tensor) -> Tensor:
-        count = len(self.contexts)
-        found = model.apply_model(x.repeat(count, 1, 1, 1), t.repeat(count), self.contexts.repeat_interleave(len(x), 0))
-        negative, *others = found.chunk(count)
-        return negative + sum(weight * (one - negative) for weight, one in zip(self.weights, [eps, *others], strict=True))

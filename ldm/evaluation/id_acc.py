@@ -140,7 +140,7 @@ class IdentityTable:
         write_csv(self.people, self.out_dir / "identities.csv")
         columns = list(dict.fromkeys(person for firsts in self._shown.values() for person in firsts))
         images = [[read_image(firsts[person]) if person in firsts else None for person in columns] for firsts in self._shown.values()]
-        grid = image_grid(images, ["no prefix" if file == "none" else Path(file).stem for file in self._shown], columns)
+        grid = image_grid(images, [_label_of(file) for file in self._shown], columns)
         write_atomically(self.out_dir / "grid.png", grid.save)
 
 
@@ -151,6 +151,11 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, *, seed: int) -> tu
     indices = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.asarray(values)[indices].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _label_of(file: str) -> str:
+    """Label of an image grid's row: a file without its suffix, which "target, alpha 0.5" does not have."""
+    return "no prefix" if file == "none" else Path(file).stem if Path(file).suffix[1:].isalpha() else file
 
 
 def _mean(values: Sequence[float]) -> float | None:

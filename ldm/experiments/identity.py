@@ -21,7 +21,7 @@ from ldm.evaluation.tables import Row
 from ldm.experiments.drift import drift_rows
 from ldm.experiments.identity_table import IdentityOptions, identity_scorer
 from ldm.experiments.pipeline import Pipeline, Shot
-from ldm.experiments.variants import C2, ImageSettings, Variant, load_variants
+from ldm.experiments.variants import C2, ImageSettings, Variant, load_variants, target_variant
 from ldm.generation import warn_of_cut_texts
 from ldm.loading import ModelFiles
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -41,7 +41,7 @@ class IdentityEvaluation:
     def __init__(self, options: IdentityOptions, names: Mapping[str, Sequence[str]], people: Mapping[str, Person],
                  device: torch.device) -> None:
         self.options, self.names, self.scorer = options, names, None
-        self.attributes = {person.name: person.attributes for person in people.values()} if options.c2 else None
+        self.attributes = {person.name: person.attributes for person in people.values()} if options.c2 or options.target else None
         self.prompts = {path.stem: different_prompts(path) for path in options.drift_prompts or ()}
         self.clip = ClipScorer(clip_model_of(options.clip, None), options.clip, device) if options.clip else None
         if options.face_pack and options.gallery:
@@ -60,7 +60,8 @@ class IdentityEvaluation:
             pipeline = Pipeline(fabric, model, ImageSettings.of(files, options, precision), options.batch_size)
             rows = identity_rows(pipeline, self.scorer, self.gallery, self.names, variants,
                                  model_name=files.name, n_samples=options.n_samples, threshold=options.threshold, out_dir=options.out_dir,
-                                 resume=options.resume, arguments=arguments, attributes=self.attributes)
+                                 resume=options.resume, arguments=arguments, attributes=self.attributes,
+                                 alphas=options.target or ())
         for name, prompts in self.prompts.items():
             rows += drift_rows(fabric, model, prompts, variants, name=name, model_name=files.name,
                                recognise=self.clip.recognise if self.clip else None, **options.sampling)
@@ -79,7 +80,8 @@ def table_of_model(options: IdentityOptions, people: Mapping[str, Person], names
 
 def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[str, np.ndarray], people: Mapping[str, Sequence[str]],
                   variants: Sequence[Variant], *, model_name: str, n_samples: int, threshold: float, out_dir: Path, resume: bool = True,
-                  arguments: Mapping[str, Any] | None = None, attributes: Mapping[str, str] | None = None) -> list[Row]:
+                  arguments: Mapping[str, Any] | None = None, attributes: Mapping[str, str] | None = None,
+                  alphas: Sequence[float] = ()) -> list[Row]:
     """One row per group and variant; writes images, CSV files per image and per person, and an image grid to `out_dir`.
 
     Args:
@@ -92,6 +94,7 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
         resume: keep finished images of an earlier run with the same settings.
         arguments: arguments of the command, written next to the images.
         attributes: name -> c2; adds rows "c2" of the base model with attributes instead of the name.
+        alphas: each adds rows of Eq. 5's target, whose images have the noise of the rows with names; needs `attributes`.
 
     Returns:
         Rows with model, prefix, group and the columns of `id_acc`, on every rank.
@@ -101,9 +104,11 @@ def identity_rows(pipeline: Pipeline, scorer: IdentityScorer, gallery: Mapping[s
     """
     unknown = [name for names in people.values() for name in names if attributes is not None and not attributes.get(name)]
     if unknown:
-        raise UserError(f"there are no attributes (c2) for {', '.join(unknown[:3])}; add them to --people, or leave out --c2")
+        raise UserError(f"there are no attributes (c2) for {', '.join(unknown[:3])}; add them to --people, or leave out --c2 and --target")
     fabric, template = pipeline.fabric, pipeline.settings.prompt
-    shown = [*variants, Variant(C2, C2)] if attributes else list(variants)
+    shown = list(variants)
+    if attributes:
+        shown += [Variant(C2, C2), *(target_variant(template, attributes, alpha) for alpha in alphas)]
     folder = RunFolder.shared(fabric, out_dir, asdict(pipeline.settings), {variant.label: variant.hash for variant in shown}, resume=resume,
                               arguments=arguments)
     table = IdentityTable(gallery, threshold, folder.path)

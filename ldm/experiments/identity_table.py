@@ -48,6 +48,7 @@ class IdentityOptions(PortraitOptions):
     """Settings of the identity table, which has no rows of identity accuracy without `face_pack` and `gallery`."""
 
     c2: bool
+    target: Sequence[float] | None  # alphas of Eq. 5
     drift_prompts: Sequence[Path] | None
     out_dir: Path
     resume: bool

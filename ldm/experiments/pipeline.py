@@ -67,7 +67,7 @@ class Pipeline:
             return
         images = generate(self.model, [(shot.prompt, shot.sample) for shot in missing], embedding_manager=variant.manager,
                           ddim_steps=self.settings.ddim_steps, scale=self.settings.scale, seed=self.settings.seed,
-                          batch_size=self.batch_size)
+                          batch_size=self.batch_size, target=variant.target)
         for shot, (_, image) in zip(missing, images, strict=True):
             if not shot.path.exists():
                 writer.write(shot.path, image)

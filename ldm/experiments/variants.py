@@ -8,8 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ldm.contents import digest
 from ldm.edited_weights import edited, is_edited_weights
 from ldm.experiments.identity_table import PortraitOptions
+from ldm.generation import Target
 from ldm.loading import ModelFiles, file_hash, read_edited_weights, safetensors_metadata, shapes_of
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager, Manager, manager_of_file
@@ -17,6 +19,7 @@ from ldm.util import UserError
 
 TOKEN_TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 C2 = "c2"  # label of images whose prompt has the attributes instead of the name
+TARGET = "target, alpha "  # begin of the labels of images sampled by Eq. 5's prediction
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,14 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class Variant:
-    """A learned prefix, a context map or edited weights; without arguments the base model."""
+    """A learned prefix, a context map, edited weights or Eq. 5's target; without arguments the base model."""
 
     label: str = "none"  # folder of its images
     file: str = "none"
     hash: str | None = None
     manager: Manager | None = None
     read_weights: Callable[[], Mapping[str, Tensor]] | None = None  # reads edited weights, which may be as large as the model
+    target: Target | None = None
 
     def in_place(self, model: LatentDiffusion) -> AbstractContextManager[None]:
         """Temporarily replace the model's parameters by the edited weights, if the variant has any; restore them on exit."""
@@ -54,6 +58,13 @@ class Variant:
 
 
 BASE = Variant()
+
+
+def target_variant(template: str, attributes: Mapping[str, str], alpha: float) -> Variant:
+    """Images sampled by Eq. 5's prediction without a prefix; `attributes` maps names to c2."""
+    prompts = {template.replace("{name}", name): template.replace("{name}", text) for name, text in attributes.items()}
+    label = f"{TARGET}{alpha:g}"
+    return Variant(label, label, digest(sorted(attributes.items())), target=Target(prompts, alpha))
 
 
 def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFiles, labels: Sequence[str] | None = None) -> list[Variant]:
@@ -69,7 +80,7 @@ def load_variants(model: LatentDiffusion, paths: Sequence[Path], files: ModelFil
     """
     variants = [BASE]
     for path, label in zip(paths, labels or [path.stem for path in paths], strict=True):
-        if label in (C2, *(variant.label for variant in variants)):
+        if label.startswith(TARGET) or label in (C2, *(variant.label for variant in variants)):
             raise UserError(f"{path} has the name of another row, '{label}', and their images would share a folder; rename one of the "
                             "files")
         if is_edited_weights(path):

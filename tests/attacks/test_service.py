@@ -1,12 +1,11 @@
 """The service under attack: what an attacker submits stands behind the prefix, as in a generation with the prefix."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ldm.attacks.service import FREE, Service, Submission, _WeightedPrompts, counted_calls
+from ldm.attacks.service import FREE, Service, Submission, counted_calls
 from ldm.generation import generate, image_noise, with_prefix
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -66,18 +65,6 @@ def test_weights_and_negative_prompts_change_the_image_and_a_weight_of_zero_does
     images = [plain, image(others=(("a red car", -1.0),)), image(negative="a red car"), image(negative="a red car", negative_prefixed=True),
               image(weight=2.0)]
     assert all((one != other).any() for number, one in enumerate(images) for other in images[:number])
-
-
-def test_weighted_prompts_are_the_sum_of_the_formula():
-    values = {0: 1.0, 1: 5.0, 2: 2.0}  # eps of the negative and of two further prompts, found by the first number of their contexts
-
-    def apply_model(x, _t, contexts):
-        return torch.tensor([values[int(context[0, 0])] for context in contexts])[:, None, None, None].expand_as(x)
-
-    corrector = _WeightedPrompts(torch.arange(3.0)[:, None, None], [2.0, -1.0, 0.5])
-    x = torch.zeros(2, 1, 1, 1)
-    found = corrector.modify_score(SimpleNamespace(apply_model=apply_model), x + 3.0, x, torch.zeros(2), None)
-    assert torch.equal(found, x + (1 + 2 * (3 - 1) - (5 - 1) + 0.5 * (2 - 1.0)))
 
 
 def test_calls_are_counted_in_samples_and_backward_passes_once_more(tiny_model):

@@ -189,16 +189,29 @@ def test_a_prefix_that_changed_under_its_name_is_never_scored(copied, command, i
     assert "another prefix" in sentence(capsys, *command(copied, "--embedding", tmp_path / "apl.pt"))
 
 
-def test_people_without_attributes_cannot_be_drawn_by_them(command, inputs, tmp_path, capsys):
+@pytest.mark.parametrize(("flag", "value"), [("--c2", ()), ("--target", ["1"])])
+def test_people_without_attributes_cannot_be_drawn_by_them(command, inputs, tmp_path, capsys, flag, value):
     people = (inputs / "people.csv").read_text(encoding="utf-8").replace("Ada Lovelace,train,A person", "Ada Lovelace,train,")
     (tmp_path / "people.csv").write_text(people, encoding="utf-8")
-    said = sentence(capsys, *command(tmp_path / "out", "--people", tmp_path / "people.csv", "--c2"))
+    said = sentence(capsys, *command(tmp_path / "out", "--people", tmp_path / "people.csv", flag, *value))
     assert "no attributes (c2) for Ada Lovelace" in said and not (tmp_path / "out" / "images").exists()
 
 
 def test_a_prefix_called_as_a_row_of_the_table_is_refused(command, inputs, tmp_path, capsys):
     shutil.copy(inputs / "apl.pt", tmp_path / "c2.pt")
     assert "name of another row, 'c2'" in sentence(capsys, *command(tmp_path / "out", "--embedding", tmp_path / "c2.pt"))
+
+
+def test_the_target_of_eq_5_is_a_row_that_resumes_and_alpha_zero_is_c2_from_the_noise_of_the_name(copied, command):
+    more = "--target", "0,1.5"
+    test_id.main(command(copied, *more))
+    rows = {row["prefix"] for row in rows_in(copied)}
+    assert {"c2", "target, alpha 0", "target, alpha 1.5", "none"} <= rows and len(rows) == 5
+    name, none, other = (bytes_below(copied / "images" / label) for label in ("target, alpha 0", "none", "target, alpha 1.5"))
+    assert name.keys() == none.keys() == other.keys() and not any(name[file] in (none[file], other[file]) for file in none)
+    (copied / "images" / "target, alpha 1.5" / "Ada Lovelace" / "0.png").unlink()
+    test_id.main(command(copied, *more))
+    assert bytes_below(copied / "images" / "target, alpha 1.5") == other
 
 
 def test_more_samples_are_added_to_the_pictures_that_are_there(copied, command):

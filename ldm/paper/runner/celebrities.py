@@ -46,7 +46,7 @@ GROUP_OF = {"train": ERASED, KEEP: KEPT, "test": OPEN}  # in people.csv
 CALLS = 2       # U-Net evaluations per sampling step of an image, with guidance
 SHOWN = 2       # names per group in the image grid
 NOT_COUNTED = ("out_dir", "devices", "num_nodes", "resume", "preset", "embedding", "models", "images", "group", "n_names", "n_samples",
-               "prompt_template", "drift_prompts", "clip", "c2", "threshold", "people")  # flags that do not affect the rows of faces
+               "prompt_template", "drift_prompts", "clip", "c2", "target", "threshold", "people")  # they do not affect the rows of faces
 
 
 @dataclass(frozen=True)
