@@ -4,6 +4,7 @@
     python train.py --prompt apl --train_method apl --iterations 20000 --lr 1e-3 --devices 0 \
         --config_path configs/stable-diffusion/v1-inference.yaml --ckpt_path models/sd-v1-5.ckpt
     python train.py --preset mini --train_method apl-map                                   # a map of the context in place of the prefix
+    python train.py --preset mini --train_method apl-text                                  # a prefix from texts alone, in a minute
     python train.py --preset mini --train_method esd                                       # a competing method
     python train.py --preset mini --train_method dreambooth --photos data/mini/photos/n000001    # an attack
 
@@ -16,7 +17,7 @@ import argparse
 
 from args.common import options_of
 from args.train_args import parse_train_args, table_flags, train_inputs
-from args.train_methods import APL, MAP
+from args.train_methods import APL, MAP, TEXT
 from ldm.util import exit_with_sentence
 
 
@@ -42,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.launch import launch, set_precision
     from ldm.apl.prefix import build_context_map, build_prefix
     from ldm.apl.trainer import train_prefix
-    from ldm.apl.training_run import TrainingOptions, arguments_of, describe, look_ahead, prepare_run
+    from ldm.apl.training_run import TrainingOptions, arguments_of, batches_of_texts, describe, look_ahead, prepare_run
     from ldm.device import pick_precision
     from ldm.experiments.identity_table import IdentityOptions
     from ldm.experiments.training_report import TrainingReport
@@ -75,7 +76,10 @@ def train(args: argparse.Namespace) -> None:
                               initializer_words=args.initializer_words, seed=args.seed)
     recorded = accelerate(model, checkpointing=args.checkpointing, compile=args.compile, cuda_graphs=args.cuda_graphs,
                           batch_size=args.batch_size // fabric.world_size, world_size=fabric.world_size)
-    batches = look_ahead(options, run, arguments, fabric, model, prefix, logbook)
+    if args.train_method == TEXT:
+        batches = batches_of_texts(options, run, fabric, model, prefix, logbook)
+    else:
+        batches = look_ahead(options, run, arguments, fabric, model, prefix, logbook)
     before_after = report.before_after(model)
     train_prefix(fabric, model, prefix, batches, settings=options, logbook=logbook,
                  save=lambda step: prefix.save(options.prefix_path(step), step=step, **arguments),

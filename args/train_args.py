@@ -9,7 +9,7 @@ from typing import Any
 from args import common, train_methods
 from args.common import COUNT, DDIM_STEPS, NOT_NEGATIVE, PORTRAIT, POSITIVE, SEED, SWITCH, Parser, number, parse_with_preset, typed_flags
 from args.paths import Input, check_paths, found, inputs_of
-from args.train_methods import APL, MAP, PREFIX, PUBLISHED, READ_BY, ROBUST, method_asked_for
+from args.train_methods import APL, MAP, PREFIX, PUBLISHED, READ_BY, ROBUST, TEXT, method_asked_for
 
 INITIALIZATIONS = ("uniform01", "vocab")
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")  # csv: log.csv in --out_dir; the others have packages of these names
@@ -31,7 +31,7 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in sorted(typed & unused):
         parser.error(f"--{flag} has no use with --train_method {method}; leave it out")
     vars(args).update(dict.fromkeys(unused))
-    args.prompt = args.prompt or ("apl" if method in PREFIX and method != ROBUST else method)
+    args.prompt = args.prompt or ("apl" if method in PREFIX and method not in (ROBUST, TEXT) else method)
     if not re.fullmatch(r"[\w+=-][\w.+= -]*", args.prompt):
         parser.error(f"--prompt '{args.prompt}' is part of file names; give letters, digits, '-', '_' or '.'")
     if method not in APL:
@@ -44,7 +44,9 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
         if method == ROBUST and args.num_vectors + args.attack_vectors > LONGEST_PREFIX:
             parser.error(f"--attack_vectors {args.attack_vectors} and --num_vectors {args.num_vectors} leave no room for the prompt; give "
                          f"at most {LONGEST_PREFIX} together")
-        if args.grad_accum > args.batch_size:
+        if method == TEXT and args.dry_run:
+            parser.error(f"--dry_run has no use with --train_method {TEXT}, which takes a minute; leave it out")
+        if method != TEXT and args.grad_accum > args.batch_size:
             parser.error(f"--grad_accum {args.grad_accum} parts need more than --batch_size {args.batch_size} samples; give a larger batch")
         args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.embeddings_dir = args.embeddings_dir or (args.out_dir / "embeddings" if args.out_dir else Path("embeddings"))
@@ -88,7 +90,8 @@ def build_parser(method: str = APL[0]) -> Parser:
     add = parser.add_argument_group("objective", "paper Eq. 5 to 7").add_argument
     add("--train_method", choices=train_methods.METHODS, default="apl",
         help="apl: the paper; apl-released: the released code; apl-no-reg: without L_Reg; apl-map: a linear map of the context in place "
-             "of the vectors, and apl-robust: vectors that withstand uploaded embeddings, ours and not the paper's; the others: see below")
+             "of the vectors, apl-robust: vectors that withstand uploaded embeddings, apl-text: vectors from texts alone in a minute, all "
+             "three ours and not the paper's; the others: see below")
     add("--alpha", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="strength of the anonymization (Eq. 5)")
     add("--attack_vectors", metavar="K", type=COUNT, default=4, help="apl-robust: vectors of the attack between prefix and prompt")
     add("--attack_steps", metavar="N", type=number(int, 0), default=5, help="apl-robust: inner steps of the attack on a sample")

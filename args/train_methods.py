@@ -6,15 +6,17 @@ from typing import Any
 
 from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
-ROBUST = "apl-robust"
-PREFIX, MAP = ("apl", "apl-released", "apl-no-reg", ROBUST), "apl-map"  # what they learn: vectors in front, or a map of the context
+ROBUST, TEXT = "apl-robust", "apl-text"
+PREFIX, MAP = ("apl", "apl-released", "apl-no-reg", ROBUST, TEXT), "apl-map"  # they learn vectors in front, or a map of the context
 APL = (*PREFIX, MAP)
+WITH_UNET = tuple(method for method in APL if method != TEXT)
 CLOSED_FORM = ("uce", "speed")  # without training
 ERASERS = ("esd", "concept_ablation", *CLOSED_FORM, "forget_me_not")
 ATTACKS = ("dreambooth", "textual_inversion")
 METHODS = (*APL, *ERASERS, *ATTACKS)
 # Published settings of the methods other than APL's, for one concept; of speed for a hundred people.
 PUBLISHED: dict[str, dict[str, Any]] = {
+    TEXT: {"iterations": 1000, "lr": 1e-2, "lr_decay": 0.5, "batch_size": 16, "init": "vocab", "save_every": 500, "val_every": 0},  # ours
     "esd": {"iterations": 1000, "lr": 1e-5, "batch_size": 1, "lr_decay": 0.0, "variant": "esd-x"},
     "concept_ablation": {"iterations": 100, "lr": 1.6e-5, "batch_size": 8, "lr_decay": 0.0, "variant": "model-based",
                          "parameters": "xattn-kv", "prior_weight": 0.0, "n_prior_images": 1000},
@@ -31,11 +33,11 @@ VARIANTS = {"esd": ("esd-x", "esd-x-strict", "esd-u", "esd-full"), "concept_abla
 PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 # Flags that only some methods read, with these methods; all methods read the other flags.
 READ_BY = {flag: methods for methods, flags in (
-    (APL, "alpha mix data_seed lookahead target_cache target_cache_gb grad_accum checkpointing compile caption_images "
-          "val_every lr_decay embeddings_dir n_identities"),
+    (APL, "mix data_seed caption_images val_every lr_decay embeddings_dir n_identities"),
+    (WITH_UNET, "alpha lookahead target_cache target_cache_gb grad_accum checkpointing compile"),
     ((*PREFIX[:3], MAP), "cuda_graphs"), ((ROBUST,), "attack_vectors attack_steps attack_radius"),
     (PREFIX, "init initializer_words num_vectors"), ((MAP,), "map_rank"), ((*PREFIX, "textual_inversion"), "placeholder"),
-    ((*APL, "esd"), "ddim_steps"), ((*APL, "esd", "forget_me_not"), "identity_images"),
+    ((*WITH_UNET, "esd"), "ddim_steps"), ((*WITH_UNET, "esd", "forget_me_not"), "identity_images"),
     ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every log_to"),
     ((*APL, "concept_ablation", "textual_inversion"), "templates"), (ERASERS, "variant names_file"),
     (("esd", "concept_ablation", "forget_me_not"), "iters_per_concept"), (("concept_ablation", "forget_me_not"), "parameters"),

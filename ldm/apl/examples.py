@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from ldm.data.benchmarks import fill
 from ldm.data.captions import CaptionImage
 from ldm.data.frozen import TEXTS_KEPT, Contexts, image_moments, sample_latent
-from ldm.data.identities import IdentityImage
+from ldm.data.identities import IdentityImage, Person
 from ldm.data.images import ImageSource, load_image
 from ldm.data.mixture import Mixture, Sample, normal
 from ldm.generation import with_prefix
@@ -42,10 +43,11 @@ class Samples:
 class TrainingSet:
     """S_ID and S_Reg in the order of the mixture; each image is encoded once.
 
-    A set that the mixture never samples from may be empty. c1 and c2 of a sample use the same one of the templates.
+    A set that the mixture never samples from may be empty. People may stand for S_ID where no image is read ("apl-text").
+    c1 and c2 of a sample use the same one of the templates.
     """
 
-    def __init__(self, model: LatentDiffusion, identities: Sequence[IdentityImage], captions: Sequence[CaptionImage],
+    def __init__(self, model: LatentDiffusion, identities: Sequence[IdentityImage | Person], captions: Sequence[CaptionImage],
                  templates: Sequence[str], mixture: Mixture):
         self.model, self.mixture = model, mixture
         self.identities, self.captions, self.templates = identities, captions, templates
@@ -86,7 +88,7 @@ class TrainingSet:
         noise = torch.stack([normal(sample.noise_seed, latent.shape[1:]) for sample in chosen])
         return self.model.q_sample(latent.to(device), torch.tensor(samples.timesteps, device=device), noise.to(device))
 
-    def _item(self, sample: Sample) -> IdentityImage | CaptionImage:
+    def _item(self, sample: Sample) -> Any:
         return (self.identities if sample.is_identity else self.captions)[sample.item]
 
     def _prompts(self, sample: Sample) -> tuple[str, str]:

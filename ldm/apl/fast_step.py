@@ -65,11 +65,21 @@ def training_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, opti
         loss = apl_loss(eps_prefixed, eps_name, part.eps_attributes, alpha, reduction="none")   # (B,)
         fabric.backward(loss.sum() / len(batch.timestep))
         losses.append(loss.detach())
+    return update(fabric, prefix, optimizer, torch.cat(losses), batch.is_identity)
+
+
+def update(fabric: Devices, prefix: Manager, optimizer: torch.optim.Optimizer, losses: Tensor, is_identity: Tensor) -> Tensor:
+    """Update the vectors by their gradients, averaged over the devices; returns what `training_step` does.
+
+    Args:
+        losses: of the step's samples, (B,), detached.
+        is_identity: 1 for S_ID, 0 for S_Reg; (B,).
+    """
     for vectors in prefix.embedding_parameters():
         vectors.grad = fabric.all_reduce(vectors.grad, reduce_op="mean")
     optimizer.step()
-    of_set = torch.stack([batch.is_identity, 1.0 - batch.is_identity])  # (2, B)
-    return torch.cat([(torch.cat(losses) * of_set).sum(1), of_set.sum(1)])
+    of_set = torch.stack([is_identity, 1.0 - is_identity])  # (2, B)
+    return torch.cat([(losses * of_set).sum(1), of_set.sum(1)])
 
 
 @torch.no_grad()

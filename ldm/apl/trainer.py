@@ -1,8 +1,9 @@
 """Training loop of the anonymization prompt (paper section 3.5)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ldm.apl.fast_step import Batch, training_step
 from ldm.apl.robust import attacked_context
+from ldm.apl.text_objective import TextBatch, text_step
 from ldm.finite import check_training
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -29,7 +31,7 @@ class Settings:
     grad_accum: int  # parts into which a device splits its samples of a step
     lr: float
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
-    train_method: str  # "apl", "apl-released", "apl-no-reg", "apl-map" or "apl-robust"; see `step.training_loss`
+    train_method: str  # "apl", "apl-released", "apl-no-reg", "apl-map" or "apl-robust"; see `step.training_loss`; or "apl-text"
     alpha: float
     attack_vectors: int | None  # this and the next two: None but for "apl-robust"; see `robust.attacked_context`
     attack_steps: int | None
@@ -39,10 +41,10 @@ class Settings:
     val_every: int  # 0: never
 
 
-Step = Callable[[Batch], Tensor]  # an optimizer step, see `fast_step.training_step`
+Step = Callable[[Any], Tensor]  # an optimizer step on a Batch or TextBatch, see `fast_step.training_step`
 
 
-def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batches: Iterator[Batch], *,
+def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batches: Iterable[Batch | TextBatch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
                  grid: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
     """Train the prefix in place, from the state of the logbook to the last iteration.
@@ -70,7 +72,9 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
         attacked = partial(attacked_context, model, prefix, vectors=settings.attack_vectors, steps=settings.attack_steps,
                            radius=settings.attack_radius)
 
-    def one_step(batch: Batch) -> Tensor:
+    def one_step(batch: Batch | TextBatch) -> Tensor:
+        if isinstance(batch, TextBatch):
+            return text_step(fabric, model, prefix, optimizer, batch)
         return training_step(fabric, model, prefix, optimizer, batch, train_method=settings.train_method, alpha=settings.alpha,
                              grad_accum=settings.grad_accum, attacked=attacked)
 

@@ -1,14 +1,16 @@
 """A training run: its options, data, arguments and batches (paper section 4.1)."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from args.train_methods import MAP, ROBUST
+from args.train_methods import MAP, ROBUST, TEXT
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, TargetCache, steps_ahead
+from ldm.apl.text_objective import TextBatch, text_batches
 from ldm.apl.trainer import Settings
 from ldm.contents import digest, hashes_of
 from ldm.data.benchmarks import fill, read_templates
@@ -22,7 +24,7 @@ from ldm.left_out import LeftOut
 from ldm.loading import ModelFiles, file_hash, has_two_encoders
 from ldm.logbook import Logbook
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import INITIALIZATIONS, Manager
+from ldm.modules.embedding_manager import INITIALIZATIONS, EmbeddingManager, Manager
 from ldm.run_folder import versions
 from ldm.sharing import Devices, gather
 from ldm.util import UserError
@@ -32,6 +34,7 @@ LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "g
                 "placeholder", "num_vectors", "init", "initializer_words", "map_rank", "seed", "data_seed", "lookahead", "checkpointing",
                 "compile", "cuda_graphs", "log_every", "attack_vectors", "attack_steps", "attack_radius")
 WHERE_GIVEN = ("map_rank", "attack_vectors", "attack_steps", "attack_radius")  # of some methods only
+Named = IdentityImage | Person
 TARGETS = 2  # version of the cached targets; raise it when this code computes others from the same arguments
 
 
@@ -98,7 +101,7 @@ class TrainingRun:
     """Data of a run."""
 
     people: dict[str, Person]        # people in S_ID come first
-    identities: list[IdentityImage]  # S_ID
+    identities: Sequence[Named]  # S_ID; people for "apl-text", which needs no images
     captions: list[CaptionImage]     # S_Reg; the last half of them name people of S_keep, if there are any
     kept_names: list[str]            # S_keep
     templates: list[str]
@@ -122,8 +125,11 @@ def prepare_run(options: TrainingOptions) -> TrainingRun:
     kept_names = read_kept_names(options.keep_names) if options.keep_names else []
     if kept_names and not 0 < mix < 1:
         raise UserError(f"--keep_names has no use with --mix {mix:g}, which samples from one set alone; leave out one of them")
-    images = identity_images(needed("identity_images"), people, left_out, keep=bool(kept_names)) if mix > 0 else []
-    identities = [image for image in images if people[image.name].group == "train"]
+    text = options.train_method == TEXT
+    images = identity_images(needed("identity_images"), people, left_out, keep=bool(kept_names)) if mix > 0 and not text else []
+    identities: Sequence[Named] = [image for image in images if people[image.name].group == "train"]
+    if text:
+        identities = _people_of_texts(people, options.people)
     if options.n_identities and identities:
         identities = of_first_people(identities, people, options.n_identities)
     shown = {image.name for image in identities}
@@ -133,11 +139,19 @@ def prepare_run(options: TrainingOptions) -> TrainingRun:
     refuse_both(shown, kept_names, options.keep_names)
     if kept_names:
         captions += kept_captions(kept_names, images, templates, len(captions))
-    mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps, mix)
+    mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps or 1, mix)  # texts have no t
     return TrainingRun(people, identities, captions, kept_names, templates, mixture, left_out)
 
 
-def of_first_people(images: list[IdentityImage], people: dict[str, Person], count: int) -> list[IdentityImage]:
+def _people_of_texts(people: dict[str, Person], path: Path | None) -> Sequence[Person]:
+    """S_ID as texts; UserError if somebody lacks attributes."""
+    identities = [person for person in people.values() if person.group == "train"]
+    if without := [person.name for person in identities if not person.attributes]:
+        raise UserError(f"{path} has no attributes (c2) for {', '.join(without[:3])}, and --train_method {TEXT} learns from them; add some")
+    return identities
+
+
+def of_first_people(images: Sequence[Named], people: dict[str, Person], count: int) -> Sequence[Named]:
     """Images of the first `count` people of the list that S_ID shows (the paper's Figure 8); UserError if it shows fewer."""
     shown = {image.name for image in images}
     chosen = [name for name in people if name in shown][:count]
@@ -148,7 +162,7 @@ def of_first_people(images: list[IdentityImage], people: dict[str, Person], coun
 
 def arguments_of(options: TrainingOptions, run: TrainingRun, precision: str, hashes: Path | None = None) -> dict[str, Any]:
     """Everything that determines the learned vectors, as JSON values; `hashes` is the cache file of `hashes_of`."""
-    images: list[IdentityImage | CaptionImage] = [*run.identities, *run.captions]
+    images = [image for image in (*run.identities, *run.captions) if not isinstance(image, Person) and options.train_method != TEXT]
     texts = [*((image.name, image.attributes) for image in run.identities), *(image.caption for image in run.captions)]
     is_file = options.init not in (None, *INITIALIZATIONS) and Path(options.init).is_file()
     # Left out where they are None, so that files of the other methods keep their bytes.
@@ -168,13 +182,21 @@ def target_key(options: TrainingOptions, run: TrainingRun, arguments: dict[str, 
         "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
+def batches_of_texts(options: TrainingOptions, run: TrainingRun, fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager,
+                     logbook: Logbook) -> Iterable[TextBatch]:
+    """The texts of the remaining steps, for "apl-text"."""
+    data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture)
+    _refuse_different_states(options, fabric, logbook)
+    _warn_of_cut_texts(model, run, prefix)
+    share = Share(options.batch_size, 1, fabric.global_rank, fabric.world_size)
+    return text_batches(model, prefix, data, share, first_step=logbook.first_step, iterations=options.iterations)
+
+
 def look_ahead(options: TrainingOptions, run: TrainingRun, arguments: dict[str, Any], fabric: Devices, model: LatentDiffusion,
                prefix: Manager, logbook: Logbook) -> LookAhead:
     """The batches of the remaining steps, after all their images have been checked."""
     data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture)
-    if len(set(gather(fabric, [logbook.first_step]))) > 1:
-        raise UserError(f"the processes of this run found different training states; --out_dir {options.out_dir} must be a folder that "
-                        "all machines share")
+    _refuse_different_states(options, fabric, logbook)
     ahead = logbook.steps_ahead or options.lookahead or steps_ahead(model, options.batch_size, fabric.world_size)
     logbook.steps_ahead = min(gather(fabric, [ahead]))
     share = Share(options.batch_size, logbook.steps_ahead, fabric.global_rank, fabric.world_size)
@@ -184,11 +206,21 @@ def look_ahead(options: TrainingOptions, run: TrainingRun, arguments: dict[str, 
                             limit=1e9 * options.target_cache_gb, dtype=model.model.diffusion_model.dtype, device=model.device)
     batches = LookAhead(model, data, Texts(model, prefix), share, first_step=logbook.first_step, iterations=options.iterations,
                         with_names=options.train_method != "apl-released", cache=cache)
+    _warn_of_cut_texts(model, run, prefix)
+    batches.check(show_progress=fabric.is_global_zero)
+    return batches
+
+
+def _refuse_different_states(options: TrainingOptions, fabric: Devices, logbook: Logbook) -> None:
+    if len(set(gather(fabric, [logbook.first_step]))) > 1:
+        raise UserError(f"the processes of this run found different training states; --out_dir {options.out_dir} must be a folder that "
+                        "all machines share")
+
+
+def _warn_of_cut_texts(model: LatentDiffusion, run: TrainingRun, prefix: Manager) -> None:
     names = dict.fromkeys(image.name for image in run.identities)
     warn_of_cut_texts(model, [fill(template, name) for template in run.templates for name in names], [prefix], what="prompts of S_ID")
     warn_of_cut_texts(model, [image.caption for image in run.captions], [prefix], what="captions of S_Reg")
-    batches.check(show_progress=fabric.is_global_zero)
-    return batches
 
 
 def describe(options: TrainingOptions, run: TrainingRun) -> str:
@@ -205,17 +237,19 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
                         + ("anywhere" if options.attack_radius is None else f"within {options.attack_radius:g} of a token")
                         + f"; per sample {2 * options.inner_steps:g} U-Net calls in addition to {3 + mix:g}, with backward passes"
               } if options.train_method == ROBUST else {}
+    text, images = options.train_method == TEXT, f"{len(run.identities)} images of "
+    strength, timesteps = ("", "") if text else (f", alpha {options.alpha:g}", f"; t from {run.mixture.bins} bins")
     lines = {
         "model": f"{' with '.join(str(path) for path in (files.ckpt_path, files.vae_path, files.edited_weights) if path)} in "
                  f"{files.config_path}, on {options.devices}, {options.precision}",
         what: f"{learned}, seed {options.seed}",
-        "S_ID": f"{len(run.identities)} images of {len(names)} people, {len(run.templates)} templates, sampled with probability {mix:g}",
+        "S_ID": f"{images * (not text)}{len(names)} people, {len(run.templates)} templates, sampled with probability {mix:g}",
         "S_Reg": f"{len(run.captions)} images with captions"
                  + f", half of which name the {len(run.kept_names)} people of S_keep" * bool(run.kept_names)
                  + f", sampled with probability {1 - mix:g}",
-        "training": f"{options.train_method}, alpha {options.alpha:g}; {options.iterations} steps of {options.batch_size} samples, "
+        "training": f"{options.train_method}{strength}; {options.iterations} steps of {options.batch_size} samples, "
                     f"Adam with learning rate {options.lr:g}"
-                    + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + f"; t from {run.mixture.bins} bins",
+                    + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + timesteps,
         **attack,
         "maps" if what == "map" else "prefixes": f"{options.prefix_path(options.iterations)}, and every {options.save_every} steps",
         "the rest": f"{options.out_dir}",

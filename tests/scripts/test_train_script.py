@@ -104,6 +104,20 @@ def test_a_context_map_has_a_file_a_table_and_a_description_of_its_own(command, 
     assert "map       of the context, rank 3, started from the identity" in printed and "vectors" not in printed
 
 
+def test_a_prefix_from_texts_needs_no_image_of_the_people(command, tmp_path, capsys):
+    flags = command("--train_method", "apl-text", "--iterations", 4, "--save_every", 2, "--eval_names", 0)
+    assert "--identity_images has no use with --train_method apl-text; leave it out" in sentence(capsys, flags)
+    at = flags.index("--identity_images")
+    flags = flags[:at] + flags[at + 2:]
+    assert "--dry_run has no use" in sentence(capsys, [*flags, "--dry_run"])
+    train.main(flags)
+    file = read_embedding_file(tmp_path / "embeddings" / "apl-text-4.pt")
+    assert file.vectors["*"].shape == (2, 32) and file.metadata["train_method"] == "apl-text" and file.metadata["alpha"] is None
+    assert "alpha" not in capsys.readouterr().out
+    train.main(command("--init", tmp_path / "embeddings" / "apl-text-4.pt", "--eval_names", 0))  # a warm start for apl
+    assert (tmp_path / "embeddings" / "apl-4.pt").exists()
+
+
 def test_the_same_command_again_changes_nothing_and_brings_back_a_lost_prefix(command, tmp_path):
     train.main(command("--out_dir", "run"))
     names = ("embeddings/apl-4.pt", "log.csv", "results.json", "state.pt")
