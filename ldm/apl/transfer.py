@@ -2,9 +2,11 @@
 
     python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl.safetensors --to sdxl
     python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl-ridge.safetensors --to sdxl --route ridge
+    python -m ldm.apl.transfer embeddings/apl-20000.pt embeddings/apl-sdxl-text.safetensors --to sdxl --route text
 
 SDXL's first text encoder is that of Stable Diffusion v1 and takes the prefix unchanged. The vectors for its second one, OpenCLIP bigG, are
-computed from the token tables of both encoders, see transfer_routes.py. Nothing else is read from the checkpoint.
+computed from the token tables of both encoders, see transfer_routes.py; nothing else is
+used of the checkpoint. The route text uses the whole encoders, people with attributes and captions, see transfer_text.py.
 """
 
 from args.transfer_args import USED, parse_transfer_args
@@ -14,6 +16,8 @@ SENTENCES = {  # by a metric that a sentence needs; not every route has each
     "agreement": "codes, seen from {origin}: mean cosine of two of the prefix {likeness:.4f}, of two of the transferred "
                  "{likeness_transferred:.4f}, of each with its own {agreement:.4f}",
     "loss": "loss of the search {loss:.6f}; the least possible {least_loss:.6f}",
+    "to_attributes": "relative squared distance of contexts: of names to their attributes {to_attributes:.4f}, of captions to "
+                     "themselves {to_captions:.4f}",
     "explained": "the map explains {explained:.4f} of the target table's variance",
     "held_out": "penalty {penalty:g} by five-fold cross-validation, where the map explains {held_out:.4f} of the tokens held out",
 }
@@ -41,7 +45,13 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{args.ckpt_path} has {len(tables[0])} tokens, not those of CLIP; leave out --anchors")
         tables = tables[0][tokens], tables[1][tokens]
     options = {flag: getattr(args, flag) for flag in USED[args.route]}
-    vectors, metrics = transfer(args.route, prefix, *tables, centred=args.centred, **options)
+    if args.route == "text":
+        from ldm.apl.transfer_text import by_texts, read_text_encoders, texts
+
+        data = texts(args.people, args.templates, args.caption_images, args.seed)
+        vectors, metrics = by_texts(prefix, read_text_encoders(args.config_path, args.ckpt_path), data, **options)
+    else:
+        vectors, metrics = transfer(args.route, prefix, *tables, centred=args.centred, **options)
     metrics |= code_metrics(prefix, vectors, *tables, centred=args.centred)
     anchors = args.anchors and [file_hash(path) for path in args.anchors]
     pair = dict(zip(SDXL_KEYS, (prefix, vectors), strict=True))

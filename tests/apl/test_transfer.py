@@ -35,6 +35,7 @@ from ldm.apl.transfer_routes import (
 )
 from ldm.loading import file_hash
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file, write_safetensors_file
+from ldm.modules.embedding_manager import manager_of_file
 from ldm.util import UserError
 from tests.refusals import refusal
 
@@ -289,6 +290,24 @@ def test_the_command_writes_the_prefix_itself_and_vectors_for_the_second_encoder
     assert tensors["clip_l"].numpy().tobytes() == prefix.numpy().tobytes()
     shown = capsys.readouterr().out
     assert f"{M} vectors, {D} -> {WIDE} wide" in shown and "of two of the prefix" in shown and "written to out.safetensors" in shown
+
+
+def test_the_route_text_fits_the_second_encoder_on_texts_and_keeps_the_first_part(tiny_xl_model, tiny_xl_files, train_inputs, tmp_path,
+                                                                                  capsys):
+    config, checkpoint = tiny_xl_files
+    write_embedding_file(tmp_path / "prefix.pt", {"alz": numbers(M, 16)}, {"alz": 41128})
+    flags = [str(tmp_path / "prefix.pt"), str(tmp_path / "out.safetensors"), "--ckpt_path", str(checkpoint), "--route", "text"]
+    assert "--config_path" in refusal(capsys, main, flags)
+    flags += ["--config_path", str(config), "--people", str(train_inputs / "people.csv"), "--templates",
+              str(train_inputs / "templates.txt"), "--caption_images", str(train_inputs / "s_reg")]
+    assert "--centred has no use with --route text" in refusal(capsys, main, [*flags, "--centred"])
+    distances = []
+    for steps in (1, 20):
+        main([*flags, "--steps", str(steps), "--lr", "0.05"])
+        distances.append(read_embedding_file(tmp_path / "out.safetensors").metadata["figures"])
+    assert all(distances[1][key] < distances[0][key] for key in ("to_attributes", "to_captions"))
+    manager = manager_of_file(tiny_xl_model.cond_stage_model, tmp_path / "out.safetensors")
+    assert torch.equal(next(manager.embedding_parameters()), numbers(M, 16))
 
 
 def test_the_file_says_where_it_comes_from(files):
