@@ -14,7 +14,7 @@ from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.fast_step import update
 from ldm.apl.look_ahead import Share
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.embedding_manager import EmbeddingManager, Manager
 from ldm.sharing import Devices
 
 STATES = 77  # rows of a context that are states of tokens
@@ -81,8 +81,7 @@ def text_batches(model: LatentDiffusion, prefix: EmbeddingManager, data: Trainin
         yield TextBatch(token_ids, texts.contexts(samples.attribute_prompts), rows, is_identity.float())
 
 
-def text_step(fabric: Devices, model: LatentDiffusion, prefix: EmbeddingManager, optimizer: torch.optim.Optimizer,
-              batch: TextBatch) -> Tensor:
+def text_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, optimizer: torch.optim.Optimizer, batch: TextBatch) -> Tensor:
     """One optimizer step on the vectors of the prefix; returns what `training_step` does, (4,)."""
     optimizer.zero_grad()
     losses = text_loss(model.cond_stage_model.context(batch.token_ids, prefix), batch.context_attributes, batch.rows)

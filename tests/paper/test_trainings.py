@@ -63,8 +63,8 @@ def test_a_training_has_its_flags_in_its_name_and_a_folder_of_its_own():
 
 
 def test_other_flags_and_other_seeds_are_other_trainings():
-    folders = [folder_of(), folder_of(lr=0.002), folder_of(num_vectors=5), folder_of(train_method="apl-no-reg"), folder_of(seed=1),
-               folder_of("mini-sd-b")]
+    folders = [folder_of(), folder_of(lr=0.002), folder_of(num_vectors=5), folder_of(train_method="apl-no-reg"),
+               folder_of(train_method="apl-text"), folder_of(seed=1), folder_of("mini-sd-b")]
     assert len({folder.name[-8:] for folder in folders}) == len(folders)
 
 

@@ -35,7 +35,7 @@ from ldm.modules.context_map import is_map_file
 from ldm.modules.embedding_file import read_embedding_file
 from ldm.paper.runner.evaluations import named_as_before
 from ldm.paper.runner.processes import Tools
-from ldm.paper.runner.trainings import TRAIN, UNCOUNTED, Training, Transfer, counted, file_of, made_for, run_script
+from ldm.paper.runner.trainings import TRAIN, Training, Transfer, counted, file_of, made_for, run_script
 from ldm.run_folder import read_json, safe_name, write_json
 from ldm.sharing import OneDevice
 from ldm.util import UserError, first_line
@@ -232,7 +232,7 @@ def attacks(plan: AttackPlan, options: AttackOptions, attacked: Training | Path,
     for attack in plan.attacks:
         learned = counted(vars(parse_train_args(plan.flags(attack, options.preset, seed, options.photos))))
         settings |= {f"{attack}.{flag}": value for flag, value in learned.items() if flag not in ("photos", "seed")}
-    settings |= {f"portraits.{flag}": value for flag, value in named_as_before(vars(portraits)).items() if flag not in UNCOUNTED}
+    settings |= {f"portraits.{flag}": value for flag, value in counted(named_as_before(vars(portraits))).items()}
     settings["prefix"] = attacked.folder.name if isinstance(attacked, Training) else attacked
     place = options.out_dir / "attacks" / digest_of(settings) / f"seed-{seed}"
     return [Attack(place / f"{safe_name(name)}-{person.fingerprint()}", plan, options, name, person, attacked, seed,

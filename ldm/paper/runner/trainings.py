@@ -19,7 +19,7 @@ from typing import Any
 from args.common import as_flags
 from args.paths import ROOT
 from args.train_args import build_parser, parse_train_args
-from args.train_methods import APL, CLOSED_FORM
+from args.train_methods import APL, CLOSED_FORM, TEXT
 from ldm.apl.workers import STARTED_BY
 from ldm.contents import digest_of, file_hash
 from ldm.device import Place
@@ -31,11 +31,11 @@ TRAIN = ROOT / "train.py"
 CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
 UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
              "val_every")  # flags that do not affect results
-# Omitted where None, so that trainings from before these flags keep their folders.
-WHERE_GIVEN = ("map_rank", "keep_names", "attack_vectors", "attack_steps", "attack_radius")
+# Omitted where None, so that results from before these flags keep their folders.
+WHERE_GIVEN = ("map_rank", "keep_names", "attack_vectors", "attack_steps", "attack_radius", "target")
 TAKEN = {"seed", "eval_names", *UNCOUNTED} - {"devices"}  # flags that a row must not set
 # U-Net evaluations per sample and step; 5 for other methods.
-CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, **dict.fromkeys(CLOSED_FORM, 0)}
+CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, **dict.fromkeys((*CLOSED_FORM, TEXT), 0)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
     typed = ["--preset", preset, "--prompt", method, "--eval_names", "0", "--seed", str(seed),
              *as_flags(build_parser(method), train, source, TAKEN)]
     if method in APL:
-        typed += ["--val_every", "0", "--target_cache", str(out_dir / "targets")]
+        typed += ["--val_every", "0", *(["--target_cache", str(out_dir / "targets")] if method != TEXT else [])]
     args = parse_train_args(typed)
     if method in APL:
         every = max(1, args.iterations // CHECKPOINTS)
