@@ -1,6 +1,6 @@
 """What a person of the miniature world wears in one image: a cap, a headband, a scarf or earrings, in any color.
 
-The face's measures (`portraits.Face`) say where each lies; all lengths are in image widths.
+The face's measures (`portraits.DrawnFace`) say where each lies; all lengths are in image widths.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from ldm.mini.sketch import BLACK, RGB, WHITE, arc, blend
 
 if TYPE_CHECKING:
-    from ldm.mini.portraits import Face
+    pass
 
 SIDES = (-1, 1)
 
 
-def scarf(face: Face) -> None:
+def scarf(face: DrawnFace) -> None:
     """A scarf around the neck with one loose end."""
     color, y = RGB[face.view.accessory_color], face.height + face.up
     dark = blend(color, BLACK, 0.25)
@@ -27,7 +27,7 @@ def scarf(face: Face) -> None:
     face.sketch.line(arc(1j * (y + 0.0), 0.18, 0.075, 0, 0.1 * math.pi, 0.9 * math.pi, 12), dark, 0.014)
 
 
-def earrings(face: Face) -> None:
+def earrings(face: DrawnFace) -> None:
     """Two round earrings below the ears."""
     color = RGB[face.view.accessory_color]
     for side in SIDES:
@@ -36,7 +36,7 @@ def earrings(face: Face) -> None:
         face.sketch.ellipse(lobe - 0.004j, 0.019, 0.024, color)
 
 
-def headband(face: Face) -> None:
+def headband(face: DrawnFace) -> None:
     """A band across the top of the forehead."""
     color, half = RGB[face.view.accessory_color], face.width + 0.35 * face.volume
     edge = arc(1j * face.up, half, 0.80 * face.height, 0, 1.08 * math.pi, 1.92 * math.pi, 24)
@@ -44,7 +44,7 @@ def headband(face: Face) -> None:
     face.sketch.line(edge + 0.016j, blend(color, BLACK, 0.2), 0.012)
 
 
-def cap(face: Face) -> None:
+def cap(face: DrawnFace) -> None:
     """A cap with a peak, over the hair."""
     color, up = RGB[face.view.accessory_color], 1j * face.up
     half, top = face.width + 0.4 * face.volume + 0.012, face.height + 0.35 * face.volume + 0.02

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ldm.data.images import write_metadata
 from ldm.generation import generate
-from ldm.mini.people import GROUP, Person, anonymous_caption, attribute_prompt, named_people, sample_person, sample_view
+from ldm.mini.people import GROUP, Character, anonymous_caption, attribute_prompt, named_people, sample_person, sample_view
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.renders import COUNT, NAMED, SIZE, draw, subject
 from ldm.mini.scenes import sample_scene, scene_phrase
@@ -56,7 +56,7 @@ def write_identity_images(model: LatentDiffusion, folder: Path, *, scale: float,
 def write_photos(folder: Path) -> None:
     """<identity>/<number>.jpg of people whom no model has seen, no two described alike: what is learned later (section 4.4)."""
     rng = random.Random("photos")
-    people: dict[str, Person] = {}
+    people: dict[str, Character] = {}
     while len(people) < NEW_PEOPLE:
         person = sample_person(rng)
         people.setdefault(attribute_prompt(person), person)

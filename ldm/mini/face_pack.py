@@ -16,7 +16,7 @@ from ldm.data import identities
 from ldm.mini.face_detector import ANCHORS, FaceDetector, train_detector
 from ldm.mini.face_recogniser import FaceRecogniser, train_recogniser
 from ldm.mini.face_renders import other_attributes, soften
-from ldm.mini.people import GROUP, Person, attribute_prompt, named_people, sample_view, stranger_like
+from ldm.mini.people import GROUP, Character, attribute_prompt, named_people, sample_view, stranger_like
 from ldm.mini.portraits import draw_portrait
 from ldm.mini.scenes import draw_scene, sample_scene
 from ldm.util import write_atomically
@@ -74,7 +74,7 @@ def write_people(path: Path) -> None:
                              for number, (name, person) in enumerate(known)}, path)
 
 
-def true_images(person: Person, key: str, count: int) -> list[np.ndarray]:
+def true_images(person: Character, key: str, count: int) -> list[np.ndarray]:
     """`count` renders of `person`, (128, 128, 3) uint8; a pure function of the arguments."""
     rng = random.Random(f"pictures {key}")
     return [draw_portrait(person, sample_view(rng)).image for _ in range(count)]

@@ -12,7 +12,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from ldm.mini.people import Person, sample_person, sample_view
+from ldm.mini.people import Character, sample_person, sample_view
 from ldm.mini.portraits import Portrait, draw_portrait
 
 SIZE, CROP = 128, 112
@@ -22,7 +22,7 @@ TEMPLATE = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j,
 
 
 @cache
-def stranger(index: int) -> Person:
+def stranger(index: int) -> Character:
     """Stranger `index` below STRANGERS, with one set of attributes."""
     return sample_person(random.Random(f"stranger {index}"))
 
@@ -33,7 +33,7 @@ def strangers_of(gender: str) -> tuple[int, ...]:
     return tuple(index for index in range(STRANGERS) if stranger(index).gender == gender)
 
 
-def other_attributes(person: Person, rng: random.Random) -> Person:
+def other_attributes(person: Character, rng: random.Random) -> Character:
     """The same gender and geometry with random other attributes."""
     while (other := sample_person(rng)).gender != person.gender:
         pass

@@ -35,7 +35,7 @@ def standardised(geometry: GeometryValues) -> GeometryValues:
 
 
 @dataclass(frozen=True)
-class Person:
+class Character:
     """Attributes that a caption can name, and `geometry`: one number in [0, 1] for each entry of GEOMETRY."""
 
     gender: str
@@ -73,22 +73,22 @@ def sample_geometry(rng: random.Random) -> tuple[float, ...]:
     return tuple(rng.random() for _ in GEOMETRY)
 
 
-def sample_person(rng: random.Random) -> Person:
+def sample_person(rng: random.Random) -> Character:
     """A random person."""
     gender = rng.choice(("male", "female"))
-    return Person(
+    return Character(
         gender=gender, skin=rng.choice(SKIN), occupation=rng.choice(OCCUPATIONS),
         hair_style=rng.choice(HAIR_STYLES[gender]), hair_color=rng.choice(HAIR_COLORS), eye_color=rng.choice(EYE_COLORS),
         beard=rng.choice(BEARDS[:1] * 3 + BEARDS[1:]) if gender == "male" else BEARDS[0],
         glasses=rng.choice(GLASSES[:1] * 3 + GLASSES[1:]), geometry=sample_geometry(rng))
 
 
-def stranger_like(person: Person, rng: random.Random) -> Person:
+def stranger_like(person: Character, rng: random.Random) -> Character:
     """Somebody else with every attribute of `person`: only the geometry is sampled again."""
     return replace(person, geometry=sample_geometry(rng))
 
 
-def altered(person: Person, rng: random.Random) -> tuple[Person, str]:
+def altered(person: Character, rng: random.Random) -> tuple[Character, str]:
     """`person` with one other attribute, and the words that say so, such as "with red hair"."""
     kinds = ["occupation", "glasses"] + ["hair_color"] * (person.hair_style != "bald") + ["beard"] * (person.gender == "male")
     kind = rng.choice(kinds)
@@ -132,7 +132,7 @@ EXPRESSION_PHRASES = {"smile": ("smiling", "with a smile"), "open": ("surprised"
                       "neutral": ("with a neutral face",)}
 
 
-def hair_phrase(person: Person) -> str:
+def hair_phrase(person: Character) -> str:
     """The hair in words, such as "short brown hair"."""
     if person.hair_style == "bald":
         return "a bald head"
@@ -140,7 +140,7 @@ def hair_phrase(person: Person) -> str:
     return forms.get(person.hair_style, person.hair_style + " {} hair").format(person.hair_color)
 
 
-def facial_attributes(person: Person) -> list[str]:
+def facial_attributes(person: Character) -> list[str]:
     """Facial attributes in words: hair, eyes, and beard and glasses where there are any."""
     phrases = [hair_phrase(person), f"{person.eye_color} eyes"]
     if person.beard != "no beard":
@@ -150,12 +150,12 @@ def facial_attributes(person: Person) -> list[str]:
     return phrases
 
 
-def attribute_prompt(person: Person) -> str:
+def attribute_prompt(person: Character) -> str:
     """c2 of section 4.1: "A [gender] [race] [occupation], [facial attributes]"."""
     return f"A {person.gender} {person.skin}-skinned {person.occupation}, " + ", ".join(facial_attributes(person))
 
 
-def anonymous_caption(person: Person, view: View, rng: random.Random) -> str:
+def anonymous_caption(person: Character, view: View, rng: random.Random) -> str:
     """A caption without a name: the whole c2, or a part of it in other words."""
     phrases = facial_attributes(person)
     if rng.random() < 0.6:
@@ -218,12 +218,12 @@ GROUP = 100     # people of S_ID, of S_test and of S_keep
 
 
 @cache
-def named_people(seed: int = 7) -> dict[str, Person]:
+def named_people(seed: int = 7) -> dict[str, Character]:
     """The 300 people whom the model knows by name, in the order S_ID, S_test, S_keep. Every surname is unique."""
     rng = random.Random(seed)
     surnames = [start + end for start in SURNAME_STARTS for end in SURNAME_ENDS]
     rng.shuffle(surnames)
-    named: dict[str, Person] = {}
+    named: dict[str, Character] = {}
     for count in (2 * GROUP, GROUP):      # S_keep came with the second edition; the first 200 are those of the first
         for person in [sample_person(rng) for _ in range(count)]:
             named[f"{rng.choice(FIRST_NAMES[person.gender])} {surnames[len(named)]}"] = person

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldm.mini import accessories
-from ldm.mini.people import GEOMETRY, Person, View
+from ldm.mini.people import GEOMETRY, Character, View
 from ldm.mini.sketch import BLACK, RGB, WHITE, Color, Sketch, arc, between, blend
 
 SKIN_RGB = {"pale": (243, 209, 186), "tan": (214, 162, 118), "brown": (160, 104, 66), "dark": (98, 62, 42)}
@@ -28,12 +28,12 @@ class Portrait:
     box: np.ndarray         # (4,) pixels: left, top, right, bottom of the face from forehead to chin
 
 
-def draw_portrait(person: Person, view: View, size: int = 128) -> Portrait:
+def draw_portrait(person: Character, view: View, size: int = 128) -> Portrait:
     """A portrait of `person` in the given view, `size` pixels wide."""
     back = blend(RGB[view.background], WHITE, 0.12)
     sketch = Sketch(size, back, blend(back, BLACK, 0.22))
     sketch.pose(view.shift + 0.01j, 1.08 * view.zoom, view.roll)
-    face = Face(person, view, sketch)
+    face = DrawnFace(person, view, sketch)
     face.back_hair()
     face.body()
     if view.accessory == "scarf":
@@ -57,10 +57,10 @@ def draw_portrait(person: Person, view: View, size: int = 128) -> Portrait:
                     box=np.concatenate([outline.min(0), outline.max(0)]))
 
 
-class Face:
+class DrawnFace:
     """Measures of one face in image widths, and its layers, rendered from back to front."""
 
-    def __init__(self, person: Person, view: View, sketch: Sketch) -> None:
+    def __init__(self, person: Character, view: View, sketch: Sketch) -> None:
         g = dict(zip(GEOMETRY, person.geometry, strict=True))
         self.person, self.view, self.sketch = person, view, sketch
         self.male = person.gender == "male"

@@ -9,7 +9,7 @@ import numpy as np
 from ldm.mini.people import (
     LOOKALIKES,
     REMAKES,
-    Person,
+    Character,
     View,
     altered,
     anonymous_caption,
@@ -35,7 +35,7 @@ class Subject:
     """What image i shows: a scene, or a person in a view, with a name or without."""
 
     name: str | None = None     # with what a caption has to say around it, such as "a lookalike of ..."
-    person: Person | None = None
+    person: Character | None = None
     view: View | None = None
     scene: Scene | None = None
     remake: str = ""            # one of REMAKES where a named person is played by somebody else
@@ -49,7 +49,7 @@ class Subject:
 
 
 @cache
-def _named() -> list[tuple[str, Person]]:
+def _named() -> list[tuple[str, Character]]:
     return list(named_people().items())
 
 
