@@ -13,7 +13,7 @@ import numpy as np
 from ldm.mini.sketch import BLACK, RGB, WHITE, arc, blend
 
 if TYPE_CHECKING:
-    pass
+    from ldm.mini.portraits import DrawnFace
 
 SIDES = (-1, 1)
 
