@@ -52,10 +52,18 @@ class Service:
         if hasattr(embedder, "embedders"):
             raise UserError("attacks search the tokens of one text encoder, and this model has two, as SDXL; give another model")
         self.model, self.embedder, self.tokenizer = model, embedder, embedder.tokenizer
-        self.table = embedder.get_input_embeddings().weight.detach().float()  # (V, d)
         placeholders = manager.string_to_token_dict if manager else ()
-        self.prefix = next(manager.embedding_parameters()).detach() if manager and placeholders else self.table[:0]
+        self.prefix = next(manager.embedding_parameters()).detach() if manager and placeholders else self._weight[:0].float()
         self.finish: Callable[[Tensor], Tensor] | None = getattr(manager, "finish", None)
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        """Token embeddings, (V, d) float32; a copy where the model has another dtype, so only attacks that read it pay for it."""
+        return self._weight.float()
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.embedder.get_input_embeddings().weight.detach()
 
     @property
     def words(self) -> Tensor:

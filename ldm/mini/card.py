@@ -126,13 +126,12 @@ def write_sheet(model: LatentDiffusion, people: dict[str, Sequence[np.ndarray]],
 
 def plot_curves(folder: Path, path: Path) -> None:
     """Plot the loss of every training stage over its steps; `folder` holds <stage>.csv as `train_stage` writes them."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    logs = sorted(folder.glob("*.csv"))
-    figure, axes = pyplot.subplots(-(-len(logs) // 4), 4, figsize=(14, 2.6 * -(-len(logs) // 4)), squeeze=False, layout="constrained")
+    logs = sorted(set(folder.glob("*.csv")) - {folder / "stages.csv"})
+    height = -(-len(logs) // 4)
+    figure = Figure(figsize=(14, 2.6 * height), layout="constrained")
+    axes = figure.subplots(height, 4, squeeze=False)
     for axis, log in zip(axes.flat, logs, strict=False):
         steps, losses = np.loadtxt(log, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2).T
         axis.semilogy(steps, losses, linewidth=0.8)
@@ -141,7 +140,6 @@ def plot_curves(folder: Path, path: Path) -> None:
     for axis in axes.flat[len(logs):]:
         axis.set_visible(False)
     write_atomically(path, lambda target: figure.savefig(target, dpi=100))
-    pyplot.close(figure)
 
 
 def write_card(data_dir: Path, config: Path, work_dir: Path, rows: list[Row], *, scale: float) -> None:

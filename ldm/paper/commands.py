@@ -5,16 +5,15 @@ from pathlib import Path
 
 from args.paper_args import CONFIGS, OWN, TABLES
 from ldm.evaluation.tables import Row, console_table
-from ldm.paper.config import read_table
+from ldm.paper.config import kind_of, read_table
 from ldm.paper.results.adversary import Adversary
 from ldm.paper.results.celebrities import CelebrityTable
 from ldm.paper.results.cells import read_cells
 from ldm.paper.results.claims import check_claims
 from ldm.paper.results.figure5 import Figure5
 from ldm.paper.results.tables import MeasuredTable
-from ldm.paper.runner.adversary import is_adversary_plan
+from ldm.paper.runner import adversary, celebrities
 from ldm.paper.runner.attacks import AttackOptions, read_plan
-from ldm.paper.runner.celebrities import is_protocol, read_protocol
 from ldm.paper.runner.processes import who_works
 from ldm.paper.runner.queue import Piece, whole
 from ldm.paper.runner.trainings import Training, training
@@ -33,10 +32,10 @@ def read_tables(what: Sequence[str], seeds: int, options: AttackOptions) -> list
             plan = read_plan(path, n_people=options.n_people, n_photos=options.n_photos, n_samples=options.n_samples)
             tables.append(Figure5(plan, options, [options.embedding or training(options.out_dir, options.preset, {}, seed, str(path))
                                                   for seed in range(seeds)]))
-        elif is_adversary_plan(path):
+        elif (kind := kind_of(path)) == adversary.KIND:
             tables.append(Adversary(path, options.preset, options.out_dir, options.embedding))
-        elif is_protocol(path):
-            tables.append(CelebrityTable(read_protocol(path, preset), options.preset, seeds, options.out_dir))
+        elif kind == celebrities.KIND:
+            tables.append(CelebrityTable(celebrities.read_protocol(path, preset), options.preset, seeds, options.out_dir))
         else:
             tables.append(MeasuredTable(read_table(path, preset), options.preset, seeds, options.out_dir))
     return tables

@@ -36,6 +36,15 @@ OWN_SCORE = ("seed", "scale", "ddim_steps")  # keys of a row's `score`: all rows
 HEAD = {"title": str, "section": str, "columns": list, "score": dict, "figure": dict, "remark": str, "rows": list}
 
 
+def kind_of(path: Path) -> str | None:
+    """The key "kind" of a YAML file that is no table of rows, such as "attacks"; None for a table, and for what is not YAML."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
+
+
 @dataclass(frozen=True)
 class TableRow:
     """A row: the result of a training, or the file `result`; with neither, the base model."""

@@ -15,10 +15,11 @@ from ldm.experiments.adversary import AttackSettings, Trial
 from ldm.images import read_image
 from ldm.loading import ModelFiles
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.paper.config import kind_of
 from ldm.paper.report.files import read_finished
 from ldm.paper.results.adversary import Adversary
 from ldm.paper.runner import adversary
-from ldm.paper.runner.adversary import expected_calls, is_adversary_plan, read_adversary_plan
+from ldm.paper.runner.adversary import KIND, expected_calls, read_adversary_plan
 from ldm.paper.runner.processes import Tools
 from ldm.paper.runner.queue import make_all, whole
 from ldm.util import UserError
@@ -135,7 +136,7 @@ def test_finished_attacks_are_not_made_again_and_new_settings_only_where_they_ma
 
 def test_the_shipped_plan_is_valid_on_both_scales_and_the_miniature_s_takes_under_an_hour():
     public, mini = (read_adversary_plan(CONFIG, preset) for preset in ("sd-v1-5", "mini"))
-    assert is_adversary_plan(CONFIG) and "attacks" in OWN and not is_adversary_plan(CONFIGS / "figure5.yaml")
+    assert kind_of(CONFIG) == KIND and "attacks" in OWN and kind_of(CONFIGS / "figure5.yaml") != KIND
     assert [attack.name for attack in public.attacks] == [attack.name for attack in mini.attacks] and public.prefix is None
     assert {attack.level for attack in mini.attacks} == {"L0", "L1", "L2", "L3", "L4"}
     by_name = {attack.name: attack.settings for attack in public.attacks}

@@ -13,9 +13,10 @@ from ldm.data.celebrities import TEMPLATES
 from ldm.device import Place
 from ldm.experiments import identity_table
 from ldm.images import write_image
+from ldm.paper.config import kind_of
 from ldm.paper.results.celebrities import CelebrityTable
 from ldm.paper.results.cells import read_cells
-from ldm.paper.runner.celebrities import is_protocol, probes_of, read_protocol
+from ldm.paper.runner.celebrities import KIND, probes_of, read_protocol
 from ldm.paper.runner.processes import Tools
 from ldm.paper.runner.queue import make_all
 from ldm.paper.runner.trainings import Training
@@ -146,7 +147,7 @@ def test_people_without_anybody_to_keep_are_refused(table, inputs):
 
 
 def test_the_shipped_protocol_is_maces_on_public_models_and_speaks_the_miniatures_language_there():
-    assert is_protocol(CONFIGS / "celebrity100.yaml") and not is_protocol(CONFIGS / "table2.yaml")
+    assert kind_of(CONFIGS / "celebrity100.yaml") == KIND and kind_of(CONFIGS / "table2.yaml") != KIND
     public, mini = (read_protocol(CONFIGS / "celebrity100.yaml", preset) for preset in ("sd-v1-5", "mini"))
     assert (public.score, public.samples) == ({"ddim_steps": 50, "scale": 7.5}, 5)
     assert {*public.photo_templates, *public.art_templates} == {*TEMPLATES} and not mini.art_templates

@@ -47,15 +47,6 @@ class AdversaryPlan:
     prefix: str | None = None  # attacked file; None is Table 1's prefix of seed 0
 
 
-def is_adversary_plan(path: Path) -> bool:
-    """Whether a YAML file holds attacks, and no table."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == KIND
-
-
 def read_adversary_plan(path: Path, preset: str) -> AdversaryPlan:
     """The plan of a YAML file on a preset; UserError if the file is not a valid plan."""
     try:

@@ -77,15 +77,6 @@ class Protocol:
     score: Mapping[str, object] = field(default_factory=dict)  # flags of test_id.py
 
 
-def is_protocol(path: Path) -> bool:
-    """Whether a YAML file holds a celebrity protocol, and no table."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == KIND
-
-
 def read_protocol(path: Path, preset: str) -> Protocol:
     """The protocol of a YAML file on a preset; UserError if the file is not a valid one."""
     try:
