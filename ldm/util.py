@@ -69,8 +69,11 @@ def instantiate_from_config(config: Mapping[str, Any] | str, **extra: Any) -> An
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
     """Object named by "package.module.Class"; `reload` reloads the module first."""
+    import torch
+
     module_name, _, name = string.rpartition(".")
-    module = importlib.import_module(module_name)
+    with torch.device("cpu"):  # also where a model is built on the meta device, on which torch 2.6 cannot import torch._dynamo
+        module = importlib.import_module(module_name)
     return getattr(importlib.reload(module) if reload else module, name)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.util import exit_with_sentence
+from ldm.util import exit_with_sentence, get_obj_from_str
 from tests.refusals import refusal
 
 
@@ -16,3 +16,10 @@ def test_a_lack_of_memory_is_a_sentence_with_what_to_do(capsys, too_large):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="size"):
         exit_with_sentence(lambda: torch.ones(2) @ torch.ones(3))()
+
+
+def test_a_module_is_imported_on_the_cpu_where_a_model_is_built_on_the_meta_device(tmp_path, monkeypatch):
+    (tmp_path / "made_at_import.py").write_text("import torch\nnumber = torch.ones(1).item()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with torch.device("meta"):
+        assert get_obj_from_str("made_at_import.number") == 1

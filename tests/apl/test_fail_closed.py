@@ -18,6 +18,7 @@ from ldm.util import UserError
 from tests.apl.pipelines import EOT, NAME, OTHERS, VECTORS, draw, drawn, encode, equal
 
 pytestmark = pytest.mark.usefixtures("left_clean")
+COMPILES = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 cannot compile the CLIPTextModel of transformers 5")
 REFUSED = "a prompt came around the anonymization prompt .* attach the anonymization prompt to that pipeline too"
 FORMS = [("sd", "prompt"), ("sd", "mapped"), ("sdxl", "pair")]  # pipelines, each with an anonymization prompt
 
@@ -209,6 +210,7 @@ def test_textual_inversion_loaded_through_an_unprotected_pipeline_does_not_open_
     assert equal(encode(own, NAME), expected)
 
 
+@COMPILES
 def test_a_text_encoder_that_is_compiled_after_attach_is_guarded_and_one_compiled_before_is_refused(sd, prompt):
     own = without(sd, text_encoder=copy.deepcopy(sd.text_encoder))
     expected, other = encode(prompt.attach(own) and own, NAME)[0], without(own)
@@ -238,6 +240,7 @@ def test_open_embeddings_given_to_a_pipeline_that_is_not_attached_pass_if_it_nee
     assert np.array_equal(draw(other, prompt_embeds=context, negative_prompt_embeds=negative), plain)
 
 
+@COMPILES
 def test_open_what_was_compiled_before_attach_passes(sd, prompt):
     encoder = copy.deepcopy(sd.text_encoder)
     compiled, ids = torch.compile(encoder, backend="eager"), torch.tensor([[49406, 320, EOT]])
