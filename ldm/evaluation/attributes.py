@@ -52,6 +52,11 @@ class FaRL(ImageEncoder):
         super().__init__(clip, open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=False), device)
 
 
+def attributes_of_people(features: np.ndarray, base: np.ndarray) -> list[float | None]:
+    """The first value of `attributes_kept` for each person."""
+    return [attributes_kept(own[None], other[None])[0] for own, other in zip(features, base, strict=True)]
+
+
 def attributes_kept(features: np.ndarray, base: np.ndarray) -> tuple[float | None, float | None]:
     """Mean cosine of attribute features with the base model's images of the same person, and of other people.
 

@@ -84,6 +84,12 @@ def identity_scores(scores: Sequence[Row]) -> list[Row]:
              "n_images": len(cosines)} for name, cosines in people.items()]
 
 
+def units_of_people(people: Sequence[Row]) -> dict[str, list[float | None]]:
+    """id_acc_mean, id_acc_max and detection_rate of `id_acc` for each person, from the rows of `identity_scores`."""
+    return {"id_acc_mean": [person["mean"] for person in people], "id_acc_max": [person["max"] for person in people],
+            "detection_rate": [person["n_faces"] / person["n_images"] for person in people]}
+
+
 def id_acc(scores: Sequence[Row], *, threshold: float) -> Row:
     """Metrics of one group of people, from the rows of `image_scores`; a face is accepted as the person at a cosine of `threshold`.
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.evaluation.attributes import attributes_kept
+from ldm.evaluation.attributes import attributes_kept, attributes_of_people
 from ldm.evaluation.clip_score import ClipScorer
 from ldm.evaluation.faces import Face, FaceAnalyzer
 from ldm.evaluation.fid import frechet_distance, kernel_distance
-from ldm.evaluation.id_acc import bootstrap_interval, id_acc, image_scores
+from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores, image_scores, units_of_people
 from ldm.evaluation.tables import Row
 from ldm.images import read_image
 from ldm.util import UserError
@@ -121,6 +121,19 @@ def identity_row(scores: Scores, base: Scores | None, names: Sequence[str], gall
     kept, random = attributes_kept(own, own if base is None else by_person(base["attributes"], names))
     identity = id_acc(image_scores(scores["face"], names, [""] * len(names), gallery), threshold=threshold)
     return identity | _distances(scores, base) | {"attr_acc": kept, "attr_random": random}
+
+
+def prompt_units(scores: Scores) -> dict[str, list[float]]:
+    """clip, and detection_rate if faces were detected, of each image; NaN without a CLIP score. Means are those of `prompt_row`."""
+    return {"clip": scores["clip"].tolist()} | ({"detection_rate": scores["face_found"].tolist()} if "face_found" in scores else {})
+
+
+def identity_units(scores: Scores, base: Scores | None, names: Sequence[str],
+                   gallery: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
+    """id_acc_mean, id_acc_max, detection_rate and attr_acc of each person, in the order of `names`; arguments of `identity_row`."""
+    own = by_person(scores["attributes"], names)
+    kept = attributes_of_people(own, own if base is None else by_person(base["attributes"], names))
+    return units_of_people(identity_scores(image_scores(scores["face"], names, [""] * len(names), gallery))) | {"attr_acc": kept}
 
 
 def by_person(values: np.ndarray, names: Sequence[str]) -> np.ndarray:

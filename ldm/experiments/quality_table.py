@@ -20,7 +20,17 @@ from ldm.evaluation.clip_score import ClipScorer, clip_model_of
 from ldm.evaluation.gallery import portraits_in
 from ldm.evaluation.id_acc import load_gallery
 from ldm.evaluation.inception import InceptionFeatures
-from ldm.evaluation.quality import FeaturesOf, IdentityScorer, PromptScorer, Scores, identity_row, prompt_row, score_files
+from ldm.evaluation.quality import (
+    FeaturesOf,
+    IdentityScorer,
+    PromptScorer,
+    Scores,
+    identity_row,
+    identity_units,
+    prompt_row,
+    prompt_units,
+    score_files,
+)
 from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import PortraitOptions, people_asked_for
 from ldm.experiments.quality import HalfFolder
@@ -155,6 +165,10 @@ class QualityTable:
         used = {"clip_model": clip_model} if half == "non_id" else {"attribute_features": self.options.attribute_features}
         what = {"model": model, "prefix": file, "half": half, "fid_protocol": self.options.fid_protocol}
         return dict.fromkeys(COLUMNS) | what | measured | used
+
+    def units(self, half: str, scores: Scores, base: Scores | None, texts: Sequence[str]) -> Mapping[str, Sequence[float | None]]:
+        """Metrics of the row for each person, or image without one, by the row's key; arguments as in `row`."""
+        return prompt_units(scores) if half == "non_id" else identity_units(scores, base, texts, self.gallery)
 
     def _people_in(self, *folders: Path, report: Report) -> list[tuple[list[Path], list[str]]]:
         """Files and names of the people in all folders, with equal numbers of images per person in each folder."""

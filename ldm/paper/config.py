@@ -2,12 +2,13 @@
 
     title: "ID-ACC by prompt length m"
     section: "4.5"                  # of the paper
-    columns: [ID-ACC, CLIP]         # shown; all are measured
+    columns: [ID-ACC, CLIP]         # shown; others of the same images are measured as well
     rows:
       - {name: base}                                                          # the base model
       - {name: ESD, train: {train_method: esd, mini.iterations: 100}}         # "mini.": overrides on the preset mini
       - {name: ours, train: {}, step: 2000, mini.step: 70, published: {CLIP: 0.3}}
       - {name: ours, result: embeddings/apl-mini.pt, only: [mini], model: sd-v1-4, mini.model: mini-sd-b}
+      - {name: target, target: 1}                                             # Eq. 5's prediction with this alpha, without a prefix
 """
 
 import math
@@ -31,7 +32,7 @@ COLUMNS = {**{f"{column}, S_test": ("S_test", key) for column, key in OF_PEOPLE.
            "FID (non-id)": ("prompts", "fid"), "CLIP": ("prompts", "clip"), "faces, prompts": ("prompts", "detection_rate")}
 COSTS = {"seconds": ("seconds", 1.0), "memory MB": ("peak_memory_bytes", 1e6), "result kB": ("result_bytes", 1e3)}  # column: key, unit
 KINDS = {"name": str, "train": dict, "result": str, "step": int, "transfer": str, "model": str, "score": dict, "seeds": int,
-         "x": int | float, "shown": bool, "only": list, "published": dict}  # of a row's keys
+         "target": int | float, "x": int | float, "shown": bool, "only": list, "published": dict}  # of a row's keys
 OWN_SCORE = ("seed", "scale", "ddim_steps")  # keys of a row's `score`: all rows of a table have the same prompts
 HEAD = {"title": str, "section": str, "columns": list, "score": dict, "figure": dict, "remark": str, "rows": list}
 
@@ -47,12 +48,13 @@ def kind_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: the result of a training, or the file `result`; with neither, the base model."""
+    """A row: the result of a training, the file `result`, or Eq. 5's `target`; with none of them, the base model."""
 
     name: str
     train: Mapping[str, Any] | None = None  # flags of train.py; {} is APL with the preset's values
     result: Path | None = None
     step: int | None = None      # of the training; None is the last
+    target: float | None = None  # alpha of Eq. 5, whose prediction is sampled for people; it is the base model's for other prompts
     transfer: str | None = None  # route by which the prefix is transferred to the second text encoder of `model`
     model: str | None = None     # preset of the generating model; None: the command's
     score: Mapping[str, object] = field(default_factory=dict)  # flags of test_fid_clip_score.py, added to the table's
@@ -72,7 +74,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[TableRow]
     score: Mapping[str, object] = field(default_factory=dict)   # flags of test_fid_clip_score.py
-    figure: Mapping[str, Any] = field(default_factory=dict)  # kind `curve` (with x: label) or `pictures` (with columns per part)
+    figure: Mapping[str, Any] = field(default_factory=dict)  # kind `curve` (with x: label, log) or `pictures` (with columns per part)
     remark: str = ""
 
 
@@ -125,16 +127,16 @@ def _row(path: Path, values: Any, preset: str) -> TableRow | None:
     _check(place, row, KINDS)
     if preset not in row.pop("only", [preset]):
         return None
-    if "train" in row and "result" in row:
-        raise UserError(f"{place}, has both 'train' and 'result'; remove one of them")
+    if len(several := [key for key in ("train", "result", "target") if key in row]) > 1:
+        raise UserError(f"{place}, has both '{several[0]}' and '{several[1]}'; remove one of them")
     if ("step" in row and "train" not in row) or ("transfer" in row and not {"train", "result"} & set(row)):
         raise UserError(f"{place}, has a 'step' or 'transfer' of nothing that is trained; give 'train' as well")
     if "step" in row and "transfer" in row:
         raise UserError(f"{place}, has a 'step' of what is transferred, which is the last; remove the step")
     if row.get("transfer", ROUTES[0]) not in ROUTES:
         raise UserError(f"{place}: the transfer '{row['transfer']}' is not there; give one of {', '.join(ROUTES)}")
-    if small := [key for key in ("step", "seeds") if row.get(key, 1) < 1]:
-        raise UserError(f"{place}: '{small[0]}: {row[small[0]]}' is too small; give at least 1")
+    if small := [(key, least) for key, least in {"step": 1, "seeds": 1, "target": 0}.items() if row.get(key, least) < least]:
+        raise UserError(f"{place}: '{small[0][0]}: {row[small[0][0]]}' is too small; give at least {small[0][1]}")
     if other := [key for key in of_preset(row.get("score", {}), preset) if key not in OWN_SCORE]:
         raise UserError(f"{place}: 'score' may have {', '.join(OWN_SCORE)} alone, and has '{other[0]}'; give that to the whole table")
     published = row.get("published", {})
@@ -158,7 +160,7 @@ def _is_figure(figure: Mapping[str, Any]) -> bool:
     """Whether this is a `Table.figure`."""
     if figure.get("kind") == "curve":
         plotted = [figure.get("y"), figure.get("beside", [])]
-        return {"kind", "x", "y"} <= set(figure) <= {"kind", "x", "y", "beside"} and figure["y"] != [] and all(
+        return {"kind", "x", "y"} <= set(figure) <= {"kind", "x", "y", "beside", "log"} and figure["y"] != [] and all(
             isinstance(columns, list) and all(column in (*COLUMNS, *COSTS) for column in columns) for columns in plotted)
     counts = {key: value for key, value in figure.items() if key != "kind"}
     of_parts = set(counts) <= set(PARTS) and all(isinstance(count, int) and count > 0 for count in counts.values())

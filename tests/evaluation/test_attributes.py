@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.evaluation import attributes
-from ldm.evaluation.attributes import FARL_MODEL, AttributeEncoder, FaRL, attributes_kept
+from ldm.evaluation.attributes import FARL_MODEL, AttributeEncoder, FaRL, attributes_kept, attributes_of_people
 from ldm.util import UserError
 
 TINY = {"embed_dim": 8, "quick_gelu": True, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
@@ -40,6 +40,12 @@ def test_a_picture_without_a_face_enters_no_mean():
     faceless[0, 0] = np.nan
     assert attributes_kept(faceless, base) == (1.0, 0.0)
     assert attributes_kept(np.full_like(base, np.nan), base) == (None, None)
+
+
+def test_each_person_has_a_value_of_their_own():
+    base = np.stack([[EAST, EAST], [NORTH, NORTH], [EAST, EAST]])
+    shown = np.stack([[EAST, EAST], [EAST, EAST], np.full((2, 2), np.nan)])
+    assert attributes_of_people(shown, base) == [1.0, 0.0, None] and attributes_kept(shown, base)[0] == 0.5
 
 
 def test_one_sample_or_one_person_leaves_nothing_to_compare():

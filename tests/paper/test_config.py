@@ -71,6 +71,7 @@ def test_a_slug_is_a_name_for_files():
     ([OURS | {"published": {"CLIP": True}}], "'CLIP: True' has no place"),
     ([OURS | {"train": "esd"}], "'train: esd' is not understood"), ([BASE | {"only": "sdxl"}], "'only: sdxl' is not understood"),
     ([BASE | {"only": 3}], "'only: 3' is not understood"), ([OURS | {"result": "x"}], "has both 'train' and 'result'"),
+    ([OURS | {"target": 1}], "has both 'train' and 'target'"), ([BASE | {"target": -1}], "'target: -1' is too small; give at least 0"),
     ([BASE | {"step": 70}], "'step' or 'transfer' of nothing that is trained"),
     ([BASE | {"transfer": "relative"}], "'step' or 'transfer' of nothing that is trained"),
     ([OURS | {"step": 70, "transfer": "relative"}], "'step' of what is transferred"),
@@ -138,23 +139,27 @@ def methods(**values):
 
 
 def test_the_shipped_tables_have_the_papers_values():
-    published = {(path.stem, row.name): row.published for path in SHIPPED for row in read_table(path, "sd-v1-5").rows if row.published}
+    published = {(path.stem, row.name): row.published for path in SHIPPED if path.stem.startswith("table")
+                 for row in read_table(path, "sd-v1-5").rows if row.published}
     best = groups(0.03345, 0.10548, 0.03257, 0.09702)
+    base = groups(0.31566, 0.37958, 0.30254, 0.36691) | methods(clip=0.3078)
+    ours = groups(0.03924, 0.10861, 0.03970, 0.10773)
     assert published == {
         ("table1", "SD v1.5"): groups(0.31566, 0.37958, 0.30254, 0.36691),
-        ("table1", "SD v1.5 + APL"): groups(0.03924, 0.10861, 0.03970, 0.10773),
+        ("table1", "SD v1.5 + APL"): ours,
         ("table1", "SD v1.4"): groups(0.29911, 0.36713, 0.28837, 0.35720),
         ("table1", "SD v1.4 + APL"): groups(0.03893, 0.10632, 0.04647, 0.11368),
         ("table1", "Realistic Vision"): groups(0.32205, 0.37122, 0.32071, 0.36492),
         ("table1", "Realistic Vision + APL"): groups(0.09215, 0.14391, 0.09033, 0.14496),
         ("table1", "SDXL"): groups(0.27917, 0.33371, 0.27218, 0.32830),
         ("table1", "SDXL + APL, transferred"): groups(0.07267, 0.14245, 0.07852, 0.14368),
-        ("table2", "base"): methods(id_acc=0.30254, attr=0.69361, clip=0.3078),
+        ("table2", "base"): base | methods(attr=0.69361),
         ("table2", "FMN"): methods(fid=263.57, coco=54.89, clip=0.1642),
         ("table2", "UCE"): methods(fid=125.67, coco=88.69, clip=0.0298),
         ("table2", "ESD"): methods(fid=189.32, coco=9.59, clip=0.2530),
         ("table2", "CA"): methods(fid=57.58, id_acc=0.01215, attr=0.53898, coco=4.14, clip=0.2903),
-        ("table2", "ours"): methods(fid=20.01, id_acc=0.03970, attr=0.60222, coco=2.98, clip=0.3058),
+        ("table2", "ours"): ours | methods(fid=20.01, attr=0.60222, coco=2.98, clip=0.3058),
+        ("table3", "base"): base, ("table4", "base"): base,
         ("table3", "m = 1"): groups(0.12308, 0.20149, 0.11434, 0.19768),
         ("table3", "m = 5"): groups(0.05834, 0.12377, 0.05758, 0.13179),
         ("table3", "m = 10"): best,
@@ -164,6 +169,27 @@ def test_the_shipped_tables_have_the_papers_values():
         ("table4", "alpha = 1"): best,
         ("table4", "alpha = 2"): groups(0.06819, 0.14412, 0.06707, 0.14137),
         ("table4", "alpha = 5"): groups(0.05622, 0.13619, 0.04083, 0.10900)}
+
+
+def test_figures_show_the_values_of_the_papers_tables():
+    of_tables = [row.published for name in ("table1", "table2") for row in read_table(PAPER / f"{name}.yaml", "sd-v1-5").rows]
+    shown = {(path.stem, row.name): row.published for path in SHIPPED if path.stem.startswith("figure")
+             for row in read_table(path, "sd-v1-5").rows}
+    assert [place for place, published in shown.items() if not any(published.items() <= values.items() for values in of_tables)] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_published_mean_stands_beside_its_max(path):
+    for row in read_table(path, "sd-v1-5").rows:
+        for mean, most in (("ID-ACC", "max"), ("ID-ACC, S_test", "max, S_test")):
+            assert (mean in row.published) == (most in row.published) or row.name == "CA", row.name
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1, 2, 5])
+def test_the_target_of_eq_5_has_a_row_for_each_alpha_of_table_4(alpha):
+    rows = {row.name: row for row in read_table(PAPER / "table4.yaml", "mini").rows}
+    assert rows[f"target of Eq. 5, alpha = {alpha:g}"].target == alpha
+    assert (rows[f"alpha = {alpha:g}"].train or {"alpha": 1})["alpha"] == alpha
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

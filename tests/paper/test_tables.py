@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,7 +18,7 @@ from ldm.evaluation.tables import markdown_table
 from ldm.images import read_image, write_image
 from ldm.modules.embedding_file import write_embedding_file
 from ldm.paper import __main__ as paper
-from ldm.paper.config import COLUMNS, read_table
+from ldm.paper.config import COLUMNS, COSTS, read_table
 from ldm.paper.results import tables
 from ldm.paper.results.cells import Cell, read_cells
 from ldm.paper.results.tables import MeasuredTable, in_words
@@ -146,7 +148,7 @@ def test_the_interval_of_one_training_is_that_over_prompts(whole):
     base, row = read_cells(whole[0], ["own"])["own", "base", "CLIP"], measured(whole[0], "esd-4-*", "prompts")
     assert base.n_seeds == 1 and base.sd is None and base.low < base.mean < base.high
     esd = read_cells(whole[0], ["own"])["own", "ESD", "CLIP"]
-    assert esd.mean == row["clip"] and esd.half_width == pytest.approx((row["clip_high"] - row["clip_low"]) / 2)
+    assert esd.mean == row["clip"] and esd.low < esd.mean < esd.high and esd.units.shape == (1, 4)
 
 
 def test_another_step_and_another_noise_are_other_pictures(whole):
@@ -158,7 +160,25 @@ def test_another_step_and_another_noise_are_other_pictures(whole):
 def test_two_tables_that_share_rows_share_their_cells(whole):
     cells = read_cells(whole[0], ["own", "own1"])
     assert all(cells["own1", row, column] == cell for (table, row, column), cell in cells.items()
-               if table == "own" and row in ("base", "half", "ours"))
+               if table == "own" and row in ("base", "half", "ours") and (column in COSTS or COLUMNS[column][0] != "S_test"))
+    assert not any(table == "own1" and "S_test" in column for table, _, column in cells)  # which own1 does not show
+
+
+def test_the_mean_over_people_is_the_value_of_the_row(whole):
+    for (_, row, column), cell in read_cells(whole[0], ["own"]).items():
+        if column.partition(",")[0] in ("ID-ACC", "max", "faces", "CLIP"):
+            assert np.nanmean(cell.units, axis=1).mean() == pytest.approx(cell.mean, abs=1e-5), (row, column)
+            assert cell.units.shape == (cell.n_seeds, {"S_ID": 1, "S_test": 2, "prompts": 4}[COLUMNS[column][0]])
+
+
+def test_a_target_is_sampled_for_people_and_is_the_base_model_for_other_prompts(finished, command, asked):
+    before = drawn_in(finished)
+    paper.main(command(finished, [BASE, {"name": "target", "target": 1.0}, {"name": "c2", "target": 0}]))
+    cells, new = read_cells(finished, ["own"]), drawn_in(finished).keys() - before.keys()
+    assert not asked and len(new) == 2 * 6 and {path.split("/")[2] for path in new} == {"target-0", "target-1"}
+    assert cells["own", "target", "CLIP"] == replace(cells["own", "base", "CLIP"], published=None)
+    assert ("own", "target", "FID (non-id)") not in cells  # as of the base model itself
+    assert cells["own", "target", "FID (id), S_test"].mean > 0 and cells["own", "c2", "ID-ACC"] != cells["own", "target", "ID-ACC"]
 
 
 def test_the_shown_table_has_published_beside_measured(whole):
@@ -194,7 +214,7 @@ def test_the_picture_has_a_row_a_shown_row_and_columns_of_each_part(finished, co
 
 def test_the_curve_goes_through_the_cells(finished, command, asked, monkeypatch):
     drawn = []
-    monkeypatch.setattr(tables, "plot_panels", lambda *given: drawn.append(given))
+    monkeypatch.setattr(tables, "plot_panels", lambda *given, is_log: drawn.append(given))
     paper.main(command(finished, CURVE))
     cells = read_cells(finished, ["own"])
     [(panels, x, path)] = drawn
@@ -289,6 +309,14 @@ def test_a_row_that_is_damaged_is_named_and_no_seed_is_left_out(finished, comman
     assert f"{path} is damaged" in refusal(capsys, paper.main, command(finished, [BASE, OURS]))
 
 
+@pytest.mark.parametrize("damage", ["[]", '{"id_acc_mean": "x"}'])
+def test_values_of_people_that_are_damaged_are_named(finished, command, monkeypatch, capsys, damage):
+    no_work(monkeypatch)
+    path = next(finished.glob("pictures/tiny/apl-*-seed-1-????????/S_ID-*/units.json"))
+    path.write_text(damage)
+    assert f"{path} is damaged" in refusal(capsys, paper.main, command(finished, [BASE, OURS]))
+
+
 def test_seeds_are_not_paired_where_one_of_them_has_nothing(finished, command, monkeypatch):
     no_work(monkeypatch)
     path = next(finished.glob("pictures/tiny/apl-*-seed-0-????????/S_ID-*/row.json"))
@@ -379,7 +407,7 @@ def test_wrong_words_end_with_a_sentence(capsys, given, words):
 def test_what_is_asked_for_is_a_list_and_a_task(tmp_path):
     some = parse_paper_args(["table3", "figure6", "table3"])
     assert (some.what, some.task, some.whole, some.out_dir) == (["table3", "figure6"], "make", False, Path("runs/paper/mini"))
-    assert some.seeds == 3 and some.photos is None  # which are figure5's alone
+    assert some.seeds == 4 and some.photos is None  # which are figure5's alone
     everything = parse_paper_args(["all", "--publish", str(tmp_path / "new")])
     assert (everything.what, everything.task, everything.whole) == ([*TABLES], "make", True) and everything.photos
     others = map(parse_paper_args, (["list"], ["report", "--out_dir", str(tmp_path)]))

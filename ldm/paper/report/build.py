@@ -30,8 +30,8 @@ MINIATURE = ("All values were measured on the miniature Stable Diffusion that th
              "recognizer and a CLIP of its own. Rows can be compared with each other. The published values are those of the full Stable "
              "Diffusion, measured by other networks: compare directions, not digits.")
 READING = ("A measured value is the mean over trainings with different seeds ± their standard deviation, then the 95 % interval of the "
-           "mean, over trainings and over people or prompts. ↓: lower is better, ↑: higher. The best measured value of each column is "
-           "bold. –: not published, or not measured.")
+           "mean, over trainings and over people or prompts; of FID over trainings alone. ↓: lower is better, ↑: higher. The best measured "
+           "value of each column is bold. –: not published, or not measured.")
 
 
 def write_report(out_dir: Path, preset: str) -> list[Path]:

@@ -6,6 +6,7 @@ and the files of every table, see ldm/paper/results/tables.py. A row with the ga
 model's image if the gate of the kept names opens for it, otherwise that of the row's result.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -66,13 +67,15 @@ class CelebrityTable:
             for column in seeds[0]:
                 known = [metric[column] for metric in seeds if metric[column].value is not None]
                 if known:
-                    cell = cell_of([one.value for one in known], [(one.high - one.low) / 2 for one in known])
-                    ends = known[0][1:] if len(known) == 1 else (max(cell.low, 0.0), min(cell.high, 1.0))  # all metrics are shares
-                    found[row.name, column] = replace(cell, low=ends[0], high=ends[1],
-                                                      values=cell.values if len(known) == len(seeds) else ())
+                    cell = cell_of([metric[column].value for metric in seeds])
+                    (_, low, high), *others = known
+                    if others:  # the interval over trainings, and the mean one over names
+                        half = math.hypot(cell.high - cell.mean, sum(one.high - one.low for one in known) / 2 / len(known))
+                        low, high = max(cell.mean - half, 0.0), min(cell.mean + half, 1.0)  # all metrics are shares
+                    found[row.name, column] = replace(cell, low=low, high=high)
             for column, (key, unit) in COSTS.items():
                 if costs := [piece.result.cost[key] / unit for piece in pieces if isinstance(piece.result, Training)]:
-                    found[row.name, column] = cell_of(costs, [])
+                    found[row.name, column] = cell_of(costs)
         return found
 
     def write(self, arguments: Mapping[str, object]) -> str:

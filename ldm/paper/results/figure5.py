@@ -8,7 +8,6 @@ and the files of every table, see ldm/paper/results/tables.py. Each further seed
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.id_acc import bootstrap_interval, id_acc, identity_scores
+from ldm.evaluation.id_acc import id_acc, identity_scores, units_of_people
 from ldm.evaluation.tables import Row
 from ldm.experiments.new_people import NewPerson
 from ldm.images import image_grid, read_image
@@ -63,12 +62,10 @@ class Figure5:
         for row in self.table.rows:
             seeds = [self._faces(row.name, pieces) for pieces in self.attacks]
             for column, key in COLUMNS.items():
-                values = [value for faces in seeds if (value := id_acc(faces, threshold=0.0)[key]) is not None]
-                if values:
-                    found[row.name, column] = cell_of(values, [], row.published.get(column))
-            if len(seeds) == 1 and (row.name, "ID-ACC") in found:
-                low, high = bootstrap_interval([person["mean"] for person in identity_scores(seeds[0]) if person["n_faces"]], seed=0)
-                found[row.name, "ID-ACC"] = replace(found[row.name, "ID-ACC"], low=low, high=high)
+                values = [id_acc(faces, threshold=0.0)[key] for faces in seeds]
+                people = np.array([units_of_people(identity_scores(faces))[key] for faces in seeds], float)
+                if any(value is not None for value in values):
+                    found[row.name, column] = cell_of(values, people if len(seeds) == 1 else None, self.name, row.published.get(column))
         return found
 
     def write(self, arguments: Mapping[str, object]) -> str:

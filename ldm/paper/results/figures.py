@@ -46,8 +46,8 @@ def image_sheet(rows: Mapping[str, Mapping[str, Part]], figure: Mapping[str, Any
     return sheet_of_files(files, labels, cell=CELL)
 
 
-def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
-    """Plot the panels side by side, with means and 95 % intervals; `x` is the label of all horizontal axes."""
+def plot_panels(panels: Sequence[Panel], x: str, path: Path, *, is_log: bool = False) -> None:
+    """Plot the panels side by side, with means and 95 % intervals; `x` is the label of all horizontal axes, logarithmic but for 0."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
@@ -60,6 +60,8 @@ def plot_panels(panels: Sequence[Panel], x: str, path: Path) -> None:
         if panel.level:
             axis.axhline(panel.level[1], color="black", linestyle=":", label=panel.level[0])
         axis.set(title=panel.title, xlabel=x, ylabel=panel.y)
+        if is_log:
+            axis.set_xscale("symlog", linthresh=min((place for points in panel.lines.values() for place, _ in points if place), default=1))
         axis.grid(alpha=0.3)
         if panel.lines:
             axis.legend()

@@ -7,12 +7,13 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ldm.evaluation.tables import Row, console_table, markdown_table
+import numpy as np
+
+from ldm.evaluation.tables import console_table, markdown_table
 from ldm.paper.config import COLUMNS, COSTS, PARTS, Table, TableRow
 from ldm.paper.results.cells import Cell, as_rows, cell_of, published_in_words
 from ldm.paper.results.figures import Panel, image_sheet, plot_panels
@@ -22,8 +23,6 @@ from ldm.paper.runner.trainings import Source, Training, Transfer, training, tra
 from ldm.run_folder import versions, write_json
 from ldm.text_files import write_csv
 from ldm.util import write_atomically, write_text
-
-INTERVAL_OF = {"id_acc_mean": ("id_acc_low", "id_acc_high"), "clip": ("clip_low", "clip_high")}
 
 
 class Measured(NamedTuple):
@@ -44,6 +43,9 @@ class MeasuredTable:
         self.table, self.preset, self.out_dir = table, preset, out_dir
         self.name = table.name
         self._flags: dict[str, PartFlags] = {}
+        shown = {*table.columns, *table.figure.get("y", ()), *table.figure.get("beside", ())}
+        self.parts = [name for name in PARTS if name in table.figure or shown <= {*COSTS} or
+                      any(COLUMNS[column][0] == name for column in shown - {*COSTS})]
         self.measured = {row.name: [self._measured(row, seed) for seed in range(1 if row.train is None else min(seeds, row.seeds or seeds))]
                          for row in table.rows}
         self.seeds = max(map(len, self.measured.values()))
@@ -58,19 +60,19 @@ class MeasuredTable:
         found: dict[tuple[str, str], Cell] = {}
         for row in self.table.rows:
             measured = self.measured[row.name]
-            values_of: dict[str, list[tuple[float | None, float | None]]] = {
-                column: [(one.parts[name].row.get(key), _half_width(one.parts[name].row, key)) for one in measured]
-                for column, (name, key) in COLUMNS.items()}
-            values_of |= {column: [(one.result.cost[key] / unit, None) for one in measured if isinstance(one.result, Training)]
-                          for column, (key, unit) in COSTS.items()}
-            for column, values in values_of.items():
-                known = [(value, half) for value, half in values if value is not None]
-                if known:
-                    cell = cell_of([value for value, _ in known], [half for _, half in known], row.published.get(column))
-                    # a training without a detected face has no ID-ACC; the other values then cannot be paired by seed
-                    found[row.name, column] = cell if len(known) == len(values) else replace(cell, values=())
+            for column, (name, key) in COLUMNS.items():
+                if name not in self.parts:
+                    continue
+                values = [one.parts[name].row[key] for one in measured]
+                if any(value is not None for value in values):
+                    units = [one.parts[name].units.get(key) for one in measured]
+                    people = None if units[0] is None else np.array(units)  # (trainings, people)
+                    found[row.name, column] = cell_of(values, people, name, row.published.get(column))
                 elif column in row.published:
                     found[row.name, column] = Cell(None, published=row.published[column])
+            for column, (key, unit) in COSTS.items():
+                if costs := [one.result.cost[key] / unit for one in measured if isinstance(one.result, Training)]:
+                    found[row.name, column] = cell_of(costs)
         return found
 
     def write(self, arguments: Mapping[str, object]) -> str:
@@ -102,9 +104,10 @@ class MeasuredTable:
             result = transfer(self.out_dir, cast(Training | Path, result), model, row.transfer)
         plain, own_flags = self._part_flags(model, {}, source), self._part_flags(model, row.score, source)
         parts = {}
-        for name in PARTS:
+        for name in self.parts:
             base = part(self.out_dir, name, model, plain)
-            own = part(self.out_dir, name, model, own_flags, result, row.step, base)
+            target = None if name == "prompts" else row.target  # for prompts without a name c1 = c2, and Eq. 5 gives the base model's
+            own = part(self.out_dir, name, model, own_flags, result, row.step, target, base)
             parts[name] = base if own.folder == base.folder else own
         return Measured(parts, result)
 
@@ -119,7 +122,7 @@ class MeasuredTable:
         if figure["kind"] == "curve":
             panels = [list(figure["y"]), *([column] for column in figure.get("beside", ()))]
             plot_panels([Panel("", columns[0].split(",")[0], {column: self._curve(column) for column in columns}) for columns in panels],
-                        figure["x"], path)
+                        figure["x"], path, is_log=figure.get("log", False))
         else:
             shown = {row.name: self.measured[row.name][0].parts for row in self.table.rows if row.shown}
             write_atomically(path, image_sheet(shown, figure).save)
@@ -134,7 +137,7 @@ def write_table(folder: Path, table: Table, cells: Mapping[tuple[str, str], Cell
     """Write the files that every table and figure has; returns the rows selected by `only` for the console."""
     rows, shown = as_rows(table.name, cells), shown_table(table, cells)
     write_json(folder / f"{table.name}.json", rows)
-    write_csv(rows, folder / f"{table.name}.csv")
+    write_csv([{key: value for key, value in row.items() if key != "units"} for row in rows], folder / f"{table.name}.csv")
     write_text(folder / f"{table.name}.md", markdown_table(shown, numeric=list(shown[0])[1:]))
     head = {key: getattr(table, key) for key in ("name", "title", "section", "remark", "columns")}
     write_json(folder / "about.json", {**head, "kind": table.figure.get("kind"), **about, "seconds": sum(about["spent"].values()),
@@ -164,9 +167,3 @@ def in_words(cell: Cell | None, whole: bool = False) -> str | None:
     if whole:
         return f"{cell.mean:.0f}"
     return f"{cell.mean:.3f}" + (f" ± {cell.sd:.3f}" if cell.sd is not None else "") + cell.interval
-
-
-def _half_width(row: Row, key: str) -> float | None:
-    """Half-width of a metric's 95 % interval over people or prompts; None without an interval."""
-    low, high = (row.get(end) for end in INTERVAL_OF.get(key, (None, None)))
-    return None if low is None or high is None else (high - low) / 2

@@ -1,6 +1,7 @@
 """Images and metrics of a table's row: one piece of work per part and result (paper sections 4.1 to 4.3).
 
-    <out_dir>/pictures/<model>/<result>/<part>-<hash of the flags>/row.json    metrics of ldm/experiments/quality_table.py; written last
+    <out_dir>/pictures/<model>/<result>/<part>-<hash of the flags>/row.json    metrics of ldm/experiments/quality_table.py
+    .../units.json          the same for each person or image; written last
     .../<half>/images/, scores/                                                see ldm/experiments/quality.py
 
 The parts are portraits of S_ID, portraits of S_test, and images of prompts without names. FID compares with the base model's images.
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from args.common import as_flags, options_of
 from args.test_fid_clip_score_args import build_parser, parse_test_fid_clip_score_args
 from ldm.contents import digest_of, file_hash
@@ -21,9 +24,9 @@ from ldm.evaluation.tables import Row
 from ldm.experiments.identity_table import people_asked_for
 from ldm.experiments.quality import HalfFolder
 from ldm.experiments.quality_table import QualityOptions, portraits_of
-from ldm.experiments.variants import BASE, Variant, load_variants
+from ldm.experiments.variants import BASE, TARGET, Variant, load_variants, target_variant
 from ldm.loading import ModelFiles
-from ldm.paper.config import COLUMNS, slug
+from ldm.paper.config import COLUMNS, OF_PEOPLE, slug
 from ldm.paper.runner.processes import Tools
 from ldm.paper.runner.trainings import Source, Training, Transfer, file_of, made_for
 from ldm.run_folder import image_path, read_json, write_json
@@ -58,6 +61,7 @@ class Part:
     flags: PartFlags
     result: Source        # prefix or edited weights; None is the base model
     step: int | None      # of a training; None is the last
+    target: float | None  # alpha of Eq. 5, whose prediction is sampled in place of the base model's
     base: "Part | None"   # part with the base model's images, for distances; None if this is it
 
     @property
@@ -68,22 +72,29 @@ class Part:
     def size(self) -> float:
         options = self.flags.options
         count = options.n_prompts if self.name == "prompts" else (options.n_names or 100) * options.n_samples
-        return CALLS * options.ddim_steps * count
+        return (CALLS if self.target is None else 3) * options.ddim_steps * count
 
     def is_done(self) -> bool:
-        return (self.folder / "row.json").exists()
+        return (self.folder / "units.json").exists()
 
     def make(self, tools: Tools) -> None:
         """Generate and score what is missing."""
         began, flags = time.monotonic(), self.flags
         model, table, file = tools.model(flags.files, flags.precision), tools.quality(flags.options), file_of(self.result, self.step)
         variant = load_variants(model, [file], flags.files, ["result"])[1] if file else BASE
+        if self.target is not None:
+            attributes = {person.name: person.attributes for person in read_people(flags.options.people).values() if person.attributes}
+            if unknown := [name for name, _ in self.texts if name not in attributes]:
+                raise UserError(f"there are no attributes (c2) for {unknown[0]}; add them to {flags.options.people}, or remove the row "
+                                "with the target")
+            variant = target_variant(flags.options.prompt_template, attributes, self.target)
         folder = self._half_folder(tools, variant)
         folder.generate_and_score(model, flags.options.batch_size)
         base = self.base._half_folder(tools, BASE).scores_of(BASE) if self.base else None
-        texts = [text for text, _ in self.texts]
-        row = table.row(self.half, folder.scores_of(variant), base, texts, model=flags.files.name, file=variant.file)
+        scores, texts = folder.scores_of(variant), [text for text, _ in self.texts]
+        row = table.row(self.half, scores, base, texts, model=flags.files.name, file=variant.file)
         write_json(self.folder / "row.json", row | {"seconds": time.monotonic() - began})
+        write_json(self.folder / "units.json", table.units(self.half, scores, base, texts))
 
     @property
     def half(self) -> str:
@@ -107,9 +118,20 @@ class Part:
                             "creates it again")
         return row
 
+    @cached_property
+    def units(self) -> dict[str, np.ndarray]:
+        """Metrics of each person, or of each image without one, by key, NaN where a face is missing; those of all images have none."""
+        path = self.folder / "units.json"
+        try:
+            content = read_json(path, {"clip"} if self.name == "prompts" else set(OF_PEOPLE.values()) - {"fid"})
+            return {key: np.array(values, float) for key, values in content.items()}
+        except (TypeError, ValueError):
+            raise UserError(f"{path} is damaged; delete it, and the same command creates it again") from None
+
     def image(self, text: str, sample: int) -> Path:
         """Path of an image, which exists if it was kept."""
-        return image_path(self.folder / self.half, "none" if self.result is None else "result", text, sample)
+        label = "result" if self.result else "none" if self.target is None else f"{TARGET}{self.target:g}"
+        return image_path(self.folder / self.half, label, text, sample)
 
     def _half_folder(self, tools: Tools, variant: Variant) -> HalfFolder:
         flags, precision = self.flags, tools.precision(self.flags.precision)
@@ -135,12 +157,12 @@ def named_as_before(flags: Mapping[str, object]) -> dict[str, object]:
 
 
 def part(out_dir: Path, name: str, model: str, flags: PartFlags, result: Source = None, step: int | None = None,
-         base: Part | None = None) -> Part:
+         target: float | None = None, base: Part | None = None) -> Part:
     """The part of a row. Equal parts of several tables share one folder. `model` is the preset's name."""
     others = UNCOUNTED + (NOT_OF_PROMPTS if name == "prompts" else NOT_OF_PEOPLE)
     digest = digest_of({flag: value for flag, value in flags.all.items() if flag not in others})
-    folder = out_dir / "pictures" / slug(Path(model).stem) / label_of(result, step) / f"{name}-{digest}"
-    return Part(folder, name, flags, result, step, base)
+    label = label_of(result, step) if target is None else f"target-{target:g}"
+    return Part(out_dir / "pictures" / slug(Path(model).stem) / label / f"{name}-{digest}", name, flags, result, step, target, base)
 
 
 def label_of(result: Source, step: int | None = None) -> str:

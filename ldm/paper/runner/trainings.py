@@ -28,7 +28,7 @@ from ldm.run_folder import read_json
 from ldm.util import UserError
 
 TRAIN = ROOT / "train.py"
-CHECKPOINTS = 10  # number of saved prefixes per training: every 2 000 of the paper's 20 000 steps
+CHECKPOINTS = 100  # number of saved prefixes per training: every 200 of the paper's 20 000 steps
 UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
              "val_every")  # flags that do not affect results
 # Omitted where None, so that results from before these flags keep their folders.
