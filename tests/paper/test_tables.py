@@ -32,7 +32,8 @@ inputs, stand_ins = test_test_fid_clip_score.inputs, test_test_fid_clip_score.st
 BASE = {"name": "base", "x": 0, "published": {"CLIP": 0.3}}
 HALF = {"name": "half", "x": 2, "train": {"iterations": 4}, "step": 2}
 OURS = {"name": "ours", "x": 4, "train": {"iterations": 4}, "published": {"ID-ACC": 0.04}}
-CURVE = {"rows": [BASE, HALF, OURS], "columns": ["ID-ACC"], "figure": {"kind": "curve", "x": "steps", "y": ["ID-ACC"], "beside": ["CLIP"]}}
+CURVE = {"rows": [BASE, HALF, OURS], "columns": ["ID-ACC"],
+         "figure": {"kind": "curve", "log": True, "x": "steps", "y": ["ID-ACC"], "beside": ["CLIP"]}}
 
 
 @pytest.fixture(scope="module")
