@@ -47,7 +47,11 @@ def about(cells: Cells, place: CellKey, other: CellKey | float, *, within: float
 
 
 def falls(cells: Cells, table: str, rows: Sequence[str], column: str) -> Finding:
-    """The values fall steadily along the rows: none is above the previous one, and the last is below the first."""
+    """The values fall steadily along the rows: none is above the previous one, and the last is below the first.
+
+    The difference of last and first decides by the rule above. A step decides only against: a rise is one if its interval is above 0, since
+    no number of trainings could show that a plateau falls. For steps too small for that, the rank correlation is at most STEADY.
+    """
     keys = [(table, row, column) for row in rows]
     line = (f"{table}, {column}: {', '.join(_named(cells, key, key[1]) for key in keys)} "
             "falling, none above the one before it, the last below the first")
