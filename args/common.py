@@ -155,7 +155,7 @@ def add_attribute_arguments(add: Add) -> None:
 def add_sampling_arguments(add: Add, *, people: str, n_samples: int, scale: float) -> None:
     """Add the flags of images of people, shared by both test scripts and dataset_generation.py faces."""
     add("--group", choices=("train", "test", "all"), default=people, help="people of S_ID, of S_test, or both")
-    add("--n_samples", metavar="N", type=COUNT, default=n_samples, help="images per name")
+    add("--n_samples", metavar="N", type=IMAGES, default=n_samples, help="images per name")
     add("--ddim_steps", metavar="N", type=DDIM_STEPS, default=20, help="DDIM steps")
     add("--scale", metavar="FLOAT", type=NOT_NEGATIVE, default=scale, help="guidance scale")
     add("--seed", metavar="N", type=SEED, default=0, help="seed of the images' noise, and with --templates of their choice")
@@ -203,6 +203,7 @@ def number(kind: Callable[[str], int | float], low: float, high: float = math.in
 
 COUNT, NOT_NEGATIVE, POSITIVE = number(int, 1), number(float, 0), number(float, 0, above=True)
 DDIM_STEPS, SEED = number(int, 1, 1000), number(int, 0, 2**63 - 1)
+IMAGES = number(int, 1, 10_000)  # per name; the lists of all images are held in memory
 
 
 def _template(text: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from args import common, test_id_args
-from args.common import COUNT, Parser, number, typed_flags
+from args.common import COUNT, IMAGES, Parser, number, typed_flags
 from args.paths import ROOT, check_paths, found
 
 CONFIGS = ROOT / "configs" / "paper"
@@ -88,7 +88,7 @@ def build_parser() -> Parser:
         help="prefix file to attack, also by attacks (default: Table 1's prefix of each seed; of attacks see configs/paper/attacks.yaml)")
     add("--n_people", metavar="N", type=COUNT, help="number of people of --photos, from the first (default: the paper's 50)")
     add("--n_photos", metavar="N", type=COUNT, help="training photos per person; the others define the reference face (default: 5)")
-    add("--n_samples", metavar="N", type=COUNT, help="images per checkpoint and prefix (default: 4)")
+    add("--n_samples", metavar="N", type=IMAGES, help="images per checkpoint and prefix (default: 4)")
     add("--keep_checkpoints", action="store_true",
         help="keep each attack's checkpoints (whole U-Nets for DreamBooth) when they are no longer needed")
     return parser

@@ -137,7 +137,7 @@ def build_parser(method: str = APL[0]) -> Parser:
     common.add_attribute_arguments(add)
     add("--prompts_file", metavar="FILE", type=Path, nargs="+", help="prompts without names, one per line; one row of drift per file")
     add("--eval_names", metavar="N", type=number(int, 0), default=100, help="number of names per group; 0: no table, only before-after.png")
-    add("--eval_samples", metavar="N", type=COUNT, default=4, help="images per name")
+    add("--eval_samples", metavar="N", type=common.IMAGES, default=4, help="images per name")
     add("--eval_ddim_steps", metavar="N", type=DDIM_STEPS, default=20, help="DDIM steps")
     add("--scale", metavar="FLOAT", type=NOT_NEGATIVE, default=7.0, help="guidance scale")
 

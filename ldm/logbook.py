@@ -9,7 +9,9 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -65,29 +67,38 @@ class Logbook:
         """Label of the progress bar."""
         return f"training, resumed at step {self.first_step}" if self.first_step else "training"
 
-    def open(self) -> None:
+    @contextmanager
+    def open(self) -> Iterator[None]:
         """Start the loggers unless the run is finished, open log.csv, and remove its rows that are newer than the state.
 
-        Raises UserError if a logger cannot start its run, for example without a login.
+        On leaving, the loggers' runs end, as failed ones after an error. Raises UserError if a logger cannot start its run, for example
+        without a login.
         """
         self.out_dir.mkdir(parents=True, exist_ok=True)
         unfinished = self.first_step < self.arguments["iterations"]
         noted = self.out_dir / "runs.json"
         runs = json.loads(noted.read_text(encoding="utf-8")) if self.state and noted.exists() else {}
-        self._log = os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        self._sent = dict.fromkeys(runs, _last_step(self._log))
-        self._loggers = {name: self._start(name, runs) for name in self.log_to if name != "csv" and unfinished}
-        if runs:
-            write_json(noted, runs)
-        self._log.truncate(self.state["log_bytes"] if self.state else 0)
-        self._log.seek(0, os.SEEK_END)
+        with ExitStack() as opened:
+            self._log = opened.enter_context(os.fdopen(os.open(self.out_dir / "log.csv", os.O_RDWR | os.O_CREAT, 0o666), "r+b"))
+            self._sent = dict.fromkeys(runs, _last_step(self._log))
+            self._loggers = {name: self._start(name, runs, opened) for name in self.log_to if name != "csv" and unfinished}
+            if runs:
+                write_json(noted, runs)
+            self._log.truncate(self.state["log_bytes"] if self.state else 0)
+            self._log.seek(0, os.SEEK_END)
+            yield
 
-    def _start(self, name: str, runs: dict[str, str]) -> Any:
-        """Lightning's logger, with the run whose id is in `runs` if the training is resumed, else with a new one, whose id is added."""
+    def _start(self, name: str, runs: dict[str, str], opened: ExitStack) -> Any:
+        """Lightning's logger, with the run whose id is in `runs` if the training is resumed, else with a new one, whose id is added.
+
+        The run ends with `opened`.
+        """
         if name == "tensorboard":
             from lightning_fabric.loggers import TensorBoardLogger
 
-            return TensorBoardLogger(self.out_dir, "tensorboard", version="", purge_step=self.first_step + 1)
+            logger = TensorBoardLogger(self.out_dir, "tensorboard", version="", purge_step=self.first_step + 1)
+            opened.push(partial(_end, logger))
+            return logger
         from pytorch_lightning import loggers  # imports torchmetrics, which takes seconds
 
         folder = self.out_dir.absolute()
@@ -95,12 +106,15 @@ class Logbook:
             if name == "wandb":
                 logger = loggers.WandbLogger(folder.name, folder, runs.get(name), project=os.environ.get("WANDB_PROJECT", "apl"))
                 run = logger.experiment.id
+                opened.push(partial(_end_wandb, logger))
             else:
                 server = os.environ.get("MLFLOW_TRACKING_URI")
                 logger = loggers.MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "apl"), folder.name,
                                               server or f"sqlite:///{folder}/mlflow.db", run_id=runs.get(name),
                                               artifact_location=None if server else (folder / "mlflow").as_uri())
                 run = logger.run_id
+                logger.experiment.update_run(run, "RUNNING")  # a resumed one has ended before
+                opened.push(partial(_end, logger))
             if name not in runs:  # MLflow refuses other values, such as more iterations
                 logger.log_hyperparams(self.arguments)
             runs[name] = run
@@ -177,13 +191,13 @@ class Logbook:
         if not self.state or self.first_step < self.arguments["iterations"] or not (self.out_dir / "cost.json").exists():
             write_json(self.out_dir / "cost.json", self.cost() | {"result": str(result), "result_bytes": result.stat().st_size})
 
-    def close(self) -> None:
-        self._log.close()
-        for name, logger in self._loggers.items():
-            if name == "wandb":  # Lightning leaves the run open for more
-                logger.experiment.finish()
-            else:
-                logger.finalize("success")
+
+def _end(logger: Any, error: type[BaseException] | None, *_: object) -> None:
+    logger.finalize("failed" if error else "success")
+
+
+def _end_wandb(logger: Any, error: type[BaseException] | None, *_: object) -> None:
+    logger.experiment.finish(exit_code=int(error is not None))  # Lightning leaves the run open for more
 
 
 def peak_memory() -> int:

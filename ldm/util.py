@@ -1,5 +1,6 @@
 """Helpers of all modules: objects from configs, one-line errors, atomic writes, and the helpers of the public ldm.util."""
 
+import errno
 import functools
 import importlib
 import inspect
@@ -189,7 +190,7 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except (UserError, OSError) as error:
-            _exit(2, f"error: {' '.join(str(error).split())}")
+            _exit(2, f"error: {' '.join(_sentence(error).split())}")
         except KeyboardInterrupt:
             _exit(130, "stopped by the user")
         except (RuntimeError, MemoryError) as error:
@@ -201,6 +202,13 @@ def exit_with_sentence(main: Callable[..., Any]) -> Callable[..., Any]:
             time.sleep(PATIENCE)  # the lost process, or the command that started it, may know the reason
             _exit(2, f"error: {ENDED.format('the connection to another process was lost')}")
     return wrapped
+
+
+def _sentence(error: UserError | OSError) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (f"the path '{str(error.filename)[:60]}...' is too long for this file system, where a name has at most 255 bytes; give a "
+                "shorter one")
+    return str(error)
 
 
 def _exit(status: int, sentence: str) -> NoReturn:

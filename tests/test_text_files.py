@@ -61,6 +61,7 @@ def test_a_damaged_row_is_refused_with_its_line(tmp_path, rows, words):
 
 @pytest.mark.parametrize(("content", "words"), [
     ("name,group,atributes\nAda,train,x\n", "no attributes ('atributes' may be meant so)"), ("", "is empty"),
+    ("name,group,attributes\n", "has a header and no row; add a row"),
     ("Ada Example,train,x\n", "no name, group, attributes"), ("name,name,group,attributes\n", "the column 'name' twice"),
     (b"PK\x03\x04sheet", "an Excel workbook"), (b"\x1f\x8b\x08", "compressed"), (b"name,gr\0up", "zero bytes"), (b"n\xe4me", "not UTF-8"),
     ('{"name": "Ada",\n', "line 1, is not valid JSON"),

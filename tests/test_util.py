@@ -13,6 +13,11 @@ def test_a_lack_of_memory_is_a_sentence_with_what_to_do(capsys, too_large):
     assert "out of memory; give a smaller --batch_size" in refusal(capsys, exit_with_sentence(too_large))
 
 
+def test_a_name_that_is_too_long_is_cut_in_the_sentence(capsys):
+    said = refusal(capsys, exit_with_sentence(lambda: open("a" * 300)))
+    assert f"the path '{'a' * 60}...' is too long for this file system, where a name has at most 255 bytes; give a shorter one" in said
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="size"):
         exit_with_sentence(lambda: torch.ones(2) @ torch.ones(3))()

@@ -1,6 +1,7 @@
 """Training loop of the anonymization prompt (paper section 3.5)."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,11 +63,6 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
     lr = optimizer.param_groups[0]["lr"]
     logbook.restore(prefix, optimizer)
     optimizer.param_groups[0]["lr"] = lr  # on its device
-    if fabric.is_global_zero:
-        logbook.open()
-        if logbook.first_step == settings.iterations:
-            save(settings.iterations)  # the file of a finished run may have been moved
-
     attacked = None
     if settings.attack_vectors and settings.attack_steps is not None:
         attacked = partial(attacked_context, model, prefix, vectors=settings.attack_vectors, steps=settings.attack_steps,
@@ -81,8 +77,11 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
     run = one_step if recorded is None else recorded(one_step, optimizer)
     losses = torch.zeros(4, device=model.device)  # sums over S_ID and S_Reg and their numbers of samples, since the last log
     on_cpu = model.device.type == "cpu"
-    with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
-              disable=not fabric.is_global_zero) as bar:
+    with logbook.open() if fabric.is_global_zero else nullcontext(), tqdm(
+            total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
+            disable=not fabric.is_global_zero) as bar:
+        if fabric.is_global_zero and logbook.first_step == settings.iterations:
+            save(settings.iterations)  # the file of a finished run may have been moved
         for step, batch in enumerate(batches, start=logbook.first_step + 1):
             if recorded is None:
                 optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
@@ -113,8 +112,6 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
                 save(step)
             if logged and (saved or logbook.state_is_due()):  # last: a state marks everything before it as done
                 logbook.save_state(step, prefix, optimizer)
-    if fabric.is_global_zero:
-        logbook.close()
 
 
 def adam(prefix: Manager, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:

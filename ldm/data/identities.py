@@ -36,7 +36,8 @@ class IdentityImage:
 def read_people(path: str | Path) -> dict[str, Person]:
     """People by name, read from a CSV with the header name,group,attributes.
 
-    Raises UserError if the file or a column is missing, a name is empty or occurs twice in any spelling, or a group is another one.
+    Raises UserError if the file, a column or every row is missing, a name is empty or occurs twice in any spelling, or a group is another
+    one.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,6 +56,8 @@ def read_people(path: str | Path) -> dict[str, Person]:
             raise UserError(f"{path}: the name '{other}' of line {earlier} is listed twice, as '{name}' in line {line}; give every person "
                             "one row")
         people[name] = Person(name, group, attributes)
+    if not people:
+        raise UserError(f"the list of people {path} has a header and no row; add a row name,group,attributes per person")
     return people
 
 

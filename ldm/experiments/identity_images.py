@@ -87,13 +87,20 @@ class IdentityImages:
                     bar.update(_kept(entry))
         self.fabric.barrier()
         kept = {portrait: self.attempts[portrait][-1] for portrait in self.portraits if _kept(self.attempts[portrait][-1])}
+        if not kept:
+            raise UserError(f"none of the {len(self.portraits)} images has exactly one face, after {max_retries + 1} attempts each; give "
+                            "another --face_pack, a lower --det_thresh, or --no-one_face to keep every image")
         if self.fabric.is_global_zero:
             write_metadata(self.folder.path, ({"file_name": self._path(portrait).relative_to(self.folder.path).as_posix()} | entry
                                               for portrait, entry in kept.items()))
         retried = sum(len(self.attempts[portrait]) for portrait in self.portraits) - len(self.portraits)
         given_up = [name for name, number in self.portraits if (name, number) not in kept]
-        return (f"{len(kept)} images; {retried} others were generated again because not exactly one face was found in them"
-                + (f"; given up: {len(given_up)} images of {', '.join(sorted(set(given_up)))}" if given_up else ""))
+        summary = f"{len(kept)} images; {retried} others were generated again because not exactly one face was found in them"
+        if given_up:
+            names = ", ".join(sorted(set(given_up)))
+            summary += (f"; {len(given_up)} images of {names} were given up after {max_retries + 1} attempts each: the same command with a "
+                        "larger --max_redraws tries them again, and train.py learns without them")
+        return summary
 
     def _attempt(self, attempt: int, writer: ImageWriter) -> Iterator[dict[str, Any]]:
         """One attempt for every image that needs it; yields the log entries in order, on every rank."""

@@ -1,6 +1,7 @@
 """Resumable training loop that all baselines and attacks share, on one device or several."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,13 +54,12 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
     """
     optimizer = adam(method, settings)
     logbook.restore(method.trained, optimizer)
-    if fabric.is_global_zero:
-        logbook.open()
-        if logbook.first_step == settings.iterations:
-            save(settings.iterations)  # the file of a finished run may have been moved
     losses: list[Tensor] = []
-    with tqdm(total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
-              disable=not fabric.is_global_zero) as bar:
+    with logbook.open() if fabric.is_global_zero else nullcontext(), tqdm(
+            total=settings.iterations, initial=logbook.first_step, desc=logbook.label, unit="step",
+            disable=not fabric.is_global_zero) as bar:
+        if fabric.is_global_zero and logbook.first_step == settings.iterations:
+            save(settings.iterations)  # the file of a finished run may have been moved
         for step in range(logbook.first_step + 1, settings.iterations + 1):
             losses.append(training_step(fabric, method, optimizer, settings, step))
             bar.update()
@@ -80,8 +80,6 @@ def train(fabric: Devices, method: Method, settings: FinetuningSettings, logbook
                     save(step)
                 if last or logbook.state_is_due():  # steps in between are repeated identically
                     logbook.save_state(step, method.trained, optimizer)
-    if fabric.is_global_zero:
-        logbook.close()
 
 
 def adam(method: Method, settings: FinetuningSettings) -> torch.optim.Optimizer:

@@ -250,6 +250,27 @@ def test_open_what_was_compiled_before_attach_passes(sd, prompt):
         assert torch.equal(compiled(ids)[0], plain)
 
 
+def test_open_the_weights_of_a_protected_text_encoder_pass_in_another(sd, prompt):
+    plain, fresh = encode(sd, NAME), copy.deepcopy(sd.text_encoder)
+    for parameter in fresh.parameters():
+        nn.init.zeros_(parameter)
+    prompt.attach(sd)
+    fresh.load_state_dict(sd.text_encoder.state_dict())
+    assert equal(encode(without(sd, text_encoder=fresh), NAME), plain)
+
+
+def test_open_layers_that_are_called_one_by_one_pass(sd, prompt):
+    plain, ids = encode(sd, NAME)[0], sd.tokenizer(NAME, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    prompt.attach(sd)
+    model = getattr(sd.text_encoder, "text_model", sd.text_encoder)
+    with torch.no_grad():
+        states = model.embeddings.token_embedding(ids) + model.embeddings.position_embedding.weight
+        for layer in model.encoder.layers:
+            output = layer(states, torch.full((1, 1, 77, 77), -torch.inf).triu(1))
+            states = output[0] if isinstance(output, tuple) else output  # torch.Tensor in newer versions of transformers
+        assert torch.allclose(model.final_layer_norm(states), plain, atol=1e-5)
+
+
 def test_open_image_prompts_pass_beside_the_prefix(sd, prompt):
     own = without(sd, unet=copy.deepcopy(sd.unet), text_encoder=copy.deepcopy(sd.text_encoder))
     width, count, names = 16, 4, [name for name in own.unet.attn_processors if "attn2" in name]

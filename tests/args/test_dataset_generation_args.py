@@ -74,6 +74,6 @@ def test_all_flags_together_are_one_parser_with_each_flag_once():
 @pytest.mark.parametrize(("argv", "message"), [
     ([], "required: COMMAND"), (["images"], "choose from"), (["attributes"], "--names is missing"), (["faces", "--lr", "1"], "--lr"),
     (["gallery", "--photos", "none"], "--photos none is not there"), (["captions", "--min_size", "0"], "--min_size"),
-    (["faces", "--max_redraws", "-1"], "--max_redraws")])
+    (["faces", "--max_redraws", "-1"], "--max_redraws"), (["faces", "--n_samples", "1000000000"], "give a whole number from 1 to 10000")])
 def test_wrong_command_lines_end_with_a_sentence(capsys, argv, message):
     assert message in sentence(capsys, *argv)

@@ -94,7 +94,13 @@ def test_after_the_last_attempt_a_picture_is_given_up_and_named(tmp_path, comman
     monkeypatch.setattr(PixelAnalyzer, "count", lambda *_: next(counts))
     command(tmp_path, "--max_redraws", 0)
     assert len(rows_in(tmp_path)) == 3 and "3 images; 0 others" in (said := capsys.readouterr().out)
-    assert "given up: 3 images of " in said
+    assert "; 3 images of Ada Stone, Zoë / Z. were given up after 1 attempts each: the same command with a larger --max_redraws" in said
+
+
+def test_images_without_any_face_end_with_a_sentence(tmp_path, flags, capsys, monkeypatch):
+    monkeypatch.setattr(PixelAnalyzer, "count", lambda *_: 0)
+    said = sentence(capsys, dataset_generation.main, flags(tmp_path, "--max_redraws", 1))
+    assert "none of the 6 images has exactly one face, after 2 attempts each; give another --face_pack" in said
 
 
 def test_without_the_filter_every_picture_is_kept_and_no_pack_is_needed(tmp_path, command):
