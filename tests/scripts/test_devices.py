@@ -17,31 +17,28 @@ import torch
 import train
 from ldm.data.mixture import Mixture
 from ldm.modules.embedding_file import read_embedding_file
+from tests.forked import Command
 from tests.refusals import refusal
 from tests.scripts import test_train_script
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 QUICK = ("--eval_names", 0, "--val_every", 0)
 LONG = (*QUICK, "--devices", "cpu,cpu", "--iterations", 60, "--save_every", 10, "--log_every", 1)
 inputs, command, in_a_folder_of_its_own = (
     test_train_script.inputs, test_train_script.command, test_train_script.in_a_folder_of_its_own)  # fixtures
 
 
-def start(argv: list[str], *before: str, **environment: object) -> subprocess.Popen:
-    """train.py in a process of its own, in the current folder; `before` starts it."""
-    added = {name: str(value) for name, value in environment.items()}
-    return subprocess.Popen([sys.executable, *before, str(ROOT / "train.py"), *argv], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=test_train_script.environment() | added)
-
-
 def torchrun(argv: list[str], port: int, node: int) -> subprocess.Popen:
-    return start(argv, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1",
-                 "--master_addr=127.0.0.1", f"--master_port={port}")
+    launcher = ("-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+                f"--master_port={port}")
+    return subprocess.Popen([sys.executable, *launcher, str(ROOT / "train.py"), *argv], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=ENVIRONMENT)
 
 
-def srun(argv: list[str], port: int, node: int) -> subprocess.Popen:
-    return start(argv, SLURM_JOB_NAME="apl", SLURM_JOB_ID=7, SLURM_NTASKS=2, SLURM_NTASKS_PER_NODE=1, SLURM_NNODES=2,
-                 SLURM_NODELIST="localhost", SLURM_PROCID=node, SLURM_NODEID=node, SLURM_LOCALID=0, MASTER_PORT=port)
+def srun(argv: list[str], port: int, node: int) -> Command:
+    return Command(train.main, argv, SLURM_JOB_NAME="apl", SLURM_JOB_ID=7, SLURM_NTASKS=2, SLURM_NTASKS_PER_NODE=1, SLURM_NNODES=2,
+                   SLURM_NODELIST="localhost", SLURM_PROCID=node, SLURM_NODEID=node, SLURM_LOCALID=0, MASTER_PORT=port)
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_two_nodes_train_the_prefix_of_one_process(command, tmp_path, port, laun
     argv = command(*QUICK, "--num_nodes", 2, "--out_dir", "two")
     nodes = [launcher(argv, port, node) for node in (0, 1)]
     train.main(command(*QUICK, "--out_dir", "one"))
-    said = [node.communicate(timeout=300)[1] for node in nodes]
+    said = [node.communicate(timeout=900)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-4.pt").vectors["*"] for folder in ("two", "one"))
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
@@ -91,7 +88,7 @@ def test_the_batch_is_shared_by_the_devices_of_all_nodes(command, capsys):
     assert "give a multiple of 4" in refusal(capsys, train.main, command("--devices", "cpu,cpu", "--num_nodes", 2))
 
 
-def workers_of(process: subprocess.Popen) -> list[int]:
+def workers_of(process: Command) -> list[int]:
     """The processes that a process has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(child) for child in children.read_text().split()] if children.exists() else []
@@ -112,20 +109,20 @@ def is_running(process: int) -> bool:
 def whole(command, tmp_path_factory) -> Path:
     """The output folder of an undisturbed run of two processes."""
     folder = tmp_path_factory.mktemp("whole")
-    status, said = finish(start(command(*LONG, "--out_dir", folder)))
+    status, said = finish(Command(train.main, command(*LONG, "--out_dir", folder)))
     assert status == 0, said
     return folder
 
 
-def wait_for_rows(process: subprocess.Popen, log: Path) -> None:
+def wait_for_rows(process: Command, log: Path) -> None:
     """Until a run of LONG is under way."""
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 15):
         time.sleep(0.01)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
+def finish(process: Command) -> tuple[int, str]:
     """Status and stderr, as soon as all processes that can write there have ended."""
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     return process.returncode, said
 
 
@@ -133,7 +130,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 @pytest.mark.parametrize("victim", ["worker", "main"])
 def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bytes(command, tmp_path, whole, victim):
     argv = command(*LONG, "--out_dir", "killed")
-    killed = start(argv)
+    killed = Command(train.main, argv)
     wait_for_rows(killed, tmp_path / "killed" / "log.csv")
     workers = workers_of(killed)
     assert len(workers) == 2
@@ -150,7 +147,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_to_the_same_bytes(command, 
     else:
         assert status == -signal.SIGKILL and not sentences(said)
         return  # what it leaves behind is what a killed worker leaves
-    status, said = finish(start(argv))
+    status, said = finish(Command(train.main, argv))
     assert status == 0 and "60/60" in said, said
     for name in ("embeddings/apl-60.pt", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes(), name
@@ -163,7 +160,7 @@ def test_a_mistake_ends_both_processes_with_one_sentence(command, inputs, tmp_pa
     for process in broken:  # the first process takes the first picture
         (tmp_path / "s_reg" / f"{process + 1}.png").write_bytes(b"\x89PNG cut")
     argv = command(*QUICK, "--devices", "cpu,cpu", "--caption_images", "s_reg", "--mix", 0, "--iterations", 1, "--seed", seed)
-    status, said = finish(start(argv))
+    status, said = finish(Command(train.main, argv))
     assert status == 2 and len(sentences(said)) == 1 and "Traceback" not in said, said
     assert any(f"{process + 1}.png cannot be read" in said for process in broken)  # of two that meet one, the first speaks
 
@@ -187,7 +184,7 @@ def test_one_of_three_processes_with_the_same_mistake_speaks_however_slow_it_is(
             "    raise UserError(f'the mistake, met by {rank}')\n"
             "main()")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env=test_train_script.environment() | {"PYTHONPATH": str(ROOT)})
+                          env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and len(sentences(done.stderr)) == 1 and "Traceback" not in done.stderr, done.stderr
 
 
@@ -207,5 +204,5 @@ def test_a_command_says_why_its_processes_have_ended(tmp_path, how, status, word
             f"    time.sleep({600 * bool(status)})\n"
             "main()")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env=test_train_script.environment() | {"PYTHONPATH": str(ROOT)})
+                          env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == status and [words in said for said in sentences(done.stderr)] == [True] * bool(status), done.stderr

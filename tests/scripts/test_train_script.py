@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,11 +19,10 @@ from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.apl.test_trainer import prepared
 from tests.as_script import run_script
+from tests.forked import Command
 from tests.refusals import refusal
 from tests.scoring import PixelAnalyzer
 from tests.test_logbook import TITLE, stand_in  # noqa: F401
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +126,19 @@ def test_the_same_command_again_changes_nothing_and_brings_back_a_lost_prefix(co
 
 def test_a_run_killed_by_a_signal_ends_with_the_same_bytes(command, tmp_path):
     argv = command("--iterations", 60, "--save_every", 20, "--val_every", 0, "--log_every", 1, "--eval_names", 0)
-    whole, killed = (subprocess.Popen([sys.executable, str(ROOT / "train.py"), *argv, "--out_dir", name], cwd=tmp_path,
-                                      env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-                     for name in ("whole", "killed"))
+    whole, killed = (Command(train.main, [*argv, "--out_dir", name]) for name in ("whole", "killed"))
     log = tmp_path / "killed" / "log.csv"
     while killed.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 25):
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     assert killed.wait() == -signal.SIGKILL and whole.wait() == 0
-    run(argv + ["--out_dir", "killed"])
+    assert Command(train.main, [*argv, "--out_dir", "killed"]).wait() == 0
     for name in ("embeddings/apl-60.pt", "log.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_two_processes_train_one_prefix(command, tmp_path):
-    run_script("train", command("--devices", "cpu,cpu", "--iterations", 8, "--val_every", 0, "--out_dir", "two"))
+    run_script("train", command("--devices", "cpu,cpu", "--iterations", 8, "--val_every", 0, "--out_dir", "two"), forked=False)
     train.main(command("--iterations", 8, "--val_every", 0, "--out_dir", "one"))
     two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-8.pt").vectors["*"] for folder in ("two", "one"))
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
@@ -196,15 +191,6 @@ def test_wrong_values_of_an_attack_are_answered_with_a_sentence(command, capsys,
 def round_(value):
     """Six digits of a number: with torch 2.6 the last bit of a mean differs."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def run(argv: list[str]) -> None:
-    """train.py in a process of its own, in the current folder."""
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], check=True, env=environment(), capture_output=True)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_the_plan_is_printed_and_nothing_is_written(command, tmp_path, capsys):
