@@ -53,6 +53,11 @@ TINY_XL = {"target": "ldm.models.diffusion.sdxl.DiffusionEngine", "params": {
             "width": SECOND, "layers": 3, "heads": 4, "embed_dim": POOLED}}]}}}}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebook.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> LatentDiffusion:
     """Frozen, in eval mode; no weight is zero, so that every input matters."""

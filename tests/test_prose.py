@@ -1,6 +1,7 @@
 """The glossary of ldm/README.md is kept: none of its replaced words in docstrings, comments, messages, help texts and READMEs."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -20,6 +21,7 @@ ALLOWED = re.compile(r"tables?( and| or|,) figures?|figures \d|figures? of the p
 BLOCK, INLINE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL), re.compile(r"`[^`\n]+`|\S*/\S*|\S+\.(png|csv)")
 
 
+@functools.cache
 def glossary():
     """Replaced word -> the word to use, from the table in ldm/README.md."""
     table = (ROOT / "ldm/README.md").read_text(encoding="utf-8").partition("## Glossary")[2]
