@@ -78,11 +78,9 @@ def container_of(path: str | Path, what: str, to_do: str, also: tuple[str, ...] 
     kind = kind_of(path)
     if kind in (SAFETENSORS, ZIP, PICKLE, *also):
         return kind
-    if kind in (None, ZEROS, CUT):
+    if kind in (None, EMPTY, ZEROS, CUT):
         raise damaged(path, what, kind)
-    if kind == EMPTY:
-        to_do = "fetch it again"
-    elif kind == POINTER:
+    if kind == POINTER:
         to_do = "fetch the file that it points to, with git lfs pull or from the model's page"
     elif kind in (PAGE, XML):
         to_do = "the download gave an error or a login page; fetch the file itself"

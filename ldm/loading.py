@@ -216,7 +216,8 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
     The message says which model the file seems to be and which config fits.
     """
-    looks_like = None if describe(state) == describe(expected) else describe(state)
+    is_same_kind = describe(state) == describe(expected)
+    looks_like = None if is_same_kind else describe(state)
     missing = [key for key in expected if key not in state]
     if missing and all(key.startswith(AUTOENCODER) for key in missing) and not any(key.startswith(AUTOENCODER) for key in state):
         raise UserError(f"{ckpt_path} has no autoencoder (VAE), as some community checkpoints; give --vae_path with the file of one")
@@ -226,7 +227,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
                            for part, name in PARTS.items() if any(key.startswith(part) for key in missing))
         what = f"is {looks_like}: it lacks" if looks_like else "lacks"
         to_do = (f"give --config_path {CONFIGS[looks_like]} with it" if looks_like in CONFIGS else
-                 WHOLE_MODEL if looks_like in PARTS_OF_FOLDER else GIVE_CHECKPOINT)
+                 WHOLE_MODEL if looks_like in PARTS_OF_FOLDER else GIVE_PAIR if is_same_kind else GIVE_CHECKPOINT)
         raise UserError(f"{ckpt_path} {what} {counts} of {config_path} (first: {missing[0]}); {to_do}")
     for key, shape in expected.items():
         found = tuple(state[key].shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.forked import Command
+from tests.forked import PATIENCE, Command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +20,7 @@ def run_script(name: str, argv: list[str], *, forked: bool = True) -> None:
         said = process.communicate()[1]
         assert process.returncode == 0, said
         return
-    done = subprocess.run([sys.executable, "-m", "tests.as_script", name, *argv], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, "-m", "tests.as_script", name, *argv], capture_output=True, text=True, timeout=PATIENCE,
                           env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 

@@ -88,12 +88,12 @@ def test_every_reader_names_a_file_of_another_kind(tmp_path, kind, name):
     assert not is_edited_weights(path) and safetensors_metadata(path) == {}
 
 
-@pytest.mark.parametrize("kind", ["a Git LFS pointer", "an HTML page", "a zip archive of model.pt", "an image", "an empty file"])
+@pytest.mark.parametrize("kind", ["a Git LFS pointer", "an HTML page", "a zip archive of model.pt", "an image"])
 def test_a_whole_file_of_another_kind_is_not_called_damaged(tmp_path, kind):
     (tmp_path / "model.safetensors").write_bytes(WRONG[kind])
     with pytest.raises(UserError) as error:
         read_state_dict(tmp_path / "model.safetensors")
-    assert "damaged" not in str(error.value) and ("fetch it again" in str(error.value)) == (kind == "an empty file")
+    assert "damaged" not in str(error.value) and "fetch it again" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "MODEL.SAFETENSORS", "6ce0161689b3" * 5, "model.safetensors.part"])

@@ -109,6 +109,7 @@ def test_incomplete_checkpoint_is_named(config, state, tmp_path, changed, senten
     save_file(saved, tmp_path / "other.safetensors")
     message = refused(config, tmp_path / "other.safetensors")
     assert sentence in message and f"U-Net tensors of {config} (first: {INPUT})" in message
+    assert ("belong together" in message) == (not changed)  # a model of this kind may be whole, and its config another one
 
 
 def test_inpainting_checkpoint_is_named(config, state, tmp_path):

@@ -64,7 +64,9 @@ class ClipScorer(ImageEncoder):
                 raise UserError(f"the CLIP config {model} does not exist; give the path of an open_clip model config")
             open_clip.add_model_config(Path(model))
             self.name = Path(model).stem
-        with weights_for(f"the open_clip model {self.name}", weights) as file:
+        beside = Path(weights).with_suffix(".json")
+        assumed = f" (assumed, as there is no config {beside.name} next to it)" if model == PAPERS_MODEL and not beside.is_file() else ""
+        with weights_for(f"the open_clip model {self.name}{assumed}", weights) as file:
             # The full path, because open_clip would take a bare "openai" as a name to download.
             clip, _, preprocess = open_clip.create_model_and_transforms(self.name, pretrained=str(file))
             check_finite(clip.state_dict(), weights, FETCH_AGAIN)

@@ -52,6 +52,12 @@ def test_files_that_do_not_fit_end_with_a_sentence(config, weights):
         ClipScorer(config, weights)
 
 
+def test_a_model_that_was_assumed_is_named_as_such(tmp_path):
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(UserError, match=r"ViT-g-14 \(assumed, as there is no config empty.json next to it\) \(0 bytes, an empty file\)"):
+        ClipScorer(clip_model_of(tmp_path / "empty.safetensors", None), tmp_path / "empty.safetensors")
+
+
 class Pixels(torch.nn.Module):
     """Stands for an open_clip model of 2 x 2 pixels: a picture is its own embedding."""
 
