@@ -46,6 +46,7 @@ def train(args: argparse.Namespace) -> None:
     from ldm.apl.training_run import TrainingOptions, arguments_of, batches_of_texts, describe, look_ahead, prepare_run
     from ldm.device import pick_precision
     from ldm.experiments.identity_table import IdentityOptions
+    from ldm.experiments.robust_attack import attack_of
     from ldm.experiments.training_report import TrainingReport
     from ldm.experiments.variants import Variant
     from ldm.loading import ModelFiles
@@ -83,7 +84,8 @@ def train(args: argparse.Namespace) -> None:
     before_after = report.before_after(model)
     train_prefix(fabric, model, prefix, batches, settings=options, logbook=logbook,
                  save=lambda step: prefix.save(options.prefix_path(step), step=step, **arguments),
-                 grid=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded)
+                 grid=lambda: before_after.grid(Variant(manager=prefix)), recorded=recorded,
+                 attack=attack_of(options, run, fabric, model, prefix))
 
     final = options.prefix_path(args.iterations)
     if fabric.is_global_zero:

@@ -14,7 +14,10 @@ TABLES = {"table1": "the prefix on other models, metrics", "figure1": "effect of
           "table2": "competing methods, metrics", "figure4": "competing methods, images",
           "figure5": "attacks that teach the model new people"}  # in the order in which they are made
 OWN = {"attacks": "attacks on the prefix, which the paper does not have",  # not in "all"
+       "robust": "a prefix trained against uploaded embeddings, not in the paper",
+       "robust_grid": "vectors of the attack by vectors of the prefix, not in the paper",
        "celebrity100": "names to erase and names to keep, not in the paper"}  # made only by name, for it needs further inputs
+CLAIMED = (*TABLES, "robust", "robust_grid")  # something is claimed about them
 FIGURE5_FLAGS = {"photos", "embedding", "n_people", "n_photos", "n_samples", "keep_checkpoints"}
 OTHERS = {"all": "all of them, the claims and the report", "list": "list of tables and figures with their progress",
           "report": "one page of all finished results, report.html and report.md"}
@@ -38,7 +41,7 @@ def parse_paper_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.whole = alone == ["all"]
     args.task = alone[0] if alone and not args.whole else "make"
     asked = [str(found(word)) if word.endswith(common.YAML) else word for word in args.what]
-    everything = [*TABLES, *(["attacks"] if alone == ["list"] else [])]
+    everything = [*TABLES, *(["attacks", "robust", "robust_grid"] if alone == ["list"] else [])]
     args.what = everything if alone else list(dict.fromkeys(asked))
     known = TABLES | OWN
     for word in args.what:

@@ -44,6 +44,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
         if method == ROBUST and args.num_vectors + args.attack_vectors > LONGEST_PREFIX:
             parser.error(f"--attack_vectors {args.attack_vectors} and --num_vectors {args.num_vectors} leave no room for the prompt; give "
                          f"at most {LONGEST_PREFIX} together")
+        if method == ROBUST:
+            train_methods.check_robust(parser, args, typed)
         if method == TEXT and args.dry_run:
             parser.error(f"--dry_run has no use with --train_method {TEXT}, which takes a minute; leave it out")
         if method != TEXT and args.grad_accum > args.batch_size:
@@ -93,10 +95,15 @@ def build_parser(method: str = APL[0]) -> Parser:
              "of the vectors, apl-robust: vectors that withstand uploaded embeddings, apl-text: vectors from texts alone in a minute, all "
              "three ours and not the paper's; the others: see below")
     add("--alpha", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="strength of the anonymization (Eq. 5)")
-    add("--attack_vectors", metavar="K", type=COUNT, default=4, help="apl-robust: vectors of the attack between prefix and prompt")
-    add("--attack_steps", metavar="N", type=number(int, 0), default=5, help="apl-robust: inner steps of the attack on a sample")
+    add("--attack_vectors", metavar="K", type=COUNT, default=4, help="apl-robust: vectors of the attack behind the prefix")
+    add("--robust_form", choices=train_methods.FORMS, default=train_methods.INNER,
+        help="apl-robust: inner steps attack each sample, or tokens are learned behind the prefix in rounds and join S_ID")
+    add("--attack_steps", metavar="N", type=number(int, 0),
+        help="apl-robust: steps of the attack, per sample (inner; default: 5) or per token (alternating; default: 150)")
     add("--attack_radius", metavar="RHO", type=NOT_NEGATIVE,
-        help="apl-robust: distance of the attack's vectors from the nearest token's; 0: tokens (default: any distance)")
+        help="inner: distance of the attack's vectors from the nearest token's; 0: tokens (default: any distance)")
+    add("--attack_rounds", metavar="R", type=COUNT, default=3, help="alternating: rounds, at equal distances, the first at the start")
+    add("--attack_names", metavar="N", type=COUNT, default=8, help="alternating: people of S_ID for whom each round learns a token")
     add("--mix", metavar="P", type=number(float, 0, 1), default=0.5, help="probability that a sample is from S_ID, else S_Reg")
     add("--ddim_steps", metavar="N", type=DDIM_STEPS, default=50, help="bins of the 1000 timesteps from which t is sampled (apl, esd)")
 

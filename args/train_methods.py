@@ -7,6 +7,7 @@ from typing import Any
 from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
 ROBUST, TEXT = "apl-robust", "apl-text"
+INNER, ALTERNATING = FORMS = "inner", "alternating"  # of apl-robust
 PREFIX, MAP = ("apl", "apl-released", "apl-no-reg", ROBUST, TEXT), "apl-map"  # they learn vectors in front, or a map of the context
 APL = (*PREFIX, MAP)
 WITH_UNET = tuple(method for method in APL if method != TEXT)
@@ -35,7 +36,7 @@ PARAMETERS = ("xattn-kv", "xattn", "noxattn", "full")
 READ_BY = {flag: methods for methods, flags in (
     (APL, "mix data_seed caption_images val_every lr_decay embeddings_dir n_identities"),
     (WITH_UNET, "alpha lookahead target_cache target_cache_gb grad_accum checkpointing compile"),
-    ((*PREFIX[:3], MAP), "cuda_graphs"), ((ROBUST,), "attack_vectors attack_steps attack_radius"),
+    ((*PREFIX[:3], MAP), "cuda_graphs"), ((ROBUST,), "robust_form attack_vectors attack_steps attack_radius attack_rounds attack_names"),
     (PREFIX, "init initializer_words num_vectors"), ((MAP,), "map_rank"), ((*PREFIX, "textual_inversion"), "placeholder"),
     ((*WITH_UNET, "esd"), "ddim_steps"), ((*WITH_UNET, "esd", "forget_me_not"), "identity_images"),
     ((*APL, "esd", "concept_ablation", "forget_me_not", *ATTACKS), "iterations lr batch_size save_every log_every log_to"),
@@ -100,6 +101,18 @@ def check_others(parser: Parser, args: argparse.Namespace, typed: set[str]) -> N
         args.identity_images = None
     if args.dry_run:
         parser.error(f"--dry_run has no use with --train_method {args.train_method}; leave it out")
+
+
+def check_robust(parser: Parser, args: argparse.Namespace, typed: set[str]) -> None:
+    """Check the flags of apl-robust, and fill in those of its form."""
+    unread = ("attack_rounds", "attack_names") if args.robust_form == INNER else ("attack_radius",)
+    for flag in sorted(typed & {*unread}):
+        parser.error(f"--{flag} has no use with --robust_form {args.robust_form}; leave it out")
+    vars(args).update(dict.fromkeys(unread))
+    if args.attack_steps is None:
+        args.attack_steps = 5 if args.robust_form == INNER else 150
+    if args.robust_form == ALTERNATING and args.attack_rounds > args.iterations:
+        parser.error(f"--attack_rounds {args.attack_rounds} are more than --iterations {args.iterations}; give at most one per step")
 
 
 def needed_by(args: argparse.Namespace) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class Samples:
     timesteps: list[int]          # t
     name_prompts: list[str]       # c1
     attribute_prompts: list[str]  # c2
+    prefixed_prompts: list[str]   # what stands behind the prefix: c1, or with a token in place of the name, see `robust_tokens`
     is_identity: list[bool]       # from S_ID
     attack_seeds: list[int]       # see `ldm.data.mixture.Sample`
 
@@ -44,12 +45,12 @@ class TrainingSet:
     """S_ID and S_Reg in the order of the mixture; each image is encoded once.
 
     A set that the mixture never samples from may be empty. People may stand for S_ID where no image is read ("apl-text").
-    c1 and c2 of a sample use the same one of the templates.
+    c1 and c2 of a sample use the same one of the templates. `token` takes the name's place behind the prefix in samples that are attacked.
     """
 
     def __init__(self, model: LatentDiffusion, identities: Sequence[IdentityImage | Person], captions: Sequence[CaptionImage],
-                 templates: Sequence[str], mixture: Mixture):
-        self.model, self.mixture = model, mixture
+                 templates: Sequence[str], mixture: Mixture, token: str | None = None):
+        self.model, self.mixture, self.token = model, mixture, token
         self.identities, self.captions, self.templates = identities, captions, templates
         self._moments: dict[tuple[bool, int], Tensor] = {}  # mean and log-variance, (8, h, w), on the CPU
 
@@ -75,8 +76,8 @@ class TrainingSet:
         """The samples with the numbers of each step; within a step S_ID first."""
         numbers = [i for step in steps for i in sorted(step, key=lambda i: not self.mixture.sample(i).is_identity)]
         chosen = [self.mixture.sample(i) for i in numbers]
-        name_prompts, attribute_prompts = zip(*map(self._prompts, chosen), strict=True)
-        return Samples(numbers, [sample.timestep for sample in chosen], list(name_prompts), list(attribute_prompts),
+        name_prompts, attribute_prompts, prefixed_prompts = map(list, zip(*map(self._prompts, chosen), strict=True))
+        return Samples(numbers, [sample.timestep for sample in chosen], name_prompts, attribute_prompts, prefixed_prompts,
                        [sample.is_identity for sample in chosen], [sample.attack_seed for sample in chosen])
 
     def noisy_latent(self, samples: Samples) -> Tensor:
@@ -91,13 +92,13 @@ class TrainingSet:
     def _item(self, sample: Sample) -> Any:
         return (self.identities if sample.is_identity else self.captions)[sample.item]
 
-    def _prompts(self, sample: Sample) -> tuple[str, str]:
-        """c1 and c2 of a sample."""
+    def _prompts(self, sample: Sample) -> tuple[str, str, str]:
+        """c1 and c2 of a sample, and what stands behind the prefix."""
         item = self._item(sample)
         if isinstance(item, CaptionImage):
-            return item.caption, item.caption
-        template = self.templates[sample.template]
-        return fill(template, item.name), fill(template, item.attributes)
+            return item.caption, item.caption, item.caption
+        template, subject = self.templates[sample.template], self.token if self.token and sample.attack_seed >= 0 else item.name
+        return fill(template, item.name), fill(template, item.attributes), fill(template, subject)
 
 
 class Texts:

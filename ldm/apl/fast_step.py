@@ -23,7 +23,7 @@ class Batch:
 
     noisy_latent: Tensor    # z_t, (B, 4, h, w)
     timestep: Tensor        # t, (B,)
-    token_ids: Tensor       # of [AP] + c1, (B, 77)
+    token_ids: Tensor       # of [AP] + c1, (B, 77); see `Samples.prefixed_prompts`
     eps_name: Tensor        # as noisy_latent
     eps_attributes: Tensor  # as noisy_latent
     is_identity: Tensor     # 1 for S_ID, 0 for S_Reg; (B,) float32
@@ -47,7 +47,7 @@ def training_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, opti
     Args:
         train_method, alpha: see `step.training_loss`.
         grad_accum: number of parts into which the batch is split to save memory.
-        attacked: replaces contexts (B, 77, d) of a batch by those of attacked prompts, see `robust.attacked_context`.
+        attacked: replaces contexts (B, 77, d) of a batch by those of attacked prompts, see `trainer.Attack`.
 
     Returns:
         (4,), detached: sums of the sample losses over S_ID and over S_Reg, and the number of samples of each.
@@ -108,5 +108,5 @@ def batch_of(samples: Samples, targets: dict[str, Tensor], texts: Texts) -> Batc
     if len(targets["eps_name"]):
         eps_name[samples.identity_rows] = targets["eps_name"]
     device = noisy_latent.device
-    return Batch(noisy_latent, torch.tensor(samples.timesteps, device=device), texts.token_ids(samples.name_prompts), eps_name,
+    return Batch(noisy_latent, torch.tensor(samples.timesteps, device=device), texts.token_ids(samples.prefixed_prompts), eps_name,
                  eps_attributes, torch.tensor(samples.is_identity, device=device).float(), torch.tensor(samples.attack_seeds))

@@ -7,6 +7,8 @@ block that brings the name back, and the prefix is trained behind it; target (Eq
     L_ID = ||eps(x, tau_AP(a + c1), t) - target||^2
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from ldm.apl.fast_step import Batch
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager, Manager
+from ldm.modules.encoders.modules import EmbeddingHook
 
 LR = 1e-2  # of the inner steps
 
@@ -42,12 +45,20 @@ def attacked_context(model: LatentDiffusion, prefix: Manager, batch: Batch, cont
     Args:
         vectors, steps, radius: see `first_block` and `find_block`.
     """
+    def hook(attacked: Batch) -> Attacked:
+        first = first_block(attacked, token_table(model), vectors)
+        return Attacked(prefix, find_block(model, prefix, attacked, first, steps=steps, radius=radius))
+
+    return with_attacks(model, batch, context, hook)
+
+
+def with_attacks(model: LatentDiffusion, batch: Batch, context: Tensor, hook: Callable[[Batch], EmbeddingHook]) -> Tensor:
+    """`context` of a batch (B, 77, d), with that behind `hook`, an EmbeddingHook of some samples, for the samples that are attacked."""
     rows = torch.nonzero(batch.attack_seed >= 0)[:, 0]  # on the CPU
     if not len(rows):
         return context
     attacked = batch.rows(rows)
-    block = find_block(model, prefix, attacked, first_block(attacked, token_table(model), vectors), steps=steps, radius=radius)
-    return context.index_copy(0, rows.to(context.device), model.cond_stage_model.context(attacked.token_ids, Attacked(prefix, block)))
+    return context.index_copy(0, rows.to(context.device), model.cond_stage_model.context(attacked.token_ids, hook(attacked)))
 
 
 def find_block(model: LatentDiffusion, prefix: Manager, batch: Batch, first: Tensor, *, steps: int,

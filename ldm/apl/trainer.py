@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.apl.fast_step import Batch, training_step
-from ldm.apl.robust import attacked_context
+from ldm.apl.robust_tokens import Tokens
 from ldm.apl.text_objective import TextBatch, text_step
 from ldm.finite import check_training
 from ldm.logbook import Logbook
@@ -34,20 +33,20 @@ class Settings:
     lr_decay: float  # share of the iterations, at the end, over which the learning rate falls to 0
     train_method: str  # "apl", "apl-released", "apl-no-reg", "apl-map" or "apl-robust"; see `step.training_loss`; or "apl-text"
     alpha: float
-    attack_vectors: int | None  # this and the next two: None but for "apl-robust"; see `robust.attacked_context`
-    attack_steps: int | None
-    attack_radius: float | None
     log_every: int
     save_every: int
     val_every: int  # 0: never
 
 
 Step = Callable[[Any], Tensor]  # an optimizer step on a Batch or TextBatch, see `fast_step.training_step`
+# For a step, 1 .. iterations: what replaces contexts (B, 77, d) of a batch by those of attacked prompts ("apl-robust").
+Attack = Callable[[int], Callable[[Batch, Tensor], Tensor]]
 
 
 def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batches: Iterable[Batch | TextBatch], *,
                  settings: Settings, logbook: Logbook, save: Callable[[int], None],
-                 grid: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None) -> None:
+                 grid: Callable[[], Image.Image], recorded: Callable[[Step, torch.optim.Optimizer], Step] | None = None,
+                 attack: Attack | None = None) -> None:
     """Train the prefix in place, from the state of the logbook to the last iteration.
 
     Args:
@@ -55,18 +54,17 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
         save: writes the prefix file of a step.
         grid: generates images with and without the prefix, for the logbook.
         recorded: wraps a step to replay it on the device, see `ldm.apl.acceleration.RecordedStep`; None: no replay.
+        attack: of "apl-robust"; the state of `Tokens` is in that of the training.
 
     Raises:
         UserError: the loss or a vector is not finite; detected at this step on a CPU, before the next log, file or image on a GPU.
     """
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     lr = optimizer.param_groups[0]["lr"]
-    logbook.restore(prefix, optimizer)
+    trained = attack if isinstance(attack, Tokens) else prefix
+    logbook.restore(trained, optimizer)
     optimizer.param_groups[0]["lr"] = lr  # on its device
-    attacked = None
-    if settings.attack_vectors and settings.attack_steps is not None:
-        attacked = partial(attacked_context, model, prefix, vectors=settings.attack_vectors, steps=settings.attack_steps,
-                           radius=settings.attack_radius)
+    attacked: Callable[[Batch, Tensor], Tensor] | None = None
 
     def one_step(batch: Batch | TextBatch) -> Tensor:
         if isinstance(batch, TextBatch):
@@ -87,6 +85,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
                 optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
             else:  # a recorded step reads it from a tensor
                 optimizer.param_groups[0]["lr"].fill_(learning_rate(step, settings))
+            attacked = attack(step) if attack else None
             losses += run(batch)
             bar.update()
             last = step == settings.iterations
@@ -111,7 +110,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
             if saved:
                 save(step)
             if logged and (saved or logbook.state_is_due()):  # last: a state marks everything before it as done
-                logbook.save_state(step, prefix, optimizer)
+                logbook.save_state(step, trained, optimizer)
 
 
 def adam(prefix: Manager, lr: float, *, recorded: bool = False) -> torch.optim.Optimizer:

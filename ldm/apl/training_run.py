@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from args.train_methods import MAP, ROBUST, TEXT
+from args.train_methods import ALTERNATING, MAP, ROBUST, TEXT
 from ldm.apl.examples import Texts, TrainingSet
 from ldm.apl.look_ahead import LookAhead, Share, TargetCache, steps_ahead
+from ldm.apl.robust_tokens import WORD
 from ldm.apl.text_objective import TextBatch, text_batches
 from ldm.apl.trainer import Settings
 from ldm.contents import digest, hashes_of
@@ -29,12 +30,14 @@ from ldm.run_folder import versions
 from ldm.sharing import Devices, gather
 from ldm.util import UserError
 
+OF_ATTACK = ("robust_form", "attack_vectors", "attack_steps", "attack_radius", "attack_rounds", "attack_names")
 # Options on which the learned vectors depend. Files are compared by content.
 LEARNED_FROM = ("train_method", "iterations", "lr", "lr_decay", "batch_size", "grad_accum", "num_nodes", "ddim_steps", "mix", "alpha",
                 "placeholder", "num_vectors", "init", "initializer_words", "map_rank", "seed", "data_seed", "lookahead", "checkpointing",
-                "compile", "cuda_graphs", "log_every", "attack_vectors", "attack_steps", "attack_radius")
-WHERE_GIVEN = ("map_rank", "attack_vectors", "attack_steps", "attack_radius")  # of some methods only
+                "compile", "cuda_graphs", "log_every", *OF_ATTACK)
+WHERE_GIVEN = ("map_rank", *OF_ATTACK)  # of some methods only
 Named = IdentityImage | Person
+TOKEN_BATCH = 4  # samples per step of the alternating form's attack
 TARGETS = 2  # version of the cached targets; raise it when this code computes others from the same arguments
 
 
@@ -57,6 +60,13 @@ class TrainingOptions(Settings):
     init: str
     initializer_words: str | None
     map_rank: int | None
+    # the attack of "apl-robust"
+    robust_form: str | None
+    attack_vectors: int | None
+    attack_steps: int | None
+    attack_radius: float | None
+    attack_rounds: int | None
+    attack_names: int | None
     # data
     people: Path | None
     identity_images: Path | None
@@ -87,8 +97,11 @@ class TrainingOptions(Settings):
 
     @property
     def inner_steps(self) -> float:
-        """Mean number of inner steps per sample of "apl-robust", which attacks half of S_ID; 0 for other methods."""
-        return self.identity_share / 2 * (self.attack_steps or 0)
+        """Mean number of steps of the attack of "apl-robust" per sample, on one sample each; 0 for other methods."""
+        steps = self.attack_steps or 0
+        if self.robust_form == ALTERNATING:  # its steps have a third U-Net call, for the name
+            return 1.5 * steps * TOKEN_BATCH * (self.attack_rounds or 0) * (self.attack_names or 0) / (self.iterations * self.batch_size)
+        return self.identity_share / 2 * steps
 
     def prefix_path(self, step: int) -> Path:
         """File of a step, embeddings/<prompt>-<step>.pt; .safetensors for SDXL's two encoders and for a context map."""
@@ -106,6 +119,7 @@ class TrainingRun:
     kept_names: list[str]            # S_keep
     templates: list[str]
     mixture: Mixture
+    attacked: list[Person]           # for whom the alternating form of "apl-robust" learns tokens
     left_out: LeftOut                # by the readers of S_ID and S_Reg
 
 
@@ -139,8 +153,14 @@ def prepare_run(options: TrainingOptions) -> TrainingRun:
     refuse_both(shown, kept_names, options.keep_names)
     if kept_names:
         captions += kept_captions(kept_names, images, templates, len(captions))
-    mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps or 1, mix)  # texts have no t
-    return TrainingRun(people, identities, captions, kept_names, templates, mixture, left_out)
+    attacked = []
+    if options.robust_form == ALTERNATING:
+        of_attacked = of_first_people(identities, people, options.attack_names or 0, "attack_names")
+        attacked = [people[name] for name in dict.fromkeys(image.name for image in of_attacked)]
+    numbers = tuple(number for number, image in enumerate(identities) if people[image.name] in attacked)
+    mixture = Mixture(options.data_seed, len(identities), len(captions), len(templates), options.ddim_steps or 1, mix,  # texts have no t
+                      attacked=numbers)
+    return TrainingRun(people, identities, captions, kept_names, templates, mixture, attacked, left_out)
 
 
 def _people_of_texts(people: dict[str, Person], path: Path | None) -> Sequence[Person]:
@@ -151,12 +171,12 @@ def _people_of_texts(people: dict[str, Person], path: Path | None) -> Sequence[P
     return identities
 
 
-def of_first_people(images: Sequence[Named], people: dict[str, Person], count: int) -> Sequence[Named]:
+def of_first_people(images: Sequence[Named], people: dict[str, Person], count: int, flag: str = "n_identities") -> Sequence[Named]:
     """Images of the first `count` people of the list that S_ID shows (the paper's Figure 8); UserError if it shows fewer."""
     shown = {image.name for image in images}
     chosen = [name for name in people if name in shown][:count]
     if len(chosen) < count:
-        raise UserError(f"S_ID shows {len(chosen)} people where --n_identities asks for {count}; give a smaller number")
+        raise UserError(f"S_ID shows {len(chosen)} people where --{flag} asks for {count}; give a smaller number")
     return [image for image in images if image.name in chosen]
 
 
@@ -177,8 +197,9 @@ def target_key(options: TrainingOptions, run: TrainingRun, arguments: dict[str, 
     """Cache key of the targets that one device computes; equal keys imply equal bits."""
     computed_by = (torch.cuda.get_device_name(device) if device.type == "cuda" else
                    f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    mixture = {name: value for name, value in asdict(run.mixture).items() if value != ()}
     return {name: arguments[name] for name in ("base_model", "config", "precision", "images", "texts", "compile")} | {
-        "mixture": asdict(run.mixture), "share": asdict(share), "with_names": options.train_method != "apl-released",
+        "mixture": mixture, "share": asdict(share), "with_names": options.train_method != "apl-released",
         "computed_by": computed_by, "versions": versions(), "code": TARGETS}
 
 
@@ -195,7 +216,8 @@ def batches_of_texts(options: TrainingOptions, run: TrainingRun, fabric: Devices
 def look_ahead(options: TrainingOptions, run: TrainingRun, arguments: dict[str, Any], fabric: Devices, model: LatentDiffusion,
                prefix: Manager, logbook: Logbook) -> LookAhead:
     """The batches of the remaining steps, after all their images have been checked."""
-    data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture)
+    token = " ".join([WORD] * (options.attack_vectors or 0)) if run.attacked else None
+    data = TrainingSet(model, run.identities, run.captions, run.templates, run.mixture, token)
     _refuse_different_states(options, fabric, logbook)
     ahead = logbook.steps_ahead or options.lookahead or steps_ahead(model, options.batch_size, fabric.world_size)
     logbook.steps_ahead = min(gather(fabric, [ahead]))
@@ -233,8 +255,10 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
         what = "prefix"
         learned = (f"{options.num_vectors} vectors for the word '{options.placeholder}', started from "
                    f"{options.initializer_words or options.init}")
-    attack = {"attack": f"{options.attack_vectors} vectors behind the prefix in half of S_ID, {options.attack_steps} inner steps, "
-                        + ("anywhere" if options.attack_radius is None else f"within {options.attack_radius:g} of a token")
+    how = f"inner steps, {'anywhere' if options.attack_radius is None else f'within {options.attack_radius:g} of a token'}"
+    if options.robust_form == ALTERNATING:
+        how = f"steps per token of {options.attack_names} people in each of {options.attack_rounds} rounds, in place of the name"
+    attack = {"attack": f"{options.attack_vectors} vectors behind the prefix in half of S_ID, {options.attack_steps} {how}"
                         + f"; per sample {2 * options.inner_steps:g} U-Net calls in addition to {3 + mix:g}, with backward passes"
               } if options.train_method == ROBUST else {}
     text, images = options.train_method == TEXT, f"{len(run.identities)} images of "

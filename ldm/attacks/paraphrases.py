@@ -41,6 +41,11 @@ def names_like(name: str, attributes: str) -> dict[str, str]:
         "face of": f"the face of {name}", "not": f"somebody who is not {name}"}
 
 
+def past_a_gate(name: str, kept: str) -> dict[str, str]:
+    """Kind of attack -> text for a person, at a gate that lets texts through with the name of `kept`, who may be shown."""
+    return {"misspelt": edited(name, ["drop"]), "decoy": f"{name}, not {kept}", "two people": f"{kept} and {name}"}
+
+
 def edited(name: str, edits: list[str]) -> str:
     """The name with a letter of its last words dropped, doubled or swapped with the next, in the middle of one word per edit."""
     words = name.split()

@@ -20,6 +20,12 @@ def image_moments(model: LatentDiffusion, source: ImageSource) -> Tensor:
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0].cpu()
 
 
+@torch.no_grad()
+def mean_latents(model: LatentDiffusion, sources: Sequence[ImageSource]) -> Tensor:
+    """Latents z_0 of images, the mean of the posterior multiplied by the scale factor; (N, 4, h, w), on the CPU."""
+    return model.get_first_stage_encoding(torch.stack([image_moments(model, source).chunk(2)[0] for source in sources]))
+
+
 def sample_latent(model: LatentDiffusion, moments: Tensor, seed: int) -> Tensor:
     """Latent z_0 sampled from the posterior with these moments (8, h, w), multiplied by the scale factor; (4, h, w), on the CPU."""
     mean, logvar = moments.chunk(2)  # (4, h, w) each

@@ -5,7 +5,7 @@ samples in the same order.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,7 @@ class Sample:
     timestep: int       # t, 0 .. num_timesteps - 1
     posterior_seed: int  # for sampling the latent from the autoencoder's posterior
     noise_seed: int
-    attack_seed: int    # for the block in front of half of S_ID's prompts, see ldm/apl/robust.py; -1: no attack
+    attack_seed: int    # for the attack on half of S_ID's prompts, see ldm/apl/robust.py; -1: no attack
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,21 @@ class Mixture:
     bins: int = 50
     mix: float = 0.5
     num_timesteps: int = 1000
+    attacked: tuple[int, ...] = ()  # indices into S_ID of the samples under attack; empty: of any
 
     def sample(self, i: int) -> Sample:
         """Sample number i, i >= 0."""
         rng = random.Random(f"apl sample {self.seed} {i}")
         is_identity = rng.random() < self.mix
         item = rng.randrange(self.n_identity if is_identity else self.n_caption)
-        return Sample(
+        sample = Sample(
             is_identity=is_identity, item=item, template=rng.randrange(self.n_templates),
             timestep=int((rng.randrange(self.bins) + rng.random()) * self.num_timesteps / self.bins),
             posterior_seed=rng.getrandbits(63), noise_seed=rng.getrandbits(63),
             attack_seed=rng.getrandbits(63) if is_identity and rng.random() < 0.5 else -1)
+        if self.attacked and sample.attack_seed >= 0:
+            return replace(sample, item=self.attacked[sample.attack_seed % len(self.attacked)])
+        return sample
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ldm.attacks.arithmetic import arithmetic
 from ldm.attacks.case import Attack, Case, Found, Verdict
@@ -30,7 +29,7 @@ from ldm.attacks.ring_a_bell import ring_a_bell
 from ldm.attacks.service import UPLOAD, Calls, Service, Submission, counted_calls
 from ldm.attacks.unlearn_diff_atk import unlearn_diff_atk
 from ldm.contents import digest
-from ldm.data.frozen import image_moments
+from ldm.data.frozen import mean_latents
 from ldm.data.identities import Person
 from ldm.data.images import ImageSource
 from ldm.evaluation.clip_score import ClipScorer, clip_model_of
@@ -145,7 +144,8 @@ class Trial:
         def judge(submission: Submission) -> Verdict:
             return self.examiner.verdict(self.images(service, submission, [JUDGED])[0], person.name)
 
-        case = Case(service, person.name, person.attributes, self.prompt, _latents(service, files), [read_image(path) for path in files],
+        latents = mean_latents(service.model, [ImageSource(path) for path in files])
+        case = Case(service, person.name, person.attributes, self.prompt, latents, [read_image(path) for path in files],
                     judge if chosen.knows_prefix else None, self.examiner.clip)
         key = digest(person.name, chosen.name, sorted(chosen.settings.items()), self.seed)
         with counted_calls(service.model) as calls:
@@ -189,11 +189,3 @@ class Trial:
                 token = single_token(self.service.tokenizer, UPLOAD)
                 write_embedding_file(folder / "embedding.pt", {UPLOAD: one.vectors.cpu()}, {UPLOAD: token},
                                      metadata={"attack": chosen.name, "person": self.person.name, **chosen.settings})
-
-
-@torch.no_grad()
-def _latents(service: Service, files: Sequence[Path]) -> Tensor:
-    """z_0 of image files, the posterior's mean, (N, 4, h, w)."""
-    model = service.model
-    means = [image_moments(model, ImageSource(path)).chunk(2)[0] for path in files]
-    return model.get_first_stage_encoding(torch.stack(means))

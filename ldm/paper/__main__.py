@@ -12,7 +12,7 @@ import os
 import sys
 
 from args.common import options_of
-from args.paper_args import TABLES, parse_paper_args
+from args.paper_args import CLAIMED, parse_paper_args
 from ldm.util import exit_with_sentence
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         for table in tables:
             print(f"{table.table.title} ({table.name})\n\n{table.write(vars(args))}\n\n{args.out_dir / table.name / table.name}.md\n")
-        if any(table.name in TABLES for table in tables):  # the paper claims nothing about other tables
+        if any(table.name in CLAIMED for table in tables):
             print(claims_table(args.out_dir, args.preset))
     else:
         claims_table(args.out_dir, args.preset)

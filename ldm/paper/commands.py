@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from args.paper_args import CONFIGS, OWN, TABLES
+from args.paper_args import CLAIMED, CONFIGS, OWN, TABLES
 from ldm.evaluation.tables import Row, console_table
 from ldm.paper.config import kind_of, read_table
 from ldm.paper.results.adversary import Adversary
@@ -62,6 +62,6 @@ def list_tables(tables: Sequence[AnyTable]) -> str:
 
 def claims_table(out_dir: Path, preset: str) -> str:
     """Write claims.json for the finished results in `out_dir`; returns the verdicts for the console."""
-    verdicts = check_claims(read_cells(out_dir, TABLES), Path(preset).stem)
+    verdicts = check_claims(read_cells(out_dir, CLAIMED), Path(preset).stem)
     write_json(out_dir / "claims.json", verdicts)
     return console_table([{key: row[key] for key in ("number", "verdict", "claim")} for row in verdicts])

@@ -14,7 +14,13 @@ from ldm.data.mixture import Mixture
 from tests.apl.test_step import definition
 from tests.apl.test_trainer import Killed, train, training_set
 
-ROBUST = {"train_method": "apl-robust", "attack_vectors": 2, "attack_steps": 2, "attack_radius": 0.02}
+
+def inner(model, prefix):
+    """The attack of a training."""
+    return lambda step: partial(attacked_context, model, prefix, vectors=2, steps=2, radius=0.02)
+
+
+ROBUST = {"train_method": "apl-robust", "attack": inner}
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ class Killed(Exception):
 
 def settings(**changes) -> Settings:
     return Settings(**{"iterations": 6, "batch_size": 4, "grad_accum": 1, "lr": 0.01, "lr_decay": 0.0, "train_method": "apl",
-                       "alpha": 1.0, "attack_vectors": None, "attack_steps": None, "attack_radius": None, "log_every": 1, "save_every": 3,
-                       "val_every": 0} | changes)
+                       "alpha": 1.0, "log_every": 1, "save_every": 3, "val_every": 0} | changes)
 
 
 def prepared(*flags):
@@ -46,13 +45,14 @@ def training_set(model, pictures, mix=0.5) -> TrainingSet:
     return TrainingSet(model, *pictures, ["{}", "a photo of {}"], Mixture(0, 2, 2, 2, 50, mix))
 
 
-def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", steps_ahead=4, cache=None, recorded=None, **changes):
+def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vocab", steps_ahead=4, cache=None, recorded=None,
+          attack=lambda model, prefix: None, data=training_set, **changes):
     """Trains a fresh prefix in `folder`, or goes on there; with `kill_after` it ends right after that saved step."""
     chosen = settings(**changes)
     prefix = build_context_map(model, rank=2) if chosen.train_method == "apl-map" else build_prefix(model, num_vectors=2, init=init)
     logbook = Logbook(folder, ARGUMENTS | {"iterations": chosen.iterations})
     logbook.state_is_due = lambda: True
-    batches = LookAhead(model, training_set(model, pictures, mix), Texts(model, prefix), Share(chosen.batch_size, steps_ahead),
+    batches = LookAhead(model, data(model, pictures, mix), Texts(model, prefix), Share(chosen.batch_size, steps_ahead),
                         first_step=logbook.first_step, iterations=chosen.iterations,
                         with_names=chosen.train_method != "apl-released", cache=cache)
     batches.check()
@@ -63,7 +63,7 @@ def train(fabric, model, pictures, folder, *, kill_after=None, mix=0.5, init="vo
             raise Killed
 
     train_prefix(fabric, model, prefix, batches, settings=chosen, logbook=logbook, save=save,
-                 grid=lambda: Image.new("RGB", (4, 4)), recorded=recorded)
+                 grid=lambda: Image.new("RGB", (4, 4)), recorded=recorded, attack=attack(model, prefix))
     return prefix
 
 

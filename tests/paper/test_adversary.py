@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ CCE = {"name": "CCE", "level": "L3", "method": "concept_inversion", "knows_prefi
 UDA = {"name": "UDA", "level": "L2", "method": "unlearn_diff_atk", "tokens": 2, "timesteps": 2, "updates": 1, "lr": 0.1,
        "weight_decay": 0.1}
 PLAN = {"kind": "attacks", "title": "Attacks", "remark": "", "group": "test", "n_people": 2, "n_samples": 2,
-        "prompt": "A portrait of {name}", "far": 0.5, "photos": 2,
+        "prompt": "A portrait of {name}", "far": 0.5, "photos": 2, "prefixes": [{"name": "apl"}],
         "attacks": [CCE, UDA, {"name": "L4", "level": "L4", "method": "arithmetic"}]}
 
 
@@ -92,20 +93,42 @@ def test_the_table_of_all_attacks(table, tools, tmp_path):
     made = table()
     make_all(whole(made.pieces(0)), tools)
     console = made.write({"what": ["own.yaml"], "devices": "cpu"})
-    labels = [f"L4: {label}" for label in dict.fromkeys(row["label"] for row in made.attacks[2][0].found["faces"])]
+    labels = [f"L4: {label}" for label in dict.fromkeys(row["label"] for row in made.attacks["apl"][2][0].found["faces"])]
     finished = read_finished(tmp_path / "out")["own"]
     assert [row["name"] for row in finished.rows] == ["no attack", "CCE", "UDA", *labels] and len(labels) == 9 and "UDA" in console
     assert ("CCE", "rank-1, random") in finished.cells and ("no attack", "rank-1, random") not in finished.cells
     shares = ("rank-1", "at FAR, ceiling", "with a face")
     assert all(0 <= finished.cells[row["name"], column].mean <= 1 for row in finished.rows for column in shares)
     assert finished.cells["UDA", "1000 calls"].mean == pytest.approx(sum(
-        piece.found["forward"] + piece.found["backward"] for piece in made.attacks[1]) / 2000)
+        piece.found["forward"] + piece.found["backward"] for piece in made.attacks["apl"][1]) / 2000)
     folder = tmp_path / "out" / "own"
     prompts = [*csv.DictReader((folder / "prompts.csv").open())]
     assert len(prompts) == 2 * (1 + 1 + 9) and all((folder / row["embedding"]).is_file() for row in prompts if row["embedding"])
     assert read_image(folder / "own-pictures.png").size and (folder / "own.png").stat().st_size
     people = [row for row in csv.DictReader((folder / "own-people.csv").open()) if row["row"] == "CCE"]
     assert len(people) == 2 * 3
+    faces, base = ([face["cosine"] for piece in pieces for face in piece.found["faces"] if face["arm"] == arm] for pieces, arm in (
+        (made.attacks["apl"][0], "attack"), ([piece.without for piece in made.attacks["apl"][0]], "ceiling")))
+    assert len(faces) == len(base) == 4 and finished.cells["CCE", "ID-ACC of base"].mean == pytest.approx(sum(faces) / sum(base))
+
+
+def test_several_prefixes_are_told_apart_and_make_a_grid(preset, tools, tmp_path):
+    """The second is another file, attacked by one of the attacks; the grid has no cell for the other."""
+    other = preset.parent / "other.pt"
+    shutil.copy(preset.parent / "apl.pt", other)
+    prefixes = [{"name": "apl", "result": str(preset.parent / "apl.pt")}, {"name": "same", "result": str(other), "attacks": ["CCE"]}]
+    plan = {**PLAN, "n_people": 1, "attacks": [CCE, UDA], "prefixes": prefixes, "figure": "grid"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(plan))
+    made = Adversary(tmp_path / "own.yaml", str(preset), tmp_path / "out", None)
+    make_all(whole(made.pieces(0)), tools)
+    made.write({"what": ["own.yaml"], "devices": "cpu"})
+    finished, folder = read_finished(tmp_path / "out")["own"], tmp_path / "out" / "own"
+    assert [row["name"] for row in finished.rows] == ["apl: no attack", "apl: CCE", "apl: UDA", "same: no attack", "same: CCE"]
+    assert finished.kind == "grid" and read_image(folder / "own.png").size
+    prompts = [*csv.DictReader((folder / "prompts.csv").open())]
+    assert [row["prefix"] for row in prompts] == ["apl", "apl", "same"]
+    assert len({row["embedding"] for row in prompts if row["embedding"]}) == 2
+    assert finished.cells["apl: CCE", "ID-ACC of base"] == finished.cells["same: CCE", "ID-ACC of base"]  # the same bytes
 
 
 def test_the_name_without_an_attack_is_measured_from_the_same_noise_behind_the_prefix_and_without(table, tools):
@@ -137,13 +160,14 @@ def test_finished_attacks_are_not_made_again_and_new_settings_only_where_they_ma
 def test_the_shipped_plan_is_valid_on_both_scales_and_the_miniature_s_takes_under_an_hour():
     public, mini = (read_adversary_plan(CONFIG, preset) for preset in ("sd-v1-5", "mini"))
     assert kind_of(CONFIG) == KIND and "attacks" in OWN and kind_of(CONFIGS / "figure5.yaml") != KIND
-    assert [attack.name for attack in public.attacks] == [attack.name for attack in mini.attacks] and public.prefix is None
+    assert [attack.name for attack in public.attacks] == [attack.name for attack in mini.attacks] and not public.prefixes[0].result
     assert {attack.level for attack in mini.attacks} == {"L0", "L1", "L2", "L3", "L4"}
     by_name = {attack.name: attack.settings for attack in public.attacks}
     assert (by_name["UnlearnDiffAtk"]["timesteps"], by_name["UnlearnDiffAtk"]["updates"]) == (50, 40)
     assert (by_name["P4D-N"]["iterations"], by_name["P4D-N"]["tokens"], by_name["P4D-K"]["every"]) == (3000, 16, 3)
     assert by_name["Ring-A-Bell"]["population"] == 200 and by_name["CCE from photos, 8"]["vectors"] == 8
-    calls = mini.n_people * sum(expected_calls(attack, mini.n_samples, 2 * 20) for attack in mini.attacks)
+    calls = mini.n_people * sum(expected_calls(attack, mini.n_samples, 2 * 20) for prefix in mini.prefixes for attack in mini.attacks
+                                if prefix.attacks is None or attack.name in prefix.attacks)
     assert calls < 3600 * 150  # forward and backward evaluations that two idle cores make in an hour
 
 
@@ -154,6 +178,9 @@ def test_the_shipped_plan_is_valid_on_both_scales_and_the_miniature_s_takes_unde
     ({"attacks": [{key: value for key, value in CCE.items() if key != "lr"}]}, "missing a required argument: 'lr'"),
     ({"attacks": [{"name": "x"}]}, "without 'level'; give name, level and method"),
     ({"attacks": [CCE, {**CCE, "name": "cce"}]}, "two attacks of one name"),
+    ({"prefixes": [{"name": "apl"}, {"name": "apl"}]}, "all have different names"),
+    ({"prefixes": [{"name": "apl", "attacks": ["magic"]}]}, "no attack 'magic'"), ({"prefixes": []}, "there is a prefix"),
+    ({"figure": "pie"}, "figure is bars or grid"),
     ({"n_people": 0}, "is no plan of attacks"), ({"prompt": "a face"}, "is no plan of attacks"), ({"colour": 1}, "is no plan of attacks"),
     ({"n_people": 9}, "has 2 people of the group test, and .*own.yaml attacks 9")])
 def test_what_cannot_be_meant_is_refused(table, changes, message):

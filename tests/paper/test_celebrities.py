@@ -11,6 +11,7 @@ from args.common import ROOT
 from args.paper_args import CONFIGS, parse_paper_args
 from ldm.data.celebrities import TEMPLATES
 from ldm.device import Place
+from ldm.evaluation.celebrity import PAST_GATE
 from ldm.experiments import identity_table
 from ldm.images import write_image
 from ldm.paper.config import kind_of
@@ -87,9 +88,19 @@ def test_the_cells_of_known_faces(table, inputs):
     assert [cells["SPEED, gate", column] for column in ("Acc_s", "faces, kept", "Acc_e, all images", "faces, S_test")] == [1, 1, 0.5, 0]
     assert cells["SPEED, gate", "H_c, all images"] == pytest.approx(2 / 3) and cells["UCE", "seconds"] == 3
     assert (made.cells["SPEED, gate", "Acc_e"].low, made.cells["SPEED, gate", "Acc_e, all images"].high) == (1, 1)  # ends are shares too
+    assert [cells["base", f"Acc_e, {attack}"] for attack in PAST_GATE] == [1, 1, 1]
+    assert [cells[row, f"Acc_e, {attack}"] for row in ("SPEED", "SPEED, gate") for attack in PAST_GATE] == [0.5] * 6  # the gate is closed
     about = json.loads((inputs / "out/mine/about.json").read_text())
+    assert "S_test 0.0%, misspelt 0.0%, decoy 0.0%, two people 0.0%" in about["remark"]
     assert "kept 100.0%" in about["remark"] and "erased 0.0%, kept 100.0%, S_test 0.0%" in about["remark"] and "SPEED, gate" in console
     assert (inputs / "out/mine/mine.png").exists() and about["rows"][1]["commands"]
+
+
+def test_erased_names_attack_the_gate_misspelt_and_beside_a_kept_one(table):
+    found = {probe.group: probe.prompt for probe in table().study.probes if probe.name == "Ben Wood" and probe.group in PAST_GATE}
+    assert found == {"misspelt": "a photo of Ben Wod", "decoy": "a photo of Ben Wood, not Dora Lane",
+                     "two people": "a photo of Dora Lane and Ben Wood"}
+    assert {probe.photo for probe in table().study.probes if probe.group in PAST_GATE} == {False}  # not in the check of the base model
 
 
 def test_names_that_the_base_model_does_not_show_are_left_out_of_every_row(table, inputs):
@@ -107,8 +118,8 @@ def test_a_base_model_that_is_not_recognized_ends_the_command_before_anything_is
     made = table(rows=ROWS[:2])
     with pytest.raises(UserError, match="rank-1 of the base model on photo prompts: erased .*both lists need 95%"):
         make_all(made.pieces(0), Tools(Place("cpu")))
-    assert made.base.is_done() and len(made.base.faces) == 15 and all(row["face_found"] for row in made.base.faces)
-    assert [path.is_file() for path in map(made.base.image, made.study.probes)] == [True] * 6 + [False] * 9
+    assert made.base.is_done() and len(made.base.faces) == 15 + 2 * 3 and all(row["face_found"] for row in made.base.faces)
+    assert [path.is_file() for path in map(made.base.image, made.study.probes)] == [True] * 6 + [False] * 15
     again = table(rows=ROWS[:2])
     assert again.pieces(0) == [again.base]
     with pytest.raises(UserError, match="both lists need 95%"):
@@ -126,7 +137,7 @@ def test_maces_table_gives_prompts_and_seeds_and_the_list_of_people_the_others(i
     assert [len(own) for own in found.values()] == [20, 10, 5]  # two seeds in the table, one for the others
     assert {probe.name for probe in found["kept"]} == {"Cleo de la Vance"} and {probe.name for probe in found["S_test"]} == {"Ed Moss"}
     assert sum(probe.photo for probe in found["erased"]) == 12 and {probe.seed for probe in found["erased"]} == {1, 2}
-    assert len(probes_of(protocol, inputs / "people.csv", 1)) == 25
+    assert len(probes_of(protocol, inputs / "people.csv", 1)) == 25 + 3
     with pytest.raises(UserError, match="'A sketch of {}', which mine.yaml does not list"):
         probes_of(read_protocol(written(inputs, table=str(inputs / "mace.csv"), **templates | {"art_templates": []}), "tiny"),
                   inputs / "people.csv", None)

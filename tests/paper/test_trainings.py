@@ -55,6 +55,28 @@ def finished(folder: Path, *files: str, result: str) -> trainings.Training:
     return trainings.Training(folder, [], 1.0)
 
 
+def test_a_training_can_start_from_the_result_of_another(tmp_path, monkeypatch):
+    flags = {"train_method": "apl-robust", "num_vectors": 5, "iterations": 4}
+    made = training(tmp_path, "mini", flags | {"init": {"num_vectors": 5}}, 1, "a row")
+    before, = made.needs
+    assert before == training(tmp_path, "mini", {"num_vectors": 5}, 1, "a row")
+    assert made.folder != folder_of(seed=1, out_dir=tmp_path, **flags)
+    assert made.folder != training(tmp_path, "mini", flags | {"init": {"num_vectors": 5, "lr": 0.1}}, 1, "a row").folder
+    finished(before.folder, "embeddings/apl-700.pt", result="apl-700.pt")
+    ran = []
+    monkeypatch.setattr(trainings, "run_script", lambda command, *_: ran.append(command))
+    made.make(SimpleNamespace(place=Place("cpu")))
+    assert ran[0][-2:] == ["--init", str(before.folder / "embeddings/apl-700.pt")] and made.command().endswith("apl-700.pt")
+    assert before.needs == [] and "--init" not in before.command()
+
+
+def test_the_attack_of_a_training_is_in_its_size():
+    flags = {"train_method": "apl-robust", "iterations": 10, "batch_size": 2, "attack_steps": 6}
+    assert training(OUT, "mini", flags, 0, "a row").size == 10 * 2 * (5 + 6 / 2)
+    rounds = {"robust_form": "alternating", "attack_rounds": 3, "attack_names": 7}
+    assert training(OUT, "mini", flags | rounds, 0, "a row").size == 10 * 2 * 5 + 3 * 7 * 6 * 4 * 3
+
+
 def test_a_training_has_its_flags_in_its_name_and_a_folder_of_its_own():
     made = training(OUT, "mini", {"lr": 0.002, "n_identities": 10}, 1, "a row")
     assert made.folder.parent == OUT / "training" and made.folder.name.startswith("apl-lr-0-002-n_identities-10-seed-1-")

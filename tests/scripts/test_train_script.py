@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import train
 from ldm.apl.training_run import of_first_people
+from ldm.logbook import Logbook
 from ldm.modules.context_map import ContextMap
 from ldm.modules.embedding_file import read_embedding_file, write_embedding_file
 from tests.apl.test_trainer import prepared
@@ -166,8 +167,30 @@ def test_a_prefix_that_withstands_attacks_starts_from_a_trained_one_and_is_a_pre
     assert "attack_radius" in sentence(capsys, command(*warm))  # another attack in the same folder
 
 
-def test_two_processes_train_one_prefix_that_withstands_attacks(command, tmp_path):
-    flags = command("--train_method", "apl-robust", "--attack_steps", 2, "--iterations", 2, "--val_every", 0, "--eval_names", 0)
+def test_the_alternating_form_learns_tokens_in_rounds_and_resumes_to_the_same_bytes(command, tmp_path, capsys, monkeypatch):
+    flags = command("--train_method", "apl-robust", "--robust_form", "alternating", "--attack_vectors", 3, "--attack_steps", 2,
+                    "--attack_rounds", 2, "--attack_names", 2, "--val_every", 0, "--eval_names", 0)
+    train.main([*flags, "--out_dir", "whole"])
+    assert "3 vectors behind the prefix in half of S_ID, 2 steps per token of 2 people in each of 2 rounds" in capsys.readouterr().out
+    monkeypatch.setattr(Logbook, "state_is_due", lambda self: True)
+    monkeypatch.setattr(Logbook, "save_state", lambda *given, save=Logbook.save_state: save(*given) or stop())
+    for _ in range(2):  # after step 2, the last of the first round, and after step 4
+        with pytest.raises(SystemExit):
+            train.main([*flags, "--out_dir", "killed"])
+    train.main([*flags, "--out_dir", "killed"])
+    whole, killed = (tmp_path / folder / "embeddings/apl-robust-4.pt" for folder in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+    assert read_embedding_file(whole).metadata["robust_form"] == "alternating"
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("form", [(), ("--robust_form", "alternating", "--attack_rounds", 2, "--attack_names", 2)],
+                         ids=["inner", "alternating"])
+def test_two_processes_train_one_prefix_that_withstands_attacks(command, tmp_path, form):
+    flags = command("--train_method", "apl-robust", *form, "--attack_steps", 2, "--iterations", 2, "--val_every", 0, "--eval_names", 0)
     run_script("train", [*flags, "--devices", "cpu,cpu", "--out_dir", "two"])
     train.main([*flags, "--out_dir", "one"])
     two, one = (read_embedding_file(tmp_path / folder / "embeddings/apl-robust-2.pt").vectors["*"] for folder in ("two", "one"))
@@ -182,6 +205,13 @@ def test_two_processes_train_one_prefix_that_withstands_attacks(command, tmp_pat
     (("--train_method", "apl-robust", "--attack_steps", -1), "argument --attack_steps: got '-1'; give a whole number of at least 0"),
     (("--train_method", "apl-robust", "--attack_radius", "inf"), "argument --attack_radius: got 'inf'; give a number of at least 0"),
     (("--train_method", "apl-robust", "--cuda_graphs"), "--cuda_graphs has no use with --train_method apl-robust; leave it out"),
+    (("--train_method", "apl-robust", "--attack_rounds", 2), "--attack_rounds has no use with --robust_form inner; leave it out"),
+    (("--train_method", "apl-robust", "--robust_form", "alternating", "--attack_radius", 1), "--attack_radius has no use with"),
+    (("--train_method", "apl-robust", "--robust_form", "alternating", "--attack_rounds", 9), "9 are more than --iterations 4; give at"),
+    (("--train_method", "apl-robust", "--robust_form", "alternating", "--attack_names", 3),
+     "S_ID shows 2 people where --attack_names asks for 3; give a smaller number"),
+    (("--train_method", "apl-robust", "--robust_form", "alternating", "--placeholder", "sks", "--attack_names", 2),
+     "--placeholder sks is the word of the attack's tokens; give another word"),
     (("--preset", "mini-xl", "--train_method", "apl-robust"), "attacks one text encoder, and")])
 def test_wrong_values_of_an_attack_are_answered_with_a_sentence(command, capsys, flags, said):
     argv = list(map(str, flags)) if "--preset" in flags else command(*flags)

@@ -114,9 +114,9 @@ def _images(part: Finished) -> list[ReportImage]:
     rows = ", ".join(row["name"] for row in part.rows)
     found = []
     for path in part.images:
-        is_curve = path.name == "figure5.png" or (part.kind in ("curve", "bars") and not path.stem.endswith("-pictures"))
+        is_curve = path.name == "figure5.png" or (part.kind in ("curve", "bars", "grid") and not path.stem.endswith("-pictures"))
         if is_curve:
-            shows, caption = f"{'curves' if part.kind != 'bars' else 'rates'} of {', '.join(part.columns)}", part.title
+            shows, caption = f"{'curves' if part.kind not in ('bars', 'grid') else 'rates'} of {', '.join(part.columns)}", part.title
         elif part.name == "figure5":
             shows, caption = "photos of each person, and images of the attacked model", "one column per person whom the attacks teach"
         else:

@@ -1,6 +1,6 @@
 """The table of attacks on a prefix: rates of success by attack, with random tokens, and on the base model.
 
-    <out_dir>/<name>/<name>.png, <name>-pictures.png    rates as bars; images of the people
+    <out_dir>/<name>/<name>.png, <name>-pictures.png    rates as bars, or a grid of prefixes by attacks; images of the people
     <out_dir>/<name>/prompts.csv, embeddings/           prompts and embeddings that the attacks have found
     <out_dir>/<name>/<name>-people.csv                  one row per attack, label, arm and person
 
@@ -19,28 +19,29 @@ from typing import Any
 from PIL import Image
 
 from args.paper_args import CONFIGS
-from ldm.evaluation.recognition import rates
+from ldm.evaluation.recognition import rates, share_of
 from ldm.evaluation.tables import Row
 from ldm.experiments.adversary import ATTACK, CEILING, RANDOM
 from ldm.images import sheet_of_files
 from ldm.paper.config import Table, TableRow, slug
 from ldm.paper.results.cells import Cell
-from ldm.paper.results.figures import plot_bars
+from ldm.paper.results.figures import plot_bars, plot_grid
 from ldm.paper.results.tables import write_table
-from ldm.paper.runner.adversary import PersonAttack, WithoutAttack, adversary
+from ldm.paper.runner.adversary import GRID, PersonAttack, WithoutAttack, adversary
 from ldm.run_folder import safe_name
 from ldm.text_files import write_csv
 from ldm.util import write_atomically
 
 ARM_TITLES = {ATTACK: "", RANDOM: ", random", CEILING: ", ceiling"}
+OF_BASE = "ID-ACC of base"  # as a share
 RATES = {"rank-1": "rank1", "at FAR": "accepted"}  # column: key of `rates`
-COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "with a face", "cosine", "1000 calls"]
+COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "with a face", "cosine", OF_BASE, "1000 calls"]
 NONE = "no attack"
 PEOPLE_SHOWN = 6
 
 
 class Adversary:
-    """Attacks of a YAML file on the people of a preset; `embedding` is the attacked prefix, None the file's."""
+    """Attacks of a YAML file on the people of a preset; `embedding` is the attacked prefix, None those of the file."""
 
     seeds = 1
 
@@ -49,13 +50,13 @@ class Adversary:
         self.plan, self.attacks = adversary(path, preset, out_dir, embedding)
 
     def pieces(self, seed: int) -> list[PersonAttack]:
-        """All attacks, person by person."""
-        return [piece for pieces in zip(*self.attacks, strict=True) for piece in pieces]
+        """All attacks, prefix by prefix and person by person."""
+        return [piece for attacks in self.attacks.values() for pieces in zip(*attacks, strict=True) for piece in pieces]
 
     @property
     def table(self) -> Table:
         """The table without its rows, which are known when the pieces are done."""
-        return Table(self.name, self.plan.title, "", COLUMNS, [], figure={"kind": "bars"}, remark=self.plan.remark)
+        return Table(self.name, self.plan.title, "", COLUMNS, [], figure={"kind": self.plan.figure}, remark=self.plan.remark)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
@@ -66,6 +67,8 @@ class Adversary:
             for arm, measured in by_arm.items():
                 found |= {(row, f"{column}{ARM_TITLES[arm]}"): _cell(measured, key) for column, key in RATES.items()}
             found |= {(row, column): _cell(by_arm[ATTACK], key) for column, key in (("with a face", "faces"), ("cosine", "cosine"))}
+            of_base = self._share_of_base(pieces, label)
+            found[row, OF_BASE] = Cell(of_base["value"], low=of_base["low"], high=of_base["high"], values=(of_base["value"],))
             spent = [(piece.found["forward"] + piece.found["backward"]) / 1000 for piece in pieces]
             found[row, "1000 calls"] = Cell(sum(spent) / len(spent), values=(sum(spent) / len(spent),))
         return {place: cell for place, cell in found.items() if cell.mean is not None}
@@ -77,12 +80,21 @@ class Adversary:
                   for piece in pieces for person in self._person(piece, label, arm)]
         write_csv(people, folder / f"{self.name}-people.csv")
         write_csv([*self._prompts(folder)], folder / "prompts.csv")
-        bars = {title or ATTACK: [self.cells.get((row, f"at FAR{title}")) for row in self._rows] for title in ARM_TITLES.values()}
-        plot_bars([*self._rows], {key.removeprefix(", "): cells for key, cells in bars.items()}, "share of images recognized at FAR",
-                  folder / f"{self.name}.png")
+        self._write_figure(folder / f"{self.name}.png")
         write_atomically(folder / f"{self.name}-pictures.png", self.sheet().save)
         table = replace(self.table, rows=[TableRow(name) for name in self._rows])
         return write_table(folder, table, self.cells, self.about() | {"arguments": arguments})
+
+    def _write_figure(self, path: Path) -> None:
+        """Bars of all rows, or a grid of prefixes by attacks without labels."""
+        if self.plan.figure == GRID:
+            attacks = list(dict.fromkeys(pieces[0].attack.name for attacks in self.attacks.values() for pieces in attacks))
+            columns = [NONE, *(name for name in attacks if self._row_of(next(iter(self.attacks)), name) in self._rows)]
+            plot_grid([*self.attacks], columns, [[self.cells.get((self._row_of(prefix, name), OF_BASE)) for name in columns]
+                                                 for prefix in self.attacks], OF_BASE, path)
+            return
+        bars = {title or ATTACK: [self.cells.get((row, f"at FAR{title}")) for row in self._rows] for title in ARM_TITLES.values()}
+        plot_bars([*self._rows], {key.removeprefix(", "): cells for key, cells in bars.items()}, "share of images recognized at FAR", path)
 
     def about(self) -> dict[str, Any]:
         """Content of about.json, see ldm/paper/results/tables.py."""
@@ -98,27 +110,34 @@ class Adversary:
                 "spent": {str(piece.folder): piece.found["seconds"] for piece in pieces}}
 
     def sheet(self) -> Image.Image:
-        """Image grid with one column per person: the base model's image, then the first image of each attack without labels."""
-        shown = self._without[:PEOPLE_SHOWN]
-        rows: dict[str, list[Path | None]] = {"base model": [one.folder / CEILING / "0.png" for one in shown],
-                                              NONE: [one.folder / ATTACK / "0.png" for one in shown]}
+        """Image grid with one column per person: the base model's image, then the first image of each row without a label."""
+        shown = [piece.without for piece in next(iter(self.attacks.values()))[0][:PEOPLE_SHOWN]]
+        rows: dict[str, list[Path | None]] = {"base model": [one.folder / CEILING / "0.png" for one in shown]}
         for row, (pieces, label) in self._rows.items():
-            if row != NONE and not label:
+            if not label:
                 rows[row] = [piece.folder / ATTACK / "0.png" for piece in pieces[:PEOPLE_SHOWN]]
         return sheet_of_files(rows, [one.person.name for one in shown])
 
     @property
     def _without(self) -> list[WithoutAttack]:
-        return [piece.without for piece in self.attacks[0]]
+        """Those of all prefixes."""
+        return [piece.without for attacks in self.attacks.values() for piece in attacks[0]]
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Sequence[PersonAttack | WithoutAttack], str]]:
         """Name of each row -> its pieces and label."""
-        rows: dict[str, tuple[Sequence[PersonAttack | WithoutAttack], str]] = {NONE: (self._without, "")}
-        for pieces in self.attacks:
-            for label in dict.fromkeys(row["label"] for row in pieces[0].found["faces"] if row["arm"] == ATTACK):
-                rows[f"{pieces[0].attack.name}: {label}" if label else pieces[0].attack.name] = (pieces, label)
+        rows: dict[str, tuple[Sequence[PersonAttack | WithoutAttack], str]] = {}
+        for prefix, attacks in self.attacks.items():
+            rows[self._row_of(prefix, NONE)] = ([piece.without for piece in attacks[0]], "")
+            for pieces in attacks:
+                for label in dict.fromkeys(row["label"] for row in pieces[0].found["faces"] if row["arm"] == ATTACK):
+                    name = self._row_of(prefix, pieces[0].attack.name)
+                    rows[f"{name}: {label}" if label else name] = (pieces, label)
         return rows
+
+    def _row_of(self, prefix: str, attack: str) -> str:
+        """Name of the row of an attack, with the prefix if there are several."""
+        return f"{prefix}: {attack}" if len(self.attacks) > 1 else attack
 
     def _faces(self, piece: PersonAttack | WithoutAttack, label: str, arm: str) -> list[Row]:
         return [row for row in piece.found["faces"] if row["arm"] == arm and row["label"] == label]
@@ -127,6 +146,12 @@ class Adversary:
         scores = [row for piece in pieces for row in self._faces(piece, label, arm)]
         return rates(scores, pieces[0].found["threshold"]) if scores else None
 
+    def _share_of_base(self, pieces: Sequence[PersonAttack | WithoutAttack], label: str) -> Row:
+        """ID-ACC of an attack over that of the base model with the name."""
+        without = [piece.without if isinstance(piece, PersonAttack) else piece for piece in pieces]
+        return share_of([row for piece in pieces for row in self._faces(piece, label, ATTACK)],
+                        [row for one in without for row in self._faces(one, "", CEILING)])
+
     def _person(self, piece: PersonAttack | WithoutAttack, label: str, arm: str) -> list[Row]:
         scores = self._faces(piece, label, arm)
         measured = rates(scores, piece.found["threshold"]) if scores else {}
@@ -134,14 +159,14 @@ class Adversary:
 
     def _prompts(self, folder: Path) -> Iterator[Row]:
         """Rows of all prompts.csv, with embeddings copied into `folder`/embeddings."""
-        for piece in self.pieces(0):
+        for prefix, piece in ((prefix, piece) for prefix, attacks in self.attacks.items() for pieces in attacks for piece in pieces):
             with (piece.folder / "prompts.csv").open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     if row["embedding"]:
                         source = piece.folder / row["embedding"]
-                        row["embedding"] = f"embeddings/{slug(piece.attack.name)}/{safe_name(row['person'])}.pt"
+                        row["embedding"] = f"embeddings/{slug(self._row_of(prefix, piece.attack.name))}/{safe_name(row['person'])}.pt"
                         write_atomically(folder / row["embedding"], partial(shutil.copyfile, source))
-                    yield row
+                    yield {"prefix": prefix, **row}
 
 
 def _cell(measured: Row, key: str) -> Cell:

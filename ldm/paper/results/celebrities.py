@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.apl.allow_list import AllowList
-from ldm.evaluation.celebrity import ERASED, FAR, KEPT, OPEN, BaseCheck, metrics_of
+from ldm.evaluation.celebrity import ERASED, FAR, KEPT, OPEN, PAST_GATE, BaseCheck, metrics_of
 from ldm.evaluation.recognition import threshold_at
 from ldm.evaluation.tables import Row
 from ldm.images import sheet_of_files
@@ -84,7 +84,7 @@ class CelebrityTable:
         folder = self.out_dir / self.name
         write_atomically(folder / f"{self.name}.png", sheet_of_files(*self._sheet(), cell=CELL).save)
         opened = {group: [is_open for is_open, probe in zip(self.is_open, self.study.probes, strict=True) if probe.group == group]
-                  for group in (ERASED, KEPT, OPEN)}
+                  for group in (ERASED, KEPT, OPEN, *PAST_GATE)}
         shares = ", ".join(f"{group} {sum(own) / len(own):.1%}" for group, own in opened.items() if own)
         remark = f"{self.protocol.remark} Check: {self.check}. The gate opens for the prompts of: {shares}."
         return write_table(folder, replace(self.table, remark=remark), self.cells, self.about() | {"arguments": arguments})

@@ -1,5 +1,6 @@
 """Grids of images from the same noise (Figures 1, 3, 4, 7), and plots of curves with intervals (Figures 5, 6 and 8)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,23 @@ def plot_panels(panels: Sequence[Panel], x: str, path: Path, *, is_log: bool = F
         axis.grid(alpha=0.3)
         if panel.lines:
             axis.legend()
+    write_atomically(path, lambda target: figure.savefig(target, dpi=120))
+
+
+def plot_grid(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell | None]], label: str, path: Path) -> None:
+    """Plot a grid of cells, colored by their means from 0 to 1, with mean and 95 % interval in each; `label` is that of the colors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 + 1.5 * len(columns), 1.5 + 0.7 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    means = [[np.nan if cell is None or cell.mean is None else cell.mean for cell in row] for row in cells]
+    figure.colorbar(axis.imshow(np.array(means, float), vmin=0, vmax=1, cmap="viridis_r", aspect="auto"), label=label)
+    for place, mean in np.ndenumerate(means):
+        cell = cells[place[0]][place[1]]
+        text = "no face" if np.isnan(mean) else f"{mean:.2f}\n{cell.interval.strip()}"
+        axis.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color="white" if mean > 0.5 else "black")
+    axis.set_xticks(range(len(columns)), [textwrap.fill(column, 16) for column in columns])
+    axis.set_yticks(range(len(rows)), rows)
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
 
 

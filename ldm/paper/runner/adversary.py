@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,18 @@ from ldm.util import UserError, first_line
 
 KIND = "attacks"  # of such a YAML file
 ARMS = 3          # attack, random, ceiling
+BARS, GRID = "bars", "grid"
 _examiners: dict[str, Examiner] = {}  # the last one, which successive pieces share
+
+
+@dataclass(frozen=True)
+class AttackedPrefix:
+    """A prefix under attack: the file `result`, or the result of a training; with neither, Table 1's prefix of seed 0."""
+
+    name: str
+    train: Mapping[str, Any] = field(default_factory=dict)  # flags of train.py
+    result: str | None = None
+    attacks: Sequence[str] | None = None                    # names of the attacks on it; None: all
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class AdversaryPlan:
     far: float
     photos: int
     attacks: Sequence[AttackSettings]
-    prefix: str | None = None  # attacked file; None is Table 1's prefix of seed 0
+    prefixes: Sequence[AttackedPrefix]
+    figure: str = BARS  # or GRID, prefixes by attacks
 
 
 def read_adversary_plan(path: Path, preset: str) -> AdversaryPlan:
@@ -53,7 +65,16 @@ def read_adversary_plan(path: Path, preset: str) -> AdversaryPlan:
         values = of_preset(yaml.safe_load(path.read_text(encoding="utf-8")), preset)
         values.pop("kind")
         attacks = [AttackSettings.of(of_preset(entry, preset), str(path)) for entry in values.pop("attacks")]
-        plan = AdversaryPlan(attacks=attacks, **values)
+        prefixes = [of_preset(entry, preset) for entry in values.pop("prefixes")]
+        prefixes = [AttackedPrefix(**entry | {"train": of_preset(entry.get("train", {}), preset)}) for entry in prefixes]
+        plan = AdversaryPlan(attacks=attacks, prefixes=prefixes, **values)
+        known = {attack.name for attack in attacks}
+        if unknown := {name for prefix in prefixes for name in prefix.attacks or ()} - known:
+            raise ValueError(f"there is no attack '{min(unknown)}'")
+        if len({prefix.name for prefix in prefixes}) < len(prefixes) or not prefixes or [] in [prefix.attacks for prefix in prefixes]:
+            raise ValueError("there is a prefix, all have different names, and each has an attack")
+        if plan.figure not in (BARS, GRID):
+            raise ValueError("figure is bars or grid")
         if plan.group not in GROUPS or "{name}" not in plan.prompt or min(plan.n_people, plan.n_samples, plan.photos) < 1:
             raise ValueError("group is train or test, prompt has {name}, and the numbers are at least 1")
     except UserError:
@@ -155,8 +176,8 @@ def expected_calls(attack: AttackSettings, n_samples: int, image: int) -> float:
     return searched.get(attack.method, lambda: 0.0)() + images * n_samples * image
 
 
-def adversary(path: Path, preset: str, out_dir: Path, embedding: Path | None) -> tuple[AdversaryPlan, list[list[PersonAttack]]]:
-    """The plan of a YAML file, and its pieces: per attack those of all people.
+def adversary(path: Path, preset: str, out_dir: Path, embedding: Path | None) -> tuple[AdversaryPlan, dict[str, list[list[PersonAttack]]]]:
+    """The plan of a YAML file, and its pieces by prefix: per attack those of all people. `embedding` replaces the file's prefixes.
 
     Raises:
         UserError: the file is no plan, the model has two text encoders, or there are too few people.
@@ -165,12 +186,18 @@ def adversary(path: Path, preset: str, out_dir: Path, embedding: Path | None) ->
     flags = part_flags(preset, {}, str(path))
     if has_two_encoders(flags.files.config_path):
         raise UserError(f"attacks search the tokens of one text encoder, and {flags.files.config_path} has two; give another --preset")
-    given = embedding or (found(plan.prefix) if plan.prefix else None)
-    prefix = given or training(out_dir, preset, {}, 0, str(path))
     people = [person for person in read_people(flags.options.people).values() if person.group == plan.group][:plan.n_people]
     if len(people) < plan.n_people:
         raise UserError(f"{flags.options.people} has {len(people)} people of the group {plan.group}, and {path} attacks {plan.n_people}; "
                         "give a smaller n_people, or more people")
+    prefixes = [AttackedPrefix(embedding.stem, result=str(embedding))] if embedding else plan.prefixes
+    return plan, {prefix.name: _pieces(plan, prefix, flags, people, preset, out_dir, str(path)) for prefix in prefixes}
+
+
+def _pieces(plan: AdversaryPlan, attacked: AttackedPrefix, flags: PartFlags, people: Sequence[Person], preset: str, out_dir: Path,
+            source: str) -> list[list[PersonAttack]]:
+    """Per attack on a prefix, the pieces of all people."""
+    prefix = found(attacked.result) if attacked.result else training(out_dir, preset, attacked.train, 0, source)
     options = flags.options
     common = {key: getattr(plan, key) for key in ("group", "n_samples", "prompt", "far", "photos")} | {
         "prefix": prefix.folder.name if isinstance(prefix, Training) else prefix, "precision": flags.precision, **vars(flags.files)}
@@ -178,6 +205,5 @@ def adversary(path: Path, preset: str, out_dir: Path, embedding: Path | None) ->
         "ddim_steps", "scale", "seed", "gallery", "face_pack", "det_size", "det_thresh", "clip")}
     place, everybody = out_dir / "adversary" / digest_of(common), [person.name for person in people]
     without = [WithoutAttack(place / safe_name(person.name) / "none", plan, flags, person, prefix, everybody) for person in people]
-    return plan, [[PersonAttack(one.folder.parent / f"{slug(attack.name)}-{digest_of(vars(attack))}", attack, one) for one in without]
-                  for attack in plan.attacks]
-
+    return [[PersonAttack(one.folder.parent / f"{slug(attack.name)}-{digest_of(vars(attack))}", attack, one) for one in without]
+            for attack in plan.attacks if attacked.attacks is None or attack.name in attacked.attacks]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import product, zip_longest
+from itertools import cycle, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import yaml
 from args import test_id_args
 from args.common import as_flags, options_of
 from args.paths import found
+from ldm.attacks.paraphrases import past_a_gate
 from ldm.contents import digest, digest_of
 from ldm.data.benchmarks import fill
 from ldm.data.celebrities import CelebrityPrompt, is_celebrity_table, read_celebrity_table
@@ -102,12 +103,13 @@ class Probe:
     name: str
     group: str
     template: str
-    photo: bool  # the template asks for a photo
+    photo: bool  # the template asks for a photo; False for attacks on a gate
     seed: int
+    text: str    # in the template: the name, or a text that attacks a gate
 
     @property
     def prompt(self) -> str:
-        return fill(self.template, self.name)
+        return fill(self.template, self.text)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Study:
 
 
 def probes_of(protocol: Protocol, people: Path, n_names: int | None) -> list[Probe]:
-    """All images of a row: of MACE's table if the protocol has one, and of the groups of people.csv that it does not list.
+    """All images of a row: of MACE's table if the protocol has one, of groups of people.csv that it does not list, of attacks on a gate.
 
     The first images show the first names of each group. UserError if a list is invalid, or there is nobody to erase or to keep.
     """
@@ -178,8 +180,11 @@ def probes_of(protocol: Protocol, people: Path, n_names: int | None) -> list[Pro
     asked_for |= {(name, template, seed) for group, name in turns if group == OPEN or not rows
                   for template, seed in product(templates, range(1, 1 + protocol.samples))}
     seeds = sorted({seed for _, _, seed in asked_for})
-    return [Probe(name, group, template, photo, seed) for seed, (template, photo), (group, name) in product(seeds, templates.items(), turns)
-            if (name, template, seed) in asked_for]
+    probes = [Probe(name, group, template, photo, seed, name) for seed, (template, photo), (group, name)
+              in product(seeds, templates.items(), turns) if (name, template, seed) in asked_for]
+    attacked = zip(chosen[ERASED], cycle(chosen[KEPT]), strict=False)
+    return probes + [Probe(name, kind, protocol.photo_templates[0], False, seeds[0], text) for name, kept in attacked
+                     for kind, text in past_a_gate(name, kept).items()]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ CHECKPOINTS = 100  # number of saved prefixes per training: every 200 of the pap
 UNCOUNTED = ("out_dir", "embeddings_dir", "devices", "num_nodes", "resume", "dry_run", "preset", "prompt", "target_cache", "save_every",
              "val_every")  # flags that do not affect results
 # Omitted where None, so that results from before these flags keep their folders.
-WHERE_GIVEN = ("map_rank", "keep_names", "attack_vectors", "attack_steps", "attack_radius", "target")
+WHERE_GIVEN = ("map_rank", "keep_names", "robust_form", "attack_vectors", "attack_steps", "attack_radius", "attack_rounds", "attack_names",
+               "target")
 TAKEN = {"seed", "eval_names", *UNCOUNTED} - {"devices"}  # flags that a row must not set
 # U-Net evaluations per sample and step; 5 for other methods.
 CALLS = {"esd": 30, "forget_me_not": 8, "concept_ablation": 8, **dict.fromkeys((*CLOSED_FORM, TEXT), 0)}
@@ -45,7 +46,11 @@ class Training:
     folder: Path          # its --out_dir
     flags: Sequence[str]  # checked, without those that the place determines
     size: float           # estimated number of U-Net evaluations
-    needs = ()
+    start: "Training | None" = None  # whose result is --init
+
+    @property
+    def needs(self) -> "Sequence[Training]":
+        return [self.start] if self.start else []
 
     def is_done(self) -> bool:
         """Whether train.py has finished; state.pt is deleted last."""
@@ -53,8 +58,9 @@ class Training:
 
     def make(self, tools: Any) -> None:
         """Run or resume train.py; UserError with its last words if it fails."""
-        run_script([str(TRAIN), "--out_dir", str(self.folder), "--devices", tools.place.devices, *self.flags], self.folder / "train.log",
-                   tools.place, f"the training in {self.folder}")
+        start = ["--init", str(self.start.result())] if self.start else []
+        run_script([str(TRAIN), "--out_dir", str(self.folder), "--devices", tools.place.devices, *self.flags, *start],
+                   self.folder / "train.log", tools.place, f"the training in {self.folder}")
         (self.folder / "state.pt").unlink(missing_ok=True)  # gigabytes for a whole U-Net, not needed any more
 
     @cached_property
@@ -74,8 +80,9 @@ class Training:
                         "it again")
 
     def command(self) -> str:
-        """Command line that runs it."""
-        return shlex.join(["python", "train.py", "--out_dir", str(self.folder), *self.flags])
+        """Command line that runs it, once the training whose result it starts from is finished."""
+        start = ["--init", str(self.start.result())] if self.start else []
+        return shlex.join(["python", "train.py", "--out_dir", str(self.folder), *self.flags, *start])
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ Source = Training | Transfer | Path | None  # training or file of a prefix or ed
 def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, source: str, step: int | None = None) -> Training:
     """The training with a row's flags `train` and a seed, below the output folder of python -m ldm.paper.
 
-    `train` can replace the preset (name or file); `source` is its origin, for messages; `step` is the requested step, None the last.
+    `train` can replace the preset (name or file), and its `init` can be flags, those of the training from whose result it starts; `source`
+    is its origin, for messages; `step` is the requested step, None the last.
 
     Raises:
         SystemExit: a flag is unknown to train.py, or a file that it reads does not exist.
@@ -124,6 +132,9 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
     """
     train = dict(train)
     preset, method = train.pop("preset", preset), train.get("train_method", APL[0])
+    start = None
+    if isinstance(train.get("init"), Mapping):
+        start = training(out_dir, preset, train.pop("init"), seed, source)
     if wrong := [value for value in (preset, method) if not isinstance(value, str)]:
         raise UserError(f"{source} has {wrong[0]!r} where a name is needed; give one preset and one train_method")
     typed = ["--preset", preset, "--prompt", method, "--eval_names", "0", "--seed", str(seed),
@@ -138,12 +149,17 @@ def training(out_dir: Path, preset: str, train: Mapping[str, Any], seed: int, so
             raise UserError(f"{source} asks for step {step}, which is not kept; give a multiple of {every}, up to {args.iterations}")
     elif step is not None:
         raise UserError(f"{source} asks for step {step}, and {method} keeps only its final result; remove the step")
-    digest = digest_of(counted(vars(args)))
+    digest = digest_of(counted(vars(args)) | ({"init": start.folder.name} if start else {}))
     named = [method, *(f"{key}-{value}" for key, value in train.items() if key != "train_method" and "/" not in str(value))]
     steps = 100 * args.iters_per_concept if args.iters_per_concept else args.iterations or 0
     steps += 100 * (args.ti_iterations or 0) * (args.variant == "with-ti")
-    calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5) + (args.attack_steps or 0) / 2
-    return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, steps * (args.batch_size or 1) * calls)
+    calls = 3 if getattr(args, "z_t", None) == "noised" else CALLS.get(method, 5)
+    size = steps * (args.batch_size or 1) * calls
+    if args.attack_rounds:
+        size += 12 * args.attack_rounds * args.attack_names * args.attack_steps  # four samples with three evaluations
+    elif args.attack_steps:
+        size += steps * args.batch_size * args.attack_steps / 2
+    return Training(out_dir / "training" / f"{slug('-'.join(named))}-seed-{seed}-{digest}", typed, size, start)
 
 
 def counted(flags: Mapping[str, object]) -> dict[str, object]:
