@@ -14,7 +14,7 @@ from ldm.apl.fast_step import Batch, training_step
 from ldm.apl.robust_tokens import Tokens
 from ldm.apl.text_objective import TextBatch, text_step
 from ldm.finite import check_training
-from ldm.logbook import Logbook
+from ldm.logbook import Logbook, Trained
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager
 from ldm.sharing import Devices
@@ -61,7 +61,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
     """
     optimizer = adam(prefix, settings.lr, recorded=recorded is not None)
     lr = optimizer.param_groups[0]["lr"]
-    trained = attack if isinstance(attack, Tokens) else prefix
+    trained: Trained = attack if isinstance(attack, Tokens) else prefix
     logbook.restore(trained, optimizer)
     optimizer.param_groups[0]["lr"] = lr  # on its device
     attacked: Callable[[Batch, Tensor], Tensor] | None = None

@@ -54,6 +54,7 @@ MEANING = {
     "Acc_e": (-1, 3, "share of the images with a face that are recognized as the person, for names to erase"),
     "Acc_s": (1, 3, "the same for names to keep"),
     "Acc, S_test": (-1, 3, "the same for people in no list"),
+    "Acc_e, misspelt": (-1, 3, "share of all images recognized as an erased person, by the largest face, for attacks on the gate"),
     "seconds": (-1, 0, "time of a training"),
     "memory MB": (-1, 0, "peak memory of a training"),
     "result kB": (-1, 0, "size of a training's result"),
@@ -61,6 +62,7 @@ MEANING = {
     "at FAR": (0, 3, "the same by a cosine that at most a given share (far) of the gallery's pairs of different people reaches"),
     "with a face": (0, 3, "share of an attack's images in which a face is detected"),
     "cosine": (0, 3, "mean cosine of an attack's images with a face to the person's reference face"),
+    "ID-ACC of base": (0, 3, "this cosine divided by that of the base model's images of the name"),
     "1000 calls": (0, 1, "U-Net evaluations of an attack's search per person, in thousands; a backward pass counts as one more"),
 }
 UNKNOWN = (0, 3, "")
