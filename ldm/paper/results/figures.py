@@ -104,5 +104,5 @@ def plot_bars(rows: Sequence[str], bars: Mapping[str, Sequence[Cell | None]], x:
     axis.invert_yaxis()
     axis.set(xlabel=x)
     axis.grid(alpha=0.3, axis="x")
-    axis.legend()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(bars))  # within the axis it hides bars
     write_atomically(path, lambda target: figure.savefig(target, dpi=120))
