@@ -110,8 +110,9 @@ class OurSteps:
         """Make a step on each `batch_size` examples, which updates the prefix."""
         latent, timestep, noise = (torch.cat([getattr(example, name) for example in examples])
                                    for name in ("latent", "timestep", "noise"))
-        samples = Samples(list(range(len(examples))), timestep.tolist(), [example.name_prompt for example in examples],
-                          [example.attribute_prompt for example in examples], [self.kind != "regularising"] * len(examples),
+        name_prompts = [example.name_prompt for example in examples]
+        samples = Samples(list(range(len(examples))), timestep.tolist(), name_prompts,
+                          [example.attribute_prompt for example in examples], name_prompts, [self.kind != "regularising"] * len(examples),
                           [-1] * len(examples))
         noisy_latent = self.model.q_sample(latent, timestep, noise)
         targets = frozen_predictions(self.model, samples, noisy_latent, self.texts, with_names=self.kind != "apl-released")

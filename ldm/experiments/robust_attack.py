@@ -15,7 +15,7 @@ from ldm.attacks.case import Case
 from ldm.attacks.concept_inversion import concept_inversion
 from ldm.attacks.service import Service
 from ldm.data.frozen import mean_latents
-from ldm.data.identities import Person
+from ldm.data.identities import IdentityImage, Person
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import Manager, single_token
 from ldm.sharing import Devices, gather, share
@@ -47,7 +47,8 @@ def learned_tokens(options: TrainingOptions, run: TrainingRun, fabric: Devices, 
     It matches the base model's prediction for the name on the person's images. All devices share the people; equal on every rank.
     """
     def token(person: Person) -> Tensor:
-        latents = mean_latents(model, [image.source for image in run.identities if image.name == person.name])
+        latents = mean_latents(model, [image.source for image in run.identities
+                                       if isinstance(image, IdentityImage) and image.name == person.name])
         case = Case(Service(model, prefix), person.name, person.attributes, "{name}", latents, [], judge=None)
         found = concept_inversion(case, torch.Generator().manual_seed(options.seed), from_photos=False, vectors=options.attack_vectors,
                                   templates=[template.replace("{}", "{name}") for template in run.templates], start="person",

@@ -65,8 +65,8 @@ def read_adversary_plan(path: Path, preset: str) -> AdversaryPlan:
         values = of_preset(yaml.safe_load(path.read_text(encoding="utf-8")), preset)
         values.pop("kind")
         attacks = [AttackSettings.of(of_preset(entry, preset), str(path)) for entry in values.pop("attacks")]
-        prefixes = [of_preset(entry, preset) for entry in values.pop("prefixes")]
-        prefixes = [AttackedPrefix(**entry | {"train": of_preset(entry.get("train", {}), preset)}) for entry in prefixes]
+        entries = [of_preset(entry, preset) for entry in values.pop("prefixes")]
+        prefixes = [AttackedPrefix(**entry | {"train": of_preset(entry.get("train", {}), preset)}) for entry in entries]
         plan = AdversaryPlan(attacks=attacks, prefixes=prefixes, **values)
         known = {attack.name for attack in attacks}
         if unknown := {name for prefix in prefixes for name in prefix.attacks or ()} - known:
