@@ -226,7 +226,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _refuse_others(out_dir: Path, state: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     changes = changes_of(there := json.loads(state["arguments"]), asked)
-    if not there.get("lr_decay"):  # the decay of the learning rate depends on the last step
+    if not there.get("lr_decay") and not there.get("attack_rounds"):  # which depend on the last step
         changes.pop("iterations", None)
     if changes:
         reasons = ", ".join(CONTENT.get(key, change) for key, change in changes.items())

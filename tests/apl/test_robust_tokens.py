@@ -9,6 +9,10 @@ from ldm.apl.look_ahead import LookAhead, Share
 from ldm.apl.losses import apl_loss
 from ldm.apl.prefix import build_prefix
 from ldm.apl.robust_tokens import WORD, Tokens, WithToken
+from ldm.attacks.case import Case, denoising_loss
+from ldm.attacks.concept_inversion import concept_inversion
+from ldm.attacks.service import Service
+from ldm.data.frozen import mean_latents
 from ldm.data.mixture import Mixture
 from ldm.modules.embedding_manager import EmbeddingManager, single_token
 from tests.apl.test_trainer import Killed, train
@@ -124,3 +128,30 @@ def test_a_killed_run_ends_with_the_same_bytes_and_learns_no_token_twice(fabric,
     assert learned[0].learned.flatten(1).any(1).all() and not torch.equal(*learned[0].learned)
     train(fabric, tiny_model, pictures, tmp_path / "plain")
     assert (tmp_path / "plain" / "6.pt").read_bytes() != (tmp_path / "whole" / "6.pt").read_bytes()
+
+
+def test_behind_a_prefix_trained_on_tokens_a_new_token_brings_less_back_than_behind_one_that_is_not(fabric, tiny_model, pictures, tmp_path):
+    """Both prefixes have as many steps; the attack is the same. With torch 2.14 the distances are 6e-5 and 22e-5."""
+    def case(prefix):
+        latents = mean_latents(tiny_model, [pictures[0][1].source])
+        return Case(Service(tiny_model, prefix), "Ben Wood", "A male chef", "{name}", latents, [], judge=None)
+
+    def attack(prefix):
+        found = concept_inversion(case(prefix), torch.Generator(), from_photos=False, vectors=2, templates=["a photo of {name}"],
+                                  start="person", iterations=40, batch_size=4, lr=0.1, weight_decay=0.0)
+        return found.submissions[0].vectors
+
+    def distance(prefix):
+        """Of the prediction for a new token from that for the name without the prefix, on noise that the attack has not seen."""
+        vectors, name = attack(prefix), Service(tiny_model).context_of("a photo of Ben Wood")
+        with torch.no_grad():
+            context = case(prefix).service.context_of(f"a photo of {WORD}", vectors)
+            return denoising_loss(case(prefix), context, range(1000, 1064), reference=name).item()
+
+    def rounds(model, prefix):
+        return tokens(model, prefix, learn=lambda: attack(prefix)[None], first_steps=(1, 9, 17, 25))
+
+    settings = {"iterations": 32, "lr": 0.05, "log_every": 32, "save_every": 32, "mix": 0.8}
+    plain = train(fabric, tiny_model, pictures, tmp_path / "plain", **settings)
+    robust = train(fabric, tiny_model, pictures, tmp_path / "robust", attack=rounds, data=training_set, **settings)
+    assert distance(robust) > 2 * distance(plain)

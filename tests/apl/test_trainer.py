@@ -113,10 +113,10 @@ def test_more_iterations_go_on(fabric, tiny_model, pictures, tmp_path):
     assert steps == [str(step) for step in range(1, 10)]
 
 
-def test_more_iterations_are_refused_where_the_learning_rate_falls_towards_the_last(tmp_path):
+@pytest.mark.parametrize("given", [{"lr_decay": 0.5}, {"lr_decay": 0.0, "attack_rounds": 3}])
+def test_more_iterations_are_refused_where_the_steps_depend_on_the_last(tmp_path, given):
     with pytest.raises(UserError, match="iterations 6 instead of 9"):
-        _refuse_others(tmp_path, {"step": 6, "arguments": json.dumps(ARGUMENTS | {"lr_decay": 0.5})},
-                       ARGUMENTS | {"lr_decay": 0.5, "iterations": 9})
+        _refuse_others(tmp_path, {"step": 6, "arguments": json.dumps(ARGUMENTS | given)}, ARGUMENTS | given | {"iterations": 9})
 
 
 @pytest.mark.parametrize(("decay", "expected"), [(0.0, [8, 8, 8, 8]), (0.5, [8, 8, 8, 4]), (1.0, [8, 6, 4, 2])])
