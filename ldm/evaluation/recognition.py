@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ldm.evaluation.id_acc import RESAMPLES, bootstrap_interval
+from ldm.evaluation.id_acc import bootstrap_interval
 from ldm.evaluation.tables import Row
 from ldm.util import UserError
 
@@ -19,31 +19,6 @@ def threshold_at(far: float, gallery: Mapping[str, np.ndarray]) -> float:
     faces = np.stack(list(gallery.values()))
     pairs = np.sort((faces @ faces.T)[np.triu_indices(len(faces), 1)])[::-1]
     return float(np.nextafter(pairs[min(int(far * len(pairs)), len(pairs) - 1)], np.float32(2)))
-
-
-def share_of(scores: Sequence[Row], base: Sequence[Row]) -> Row:
-    """ID-ACC of `scores` divided by that of `base`, the mean cosine of images with a face, from rows of `image_scores` of the same people.
-
-    Returns:
-        value, low, high: with its 95 % bootstrap interval over people; None if nobody has a face in both.
-    """
-    means = [{name: np.mean(cosines) for name, cosines in _cosines(rows).items()} for rows in (scores, base)]
-    pairs = np.array([[of[name] for of in means] for name in means[1] if name in means[0]]).reshape(-1, 2)  # (people, 2)
-    if not len(pairs):
-        return dict.fromkeys(("value", "low", "high"))
-    chosen = pairs[np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))].mean(1)
-    low, high = np.quantile(chosen[:, 0] / chosen[:, 1], [0.025, 0.975])
-    mine, its = pairs.mean(0)
-    return {"value": float(mine / its), "low": float(low), "high": float(high)}
-
-
-def _cosines(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Cosines of the images with a face, by person."""
-    people: dict[str, list[float]] = {}
-    for row in rows:
-        if row["cosine"] is not None:
-            people.setdefault(row["name"], []).append(row["cosine"])
-    return people
 
 
 def rates(scores: Sequence[Row], threshold: float) -> Row:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm.evaluation.recognition import rates, share_of, threshold_at
+from ldm.evaluation.recognition import rates, threshold_at
 from ldm.util import UserError
 
 
@@ -28,14 +28,3 @@ def test_an_image_without_a_face_counts_as_not_recognized():
     assert found["cosine_low"] == pytest.approx(0.2) and found["cosine_high"] == pytest.approx(0.5)
     nobody = rates([row("Ada", None, None)], 0.3)
     assert (nobody["rank1"], nobody["faces"], nobody["cosine"]) == (0.0, 0.0, None)
-
-
-def test_the_share_of_the_base_is_that_of_the_people_s_mean_cosines():
-    def rows(**cosines):
-        return [{"name": name, "cosine": cosine} for name, own in cosines.items() for cosine in own]
-
-    base = rows(Ada=[0.8, None, 0.6], Ben=[0.5], Cleo=[0.9])
-    share = share_of(rows(Ada=[0.3, 0.1], Ben=[0.4, None], Cleo=[None]), base)  # nobody's face: Cleo is left out
-    assert share["value"] == pytest.approx((0.2 + 0.4) / (0.7 + 0.5))
-    assert (share["low"], share["high"]) == (pytest.approx(0.2 / 0.7), pytest.approx(0.4 / 0.5))
-    assert share_of(rows(Cleo=[None]), base) == {"value": None, "low": None, "high": None}

@@ -16,15 +16,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from args.paper_args import CONFIGS
-from ldm.evaluation.recognition import rates, share_of
+from ldm.evaluation.recognition import rates
 from ldm.evaluation.tables import Row
 from ldm.experiments.adversary import ATTACK, CEILING, RANDOM
 from ldm.images import sheet_of_files
 from ldm.paper.config import Table, TableRow, slug
-from ldm.paper.results.cells import Cell
+from ldm.paper.results.bootstrap import interval
+from ldm.paper.results.cells import Cell, cell_of
 from ldm.paper.results.figures import plot_bars, plot_grid
 from ldm.paper.results.tables import write_table
 from ldm.paper.runner.adversary import GRID, PersonAttack, WithoutAttack, adversary
@@ -37,6 +39,7 @@ OF_BASE = "ID-ACC of base"  # as a share
 RATES = {"rank-1": "rank1", "at FAR": "accepted"}  # column: key of `rates`
 COLUMNS = [*(f"{rate}{arm}" for rate in RATES for arm in ARM_TITLES.values()), "with a face", "cosine", OF_BASE, "1000 calls"]
 NONE = "no attack"
+BASE = "base"  # row of the base model's cosine, in the files of cells only
 PEOPLE_SHOWN = 6
 
 
@@ -61,14 +64,17 @@ class Adversary:
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
         """Cells by row and column, with intervals over people."""
-        found: dict[tuple[str, str], Cell] = {}
+        base = self._cosine(next(iter(self._rows.values()))[0], "", CEILING)
+        found: dict[tuple[str, str], Cell] = {} if base is None else {(BASE, "cosine"): base}
         for row, (pieces, label) in self._rows.items():
             by_arm = {arm: measured for arm in ARM_TITLES if (measured := self._rates(pieces, label, arm))}
             for arm, measured in by_arm.items():
                 found |= {(row, f"{column}{ARM_TITLES[arm]}"): _cell(measured, key) for column, key in RATES.items()}
-            found |= {(row, column): _cell(by_arm[ATTACK], key) for column, key in (("with a face", "faces"), ("cosine", "cosine"))}
-            of_base = self._share_of_base(pieces, label)
-            found[row, OF_BASE] = Cell(of_base["value"], low=of_base["low"], high=of_base["high"], values=(of_base["value"],))
+            found[row, "with a face"] = _cell(by_arm[ATTACK], "faces")
+            if cosine := self._cosine(pieces, label, ATTACK):
+                found[row, "cosine"] = cosine
+                if base is not None:
+                    found[row, OF_BASE] = _ratio(cosine, base)
             spent = [(piece.found["forward"] + piece.found["backward"]) / 1000 for piece in pieces]
             found[row, "1000 calls"] = Cell(sum(spent) / len(spent), values=(sum(spent) / len(spent),))
         return {place: cell for place, cell in found.items() if cell.mean is not None}
@@ -146,11 +152,11 @@ class Adversary:
         scores = [row for piece in pieces for row in self._faces(piece, label, arm)]
         return rates(scores, pieces[0].found["threshold"]) if scores else None
 
-    def _share_of_base(self, pieces: Sequence[PersonAttack | WithoutAttack], label: str) -> Row:
-        """ID-ACC of an attack over that of the base model with the name."""
-        without = [piece.without if isinstance(piece, PersonAttack) else piece for piece in pieces]
-        return share_of([row for piece in pieces for row in self._faces(piece, label, ATTACK)],
-                        [row for one in without for row in self._faces(one, "", CEILING)])
+    def _cosine(self, pieces: Sequence[PersonAttack | WithoutAttack], label: str, arm: str) -> Cell | None:
+        """Mean over people of the cosine of images with a face; None without a face."""
+        cosines = [[face["cosine"] for face in self._faces(piece, label, arm) if face["cosine"] is not None] for piece in pieces]
+        means = np.array([[np.mean(own) if own else np.nan for own in cosines]])  # (1, people)
+        return None if np.isnan(means).all() else cell_of([float(np.nanmean(means))], means, "cosine")
 
     def _person(self, piece: PersonAttack | WithoutAttack, label: str, arm: str) -> list[Row]:
         scores = self._faces(piece, label, arm)
@@ -167,6 +173,13 @@ class Adversary:
                         row["embedding"] = f"embeddings/{slug(self._row_of(prefix, piece.attack.name))}/{safe_name(row['person'])}.pt"
                         write_atomically(folder / row["embedding"], partial(shutil.copyfile, source))
                     yield {"prefix": prefix, **row}
+
+
+def _ratio(cell: Cell, base: Cell) -> Cell:
+    """cell / base, both "cosine" of the same people."""
+    ratios = cell.resampled("cosine") / base.resampled("cosine")
+    low, high = (None, None) if cell.low is None or base.low is None else interval(ratios)
+    return Cell(float(ratios[0]), low=low, high=high, values=(float(ratios[0]),))
 
 
 def _cell(measured: Row, key: str) -> Cell:

@@ -227,7 +227,7 @@ def withstands_embeddings(cells: Cells) -> Iterator[Finding]:
     """Trained against uploaded embeddings, the prefix leaves them at most 25 % of the model's ID-ACC for one vector, and 40 % for four.
     (Our claim.)"""
     for vectors, share in {1: 0.25, 4: 0.4}.items():
-        yield below(cells, ("robust_grid", f"apl-robust, m = 10: CCE, {vectors}", "ID-ACC of base"), share)
+        yield below(cells, ("robust_grid", f"apl-robust, m = 10: CCE, {vectors}", "cosine"), ("robust_grid", "base", "cosine"), times=share)
 
 
 @claim("ours")
