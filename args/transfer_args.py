@@ -3,14 +3,15 @@
 import argparse
 from pathlib import Path
 
-from args.common import COUNT, POSITIVE, SEED, SWITCH, Parser, model_of_preset, number, preset_flags, typed_flags
+from args.common import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser, model_of_preset, number, preset_flags, typed_flags
 from args.paths import check_paths, keep_pipes
 
-ROUTES = ("relative", "ridge", "procrustes", "mean", "text")
 USED = {"relative": ("top_k", "scale", "steps", "lr", "seed"), "ridge": ("penalty", "scale"), "procrustes": ("scale",),
-        "mean": (), "text": ("steps", "lr", "seed")}  # route -> its own flags
+        "mlp": ("scale", "steps", "lr", "seed"), "nearest": (), "mean": (), "zeros": (),
+        "text": ("alpha", "steps", "lr", "seed")}  # route -> its own flags
+ROUTES = tuple(USED)
 TEXTS = ("config_path", "people", "templates", "caption_images")  # files that only the route text reads
-SEARCH = {"relative": (2000, 5e-3), "text": (1000, 1e-2)}  # route -> steps and learning rate
+SEARCH = {"relative": (2000, 5e-3), "mlp": (1000, 1e-3), "text": (200, 1e-2)}  # route -> steps and learning rate
 SCALES = ("target", "ratio")
 
 
@@ -73,8 +74,8 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("route", "method that maps the first token table to the second").add_argument
     add("--route", choices=ROUTES, default="relative",
-        help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mean: a control; text: fit the "
-             "second encoder's states on texts, in minutes")
+        help="relative: zero-shot prompt transfer (arXiv 2310.01691); ridge, procrustes: linear maps; mlp: a perceptron; nearest: the "
+             "nearest token; mean, zeros: controls; text: fit the second encoder's states on texts, in minutes")
     add("--scale", choices=SCALES,
         help="target: mean and standard deviation of the target's table; ratio: each norm in its original ratio to the table's (default: "
              "target for relative, else the map's own)")
@@ -83,11 +84,12 @@ def build_parser() -> Parser:
     add("--penalty", metavar="FLOAT", type=POSITIVE,
         help="ridge penalty, in units of the mean of diag(A_s^T A_s) (default: by cross-validation)")
 
-    add = parser.add_argument_group("routes relative and text").add_argument
+    add = parser.add_argument_group("routes relative, mlp and text").add_argument
     add("--top_k", metavar="K", type=number(int, 0),
         help="tokens kept per vector; 0 keeps all (default: 8192, as published, or all if fewer)")
-    add("--steps", metavar="N", type=COUNT, help="steps of Adam (default: 2000; text: 1000, of 16 texts)")
-    add("--lr", metavar="FLOAT", type=POSITIVE, help="learning rate of Adam (default: 5e-3; text: 1e-2)")
-    add("--seed", metavar="N", type=SEED, default=0, help="seed of the initial candidate, and with text of the texts' order")
+    add("--alpha", metavar="FLOAT", type=NOT_NEGATIVE, default=1.0, help="text: strength of the anonymization (Eq. 5)")
+    add("--steps", metavar="N", type=COUNT, help="steps of Adam (default: 2000; mlp: 1000; text: 200, of 8 texts)")
+    add("--lr", metavar="FLOAT", type=POSITIVE, help="learning rate of Adam (default: 5e-3; mlp: 1e-3; text: 1e-2)")
+    add("--seed", metavar="N", type=SEED, default=0, help="seed of the initial candidate or network, and with text of the texts' order")
     _add_texts(parser)
     return parser

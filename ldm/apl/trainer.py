@@ -68,7 +68,7 @@ def train_prefix(fabric: Devices, model: LatentDiffusion, prefix: Manager, batch
 
     def one_step(batch: Batch | TextBatch) -> Tensor:
         if isinstance(batch, TextBatch):
-            return text_step(fabric, model, prefix, optimizer, batch)
+            return text_step(fabric, model, prefix, optimizer, batch, alpha=settings.alpha)
         return training_step(fabric, model, prefix, optimizer, batch, train_method=settings.train_method, alpha=settings.alpha,
                              grad_accum=settings.grad_accum, attacked=attacked)
 

@@ -262,7 +262,7 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
                         + f"; per sample {2 * options.inner_steps:g} U-Net calls in addition to {3 + mix:g}, with backward passes"
               } if options.train_method == ROBUST else {}
     text, images = options.train_method == TEXT, f"{len(run.identities)} images of "
-    strength, timesteps = ("", "") if text else (f", alpha {options.alpha:g}", f"; t from {run.mixture.bins} bins")
+    timesteps = "" if text else f"; t from {run.mixture.bins} bins"
     lines = {
         "model": f"{' with '.join(str(path) for path in (files.ckpt_path, files.vae_path, files.edited_weights) if path)} in "
                  f"{files.config_path}, on {options.devices}, {options.precision}",
@@ -271,7 +271,7 @@ def describe(options: TrainingOptions, run: TrainingRun) -> str:
         "S_Reg": f"{len(run.captions)} images with captions"
                  + f", half of which name the {len(run.kept_names)} people of S_keep" * bool(run.kept_names)
                  + f", sampled with probability {1 - mix:g}",
-        "training": f"{options.train_method}{strength}; {options.iterations} steps of {options.batch_size} samples, "
+        "training": f"{options.train_method}, alpha {options.alpha:g}; {options.iterations} steps of {options.batch_size} samples, "
                     f"Adam with learning rate {options.lr:g}"
                     + f", to 0 over the last {options.lr_decay:.0%}" * (options.lr_decay > 0) + timesteps,
         **attack,

@@ -16,9 +16,10 @@ SENTENCES = {  # by a metric that a sentence needs; not every route has each
     "agreement": "codes, seen from {origin}: mean cosine of two of the prefix {likeness:.4f}, of two of the transferred "
                  "{likeness_transferred:.4f}, of each with its own {agreement:.4f}",
     "loss": "loss of the search {loss:.6f}; the least possible {least_loss:.6f}",
-    "to_attributes": "relative squared distance of contexts: of names to their attributes {to_attributes:.4f}, of captions to "
-                     "themselves {to_captions:.4f}",
+    "loss_id": "losses at the end: of names {loss_id:.4f}, of captions {loss_reg:.4f}",
     "explained": "the map explains {explained:.4f} of the target table's variance",
+    "cosine_held_out": "mean cosine of the perceptron's output with the rows of tokens held out {cosine_held_out:.4f}",
+    "cosine_nearest": "mean cosine of a vector with its nearest token {cosine_nearest:.4f}",
     "held_out": "penalty {penalty:g} by five-fold cross-validation, where the map explains {held_out:.4f} of the tokens held out",
 }
 

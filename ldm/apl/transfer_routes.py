@@ -1,7 +1,8 @@
 """Transfer of a prefix between two text encoders with a common vocabulary, from their token tables alone.
 
 The paper (section 4.1) transfers the prefix to SDXL by zero-shot continuous prompt transfer (arXiv 2310.01691), here `relative`; two linear
-maps, `ridge` and `procrustes`, and a control, `mean_row`, are added. Row i of both tables is the same token:
+maps, `ridge` and `procrustes`, a perceptron, `mlp`, the `nearest` token, and two controls, `mean_row` and zeros, are added. Row i of both
+tables is the same token:
 
     prefix (m, d_s) or (m, d_t);  source, `A_s` (N, d_s);  target, `A_t` (N, d_t);  code, `r` (m, N): cosines with the N tokens
 """
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from ldm.util import UserError
 PUBLISHED_TOP_K = 8192
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates for `ridge`
 FOLDS = 5
+HIDDEN, MLP_BATCH = 512, 256  # units, and tokens per step of `mlp`
 
 Metrics = dict[str, float]  # of a transfer, by name
 
@@ -31,6 +33,12 @@ def transfer(route: str, prefix: Tensor, source: Tensor, target: Tensor, *, cent
         return relative(prefix, source, target, centred=centred, **options)
     if route == "mean":
         return mean_row(prefix, target)
+    if route == "zeros":
+        return target.new_zeros(len(prefix), target.shape[1]), {}
+    if route == "nearest":
+        return nearest(prefix, source, target, centred=centred)
+    if route == "mlp":
+        return mlp(prefix, source, target, **options)
     if route == "procrustes":
         return linear(prefix, source, target, procrustes, **options)
     penalty, chosen = options["penalty"], {}
@@ -95,6 +103,43 @@ def linear(prefix: Tensor, source: Tensor, target: Tensor, fit: Callable[[Tensor
 def mean_row(prefix: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
     """The mean row of the target table for each vector, (m, d_t): a control that shows the effect of the source encoder alone."""
     return target.mean(0).expand(len(prefix), -1).clone(), {}
+
+
+def nearest(prefix: Tensor, source: Tensor, target: Tensor, *, centred: bool = False) -> tuple[Tensor, Metrics]:
+    """The target's row of the token at the highest cosine to each vector, (m, d_t); that cosine's mean is the metric "cosine_nearest"."""
+    origin = source.mean(0) if centred else 0
+    cosines, tokens = relative_code(prefix - origin, source - origin).max(1)
+    return target[tokens], {"cosine_nearest": cosines.mean().item()}
+
+
+def mlp(prefix: Tensor, source: Tensor, target: Tensor, *, scale: str | None = None, steps: int = 1000, lr: float = 1e-3,
+        seed: int = 0) -> tuple[Tensor, Metrics]:
+    """Vectors (m, d_t) by a perceptron with one hidden layer, trained on the tokens of both tables: 1 - cos of its output and A_t's row.
+
+    It maps directions from the mean rows to directions, as a prefix may be far longer than a token; lengths are those of `keep_ratio`, or
+    with `scale` "target" as in `relative`. The metric "cosine_held_out" is the mean cosine over every FOLDS-th token, which is held out.
+    """
+    from_source, from_target = source.mean(0), target.mean(0)
+    rows, wanted = F.normalize(source - from_source, dim=1), target - from_target
+    kept = (torch.arange(len(source)) % FOLDS != 0).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(source.shape[1], HIDDEN), nn.GELU(), nn.Linear(HIDDEN, target.shape[1]))
+    adam = torch.optim.Adam(network.parameters(), lr=lr)
+    for _ in tqdm(range(steps), "training", unit="step"):
+        batch = kept[torch.randint(len(kept), (MLP_BATCH,), generator=generator)]
+        loss = 1 - F.cosine_similarity(network(rows[batch]), wanted[batch]).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        directions = network(F.normalize(prefix - from_source, dim=1))
+        found = F.cosine_similarity(network(rows[::FOLDS]), wanted[::FOLDS]).mean().item()
+    if not is_finite(directions):
+        raise UserError(f"the training of the perceptron has diverged, and nothing was written; give a smaller --lr than {lr:g}")
+    vectors = from_target + keep_ratio(directions, prefix - from_source, source - from_source, wanted)
+    return standardised(vectors, target.mean(), target.std()) if scale == "target" else vectors, {"cosine_held_out": found}
 
 
 def ridge(source: Tensor, target: Tensor, penalty: float) -> Tensor:

@@ -1,6 +1,6 @@
 """The transfer's route "text": vectors for SDXL's second encoder, fitted on texts by the objective of --train_method apl-text.
 
-The states and the pooled text of [X] + c1 approach those of c2, and those of captions stay; the vectors of the first encoder are fixed.
+The context of [X] + c1 moves as Eq. 5 asks for, and that of captions stays; the vectors of the first encoder are fixed.
 Of the checkpoint the two text encoders are used, and neither an image nor the U-Net.
 """
 
@@ -27,7 +27,7 @@ from ldm.modules.encoders.sdxl import GeneralConditioner
 from ldm.sharing import OneDevice
 from ldm.util import UserError, instantiate_from_config
 
-BATCH_SIZE = 16
+BATCH_SIZE, LR_DECAY = 8, 0.7  # as train.py --train_method apl-text
 PART = "conditioner."  # begin of the text encoders' keys in a checkpoint
 
 
@@ -66,12 +66,12 @@ def texts(people: Path, templates: Path, captions: Path, seed: int) -> TrainingS
     return TrainingSet(cast(Any, None), identities, found, phrases, mixture)  # without a model, which only images need
 
 
-def by_texts(prefix: Tensor, conditioner: GeneralConditioner, data: TrainingSet, *, steps: int, lr: float,
-             seed: int) -> tuple[Tensor, dict[str, float]]:
-    """Vectors (m, d_t) of the second encoder after `steps` steps of Adam, whose rate falls to 0 over the second half.
+def by_texts(prefix: Tensor, conditioner: GeneralConditioner, data: TrainingSet, *, alpha: float, steps: int,
+             lr: float, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """Vectors (m, d_t) of the second encoder after `steps` steps of Adam, whose rate falls to 0 over the last LR_DECAY of them.
 
     Returns:
-        The vectors, and the mean loss of S_ID ("to_attributes") and of S_Reg ("to_captions") over the last fifth of the steps.
+        The vectors, and the mean loss of S_ID ("loss_id") and of S_Reg ("loss_reg") over the last fifth of the steps.
     """
     manager = DualEmbeddingManager(conditioner, num_vectors_per_token=len(prefix), init="vocab",
                                    generator=torch.Generator().manual_seed(seed))
@@ -82,8 +82,8 @@ def by_texts(prefix: Tensor, conditioner: GeneralConditioner, data: TrainingSet,
     batches = text_batches(model, manager, data, Share(BATCH_SIZE, 1), first_step=0, iterations=steps)
     sums: list[Tensor] = []
     for step, batch in enumerate(tqdm(batches, "fitting", steps, unit="step")):
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - step / steps))
-        sums.append(text_step(OneDevice(), model, manager, optimizer, batch))
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (1 - step / steps) / LR_DECAY)
+        sums.append(text_step(OneDevice(), model, manager, optimizer, batch, alpha=alpha))
         check_finite({"the loss": sums[-1]}, f"step {step + 1} of route text", f"give a smaller --lr than {lr:g}")
     losses, counts = torch.stack(sums[-max(1, steps // 5):]).sum(0).split(2)
-    return second.detach(), dict(zip(("to_attributes", "to_captions"), (losses / counts.clamp_min(1)).tolist(), strict=True))
+    return second.detach(), dict(zip(("loss_id", "loss_reg"), (losses / counts.clamp_min(1)).tolist(), strict=True))

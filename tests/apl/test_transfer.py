@@ -24,6 +24,8 @@ from ldm.apl.transfer_routes import (
     likeness,
     linear,
     mean_row,
+    mlp,
+    nearest,
     normal_equations,
     penalty_by_validation,
     procrustes,
@@ -236,6 +238,29 @@ def test_the_mean_route_says_nothing_about_the_prefix():
     assert vectors.tolist() == [[2, 4]] * M
 
 
+def test_the_nearest_token_is_that_at_the_highest_cosine_whatever_the_lengths():
+    source = torch.tensor([[9.0, 1.0], [0.0, 0.1], [5.0, 5.0]])
+    vectors, figures = nearest(torch.tensor([[0.0, 70.0], [2.0, 0.1]]), source, torch.arange(3.0)[:, None].expand(-1, 4))
+    assert vectors.tolist() == [[1] * 4, [0] * 4] and 0.99 < figures["cosine_nearest"] <= 1
+
+
+def test_the_nearest_token_is_sought_from_the_mean_row_if_centred():
+    source = torch.tensor([[11.0, 10.0], [9.0, 10.0], [10.0, 13.0], [10.0, 7.0]])  # around (10, 10)
+    vectors, _ = nearest(torch.tensor([[9.5, 10.1]]), source, torch.arange(4.0)[:, None], centred=True)
+    assert vectors.tolist() == [[1]]
+
+
+def test_the_perceptron_finds_the_rotated_prefix_and_lengths_in_their_ratio():
+    source, turn = numbers(2000, D, seed=1), rotation(wide=WIDE)
+    prefix = 40 * numbers(M, D, seed=2)
+    vectors, figures = mlp(prefix, source, 3 * source @ turn + 2, steps=200)
+    assert torch.cosine_similarity(vectors - (3 * source @ turn + 2).mean(0), (prefix - source.mean(0)) @ turn).min() > 0.98
+    torch.testing.assert_close((vectors - 2).norm(dim=1), 3 * prefix.norm(dim=1), rtol=0.05, atol=0)
+    assert figures["cosine_held_out"] > 0.98
+    _, unrelated = mlp(prefix, source, numbers(2000, WIDE, seed=3), steps=20)
+    assert abs(unrelated["cosine_held_out"]) < 0.2
+
+
 def test_codes_of_vectors_with_a_common_offset_are_alike_until_they_are_centred():
     source = numbers(N, D) + 10
     prefix = numbers(M, D, seed=1) + 10
@@ -282,7 +307,8 @@ def command(*flags, out="out.safetensors", source="prefix.pt", to=("--to", "xl")
 
 
 @pytest.mark.parametrize("flags", [["--top_k", 30, "--steps", 20], ["--top_k", 0, "--steps", 20, "--centred", "--scale", "ratio"],
-                                   ["--route", "ridge"], ["--route", "procrustes", "--scale", "ratio"], ["--route", "mean"]])
+                                   ["--route", "ridge"], ["--route", "procrustes", "--scale", "ratio"], ["--route", "mean"],
+                                   ["--route", "nearest", "--centred"], ["--route", "zeros"], ["--route", "mlp", "--steps", 5]])
 def test_the_command_writes_the_prefix_itself_and_vectors_for_the_second_encoder(files, flags, capsys):
     tensors = command(*flags)
     prefix = read_embedding_file("prefix.pt").vectors["*"]
@@ -305,7 +331,7 @@ def test_the_route_text_fits_the_second_encoder_on_texts_and_keeps_the_first_par
     for steps in (1, 20):
         main([*flags, "--steps", str(steps), "--lr", "0.05"])
         distances.append(read_embedding_file(tmp_path / "out.safetensors").metadata["figures"])
-    assert all(distances[1][key] < distances[0][key] for key in ("to_attributes", "to_captions"))
+    assert all(distances[1][key] < distances[0][key] for key in ("loss_id", "loss_reg"))
     manager = manager_of_file(tiny_xl_model.cond_stage_model, tmp_path / "out.safetensors")
     assert torch.equal(next(manager.embedding_parameters()), numbers(M, 16))
 

@@ -110,8 +110,8 @@ def test_a_prefix_from_texts_needs_no_image_of_the_people(command, tmp_path, cap
     assert "--dry_run has no use" in sentence(capsys, [*flags, "--dry_run"])
     train.main(flags)
     file = read_embedding_file(tmp_path / "embeddings" / "apl-text-4.pt")
-    assert file.vectors["*"].shape == (2, 32) and file.metadata["train_method"] == "apl-text" and file.metadata["alpha"] is None
-    assert "alpha" not in capsys.readouterr().out
+    assert file.vectors["*"].shape == (2, 32) and file.metadata["train_method"] == "apl-text" and file.metadata["alpha"] == 1
+    assert "apl-text, alpha 1; 4 steps" in capsys.readouterr().out
     train.main(command("--init", tmp_path / "embeddings" / "apl-text-4.pt", "--eval_names", 0))  # a warm start for apl
     assert (tmp_path / "embeddings" / "apl-4.pt").exists()
 
