@@ -56,8 +56,8 @@ class TextBatch:
     """The texts of a step, on the device."""
 
     token_ids: Tensor           # of [AP] + c1, (B, 77)
-    context_name: Tensor        # tau(c1), (B, 77, d), or (B, 78, d) for SDXL
-    context_attributes: Tensor  # tau(c2), same shape
+    context_name: Tensor        # tau(c1) / scale, (B, 77, d), or (B, 78, d) for SDXL
+    context_attributes: Tensor  # tau(c2) / scale, same shape
     queries: Tensor             # (n, d)
     scale: Tensor               # standard deviation of each coordinate of a context, (77 or 78, d)
     is_identity: Tensor         # 1 for S_ID, 0 for S_Reg; (B,) float32
@@ -71,8 +71,8 @@ def text_batches(model: LatentDiffusion, prefix: EmbeddingManager, data: Trainin
     for step in range(first_step, iterations):
         samples = data.samples(share.numbers(step))
         queries = normal(step, (QUERIES, scale.shape[1])) * SHARPNESS / scale.shape[1] ** 0.5
-        yield TextBatch(texts.token_ids(samples.name_prompts), texts.contexts(samples.name_prompts),
-                        texts.contexts(samples.attribute_prompts), queries.to(scale), scale,
+        yield TextBatch(texts.token_ids(samples.name_prompts), texts.contexts(samples.name_prompts) / scale,
+                        texts.contexts(samples.attribute_prompts) / scale, queries.to(scale), scale,
                         torch.tensor(samples.is_identity, device=scale.device).float())
 
 
@@ -86,7 +86,7 @@ def text_step(fabric: Devices, model: LatentDiffusion, prefix: Manager, optimize
               alpha: float) -> Tensor:
     """One optimizer step on the vectors of the prefix; returns what `training_step` does, (4,)."""
     optimizer.zero_grad()
-    contexts = model.cond_stage_model.context(batch.token_ids, prefix), batch.context_name, batch.context_attributes
-    losses = text_loss(*(context / batch.scale for context in contexts), batch.queries, alpha)
+    context = model.cond_stage_model.context(batch.token_ids, prefix) / batch.scale
+    losses = text_loss(context, batch.context_name, batch.context_attributes, batch.queries, alpha)
     fabric.backward(losses.mean())
     return update(fabric, prefix, optimizer, losses.detach(), batch.is_identity)
