@@ -105,7 +105,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> None:
     elif stage == "faces":
         return build_face_pack(work_dir, DATA, device=device)
     elif stage == "card":
-        rows = miniature_metrics(DATA, CONFIG, work_dir / "metrics", scale=SCALE, device=device)
+        rows = miniature_metrics(DATA, CONFIG, work_dir / "metrics", Path("embeddings/apl-mini.pt"), scale=SCALE, device=device)
         write_card(DATA, CONFIG, work_dir, rows, scale=SCALE)
         return print(console_table(rows))
     else:

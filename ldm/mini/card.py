@@ -27,9 +27,9 @@ from ldm.experiments.identity import identity_rows
 from ldm.experiments.identity_table import identity_scorer
 from ldm.experiments.pipeline import Pipeline
 from ldm.experiments.training_report import PORTRAIT
-from ldm.experiments.variants import BASE, ImageSettings
+from ldm.experiments.variants import BASE, ImageSettings, load_variants
 from ldm.images import image_grid, read_image
-from ldm.loading import file_hash, load_frozen_model
+from ldm.loading import ModelFiles, file_hash, load_frozen_model
 from ldm.mini.face_pack import DET_SIZE, DET_THRESH, LibraryEmbedder, face_figures, true_images
 from ldm.mini.people import named_people
 from ldm.mini.renders import ANONYMOUS, COUNT, NAMED, draw
@@ -44,19 +44,20 @@ HELD_OUT = 100            # portraits and scenes that the autoencoder is measure
 GROUPS = ("train", "test")  # of people.csv, that is S_ID and S_test
 
 
-def miniature_metrics(data_dir: Path, config: Path, out_dir: Path, *, scale: float, device: str = "cpu") -> list[Row]:
+def miniature_metrics(data_dir: Path, config: Path, out_dir: Path, prefix: Path, *, scale: float, device: str = "cpu") -> list[Row]:
     """Rows of metric, measured, wanted, from SAMPLES images per name with DDIM_STEPS steps; the images are written to `out_dir`.
 
-    Also writes the sheet samples.png of renders, reconstructions and samples into `data_dir`.
+    Also writes the sheet samples.png of renders, reconstructions and samples into `data_dir`. A `prefix` that is there is measured too.
     """
     checkpoint = data_dir / "mini-sd.safetensors"
     model, precision = load_frozen_model(config, checkpoint, device), pick_precision("auto", torch.device(device))
+    variants = load_variants(model, [prefix] if prefix.exists() else [], ModelFiles(config, checkpoint))
     set_precision(model, precision)
     people = read_people(data_dir / "people.csv")
     groups = {group: [person.name for person in people.values() if person.group == group] for group in GROUPS}
     analyzer, gallery = FaceAnalyzer(data_dir / "faces", DET_SIZE, DET_THRESH, device=device), load_gallery(data_dir / "gallery.npz")
     settings = ImageSettings(file_hash(checkpoint), file_hash(config), PORTRAIT, 0, scale, DDIM_STEPS, precision)
-    rows = identity_rows(Pipeline(OneDevice(), model, settings, BATCH_SIZE), identity_scorer(analyzer, gallery), gallery, groups, [BASE],
+    rows = identity_rows(Pipeline(OneDevice(), model, settings, BATCH_SIZE), identity_scorer(analyzer, gallery), gallery, groups, variants,
                          model_name="mini-sd", n_samples=SAMPLES, threshold=0.3, out_dir=out_dir,
                          attributes={person.name: person.attributes for person in people.values()})
     base, c2 = ({row["group"]: row for row in rows if row["prefix"] == prefix} for prefix in ("none", "c2"))
@@ -64,20 +65,24 @@ def miniature_metrics(data_dir: Path, config: Path, out_dir: Path, *, scale: flo
     scenes, unnamed = (drift_rows(OneDevice(), model, different_prompts(data_dir / file), [], name=file, model_name="mini-sd",
                                   recognise=clip.recognise, ddim_steps=DDIM_STEPS, scale=scale, seed=0, batch_size=BATCH_SIZE)[0]
                        for file in ("prompts.txt", "anonymous_prompts.txt"))
-    portraits = {name: [read_image(image_path(out_dir, BASE.label, name, sample)) for sample in range(SAMPLES)]
-                 for names in groups.values() for name in names}
+    generated = {variant.label: {name: [read_image(image_path(out_dir, variant.label, name, sample)) for sample in range(SAMPLES)]
+                                 for names in groups.values() for name in names} for variant in variants}
+    portraits = generated[BASE.label]
     renders = {name: true_images(named_people()[name], f"for the sheet {name}", SAMPLES) for name in portraits}
     write_sheet(model, {name: (renders[name][0], *portraits[name]) for names in groups.values() for name in names[:4]},
                 data_dir / "samples.png")
     true, mean = face_figures(data_dir), {key: (base["train"][key] + base["test"][key]) / 2 for key in ("detection_rate", "rank1")}
-    features = [clip.encode([image for images in every.values() for image in images]).numpy() for every in (portraits, renders)]
+    true_features, *features = (clip.encode([image for images in every.values() for image in images]).numpy()
+                                for every in (renders, *generated.values()))
+    distance, *anonymized = (kernel_distance(found, true_features) for found in features)
     return reconstruction_rows(model.first_stage_model, data_dir) + [
         _row("faces detected, name prompts", mean["detection_rate"], "at least 0.995"),
         _row("ID-ACC, S_test", base["test"]["id_acc_mean"], "at least 0.75"),
         _row("ID-ACC, S_ID", base["train"]["id_acc_mean"], "-"),
         _row("rank-1 among the 300", mean["rank1"], "at least 0.99"),
         _row("ID-ACC of c2 alone / of the name, S_test", c2["test"]["id_acc_mean"] / base["test"]["id_acc_mean"], "at most 0.12"),
-        _row("KID of portraits to renders (features of mini-clip)", kernel_distance(*features), "-"),
+        _row("KID of portraits to renders (features of mini-clip)", distance, "-"),
+        *(_row(f"the same behind {prefix.name}, over the base model's", other / distance, "at most 1.3") for other in anonymized),
         _row("scene prompts recognized among 50 captions", scenes["recognised"], "1.00"),
         _row("prompts for people without a name recognized among 50", unnamed["recognised"], "at least 0.90"),
         _row("renders: the person", true["genuine"], "-"),
