@@ -3,7 +3,6 @@
 import random
 import sys
 import warnings
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -68,10 +67,10 @@ def _export(net: nn.Module, example: Tensor, path: Path, outputs: list[str], dyn
 # ------------------------------------------------------------------------------------------------------ gallery and people
 
 def write_people(path: Path) -> None:
-    """people.csv: name, group and attributes (c2 of section 4.1) of the people of every group that the reader knows."""
-    known = islice(named_people().items(), GROUP * len(identities.GROUPS))
-    identities.write_people({name: identities.Person(name, identities.GROUPS[number // GROUP], attribute_prompt(person))
-                             for number, (name, person) in enumerate(known)}, path)
+    """people.csv: name, group and attributes (c2 of section 4.1) of all people."""
+    groups = (*identities.GROUPS, identities.KEEP)
+    identities.write_people({name: identities.Person(name, groups[number // GROUP], attribute_prompt(person))
+                             for number, (name, person) in enumerate(named_people().items())}, path)
 
 
 def true_images(person: Character, key: str, count: int) -> list[np.ndarray]:
